@@ -1,0 +1,10 @@
+"""Discrete normalizing flows: MAF, IAF, RealNVP, NICE and their parts.
+
+``forward`` is noise to data, ``inverse`` is data to noise, as in ``cflows``.
+"""
+
+from .autoregressive import IAF, MAF, AutoregressiveAffine
+from .coupling import NICE, Coupling, RealNVP
+from .made import MADE
+
+__all__ = ["IAF", "MADE", "MAF", "NICE", "AutoregressiveAffine", "Coupling", "RealNVP"]

@@ -1,0 +1,49 @@
+"""Continuous normalizing flows, and the vocabulary they share with the discrete ones.
+
+``forward`` is noise to data, ``inverse`` is data to noise, everywhere.
+"""
+
+from ._version import __version__
+from .bases import Base, Normal
+from .bijector import Bijector, Chain, Inverse
+from .continuous import ODEBijector
+from .divergence import value_and_divergence
+from .elementwise import Affine, DiagonalScale
+from .ffjord import FFJORD
+from .fields import MLP
+from .flow import Flow, FlowDistribution
+from .preprocessing import Whitening, standardise, whiten
+from .solvers import Adaptive, FixedGrid, SolverError, SolveStats
+from .storage import LoadError, load, register
+from .training import History, TrainingError, fit, log_likelihood
+
+__all__ = [
+    "FFJORD",
+    "MLP",
+    "Adaptive",
+    "Affine",
+    "Base",
+    "Bijector",
+    "Chain",
+    "DiagonalScale",
+    "FixedGrid",
+    "Flow",
+    "FlowDistribution",
+    "History",
+    "Inverse",
+    "LoadError",
+    "Normal",
+    "ODEBijector",
+    "SolveStats",
+    "SolverError",
+    "TrainingError",
+    "Whitening",
+    "__version__",
+    "fit",
+    "load",
+    "log_likelihood",
+    "register",
+    "standardise",
+    "value_and_divergence",
+    "whiten",
+]

@@ -1,0 +1,207 @@
+r"""Invertible maps: the contract that every part of a flow keeps.
+
+The direction is fixed throughout the package: ``forward`` takes noise to data, x = f(z), and
+``inverse`` takes data to noise, z = f⁻¹(x), as in Papamakarios et al. 2021, "Normalizing Flows for
+Probabilistic Modeling and Inference", section 2.1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .storage import register
+
+__all__ = ["Bijector", "Chain", "Inverse"]
+
+
+class Bijector(nn.Module, ABC):
+    """An invertible, differentiable map x = f(z; context) of R^D to R^D.
+
+    Subclasses write the two methods that return a log-determinant; ``forward`` and ``inverse``
+    follow from them and are overridden where the log-determinant can be left out to save work.
+
+    Args:
+        features: D, the size of the last dimension of z and x.
+        context_features: C, the size of the last dimension of the context; 0 where there is none.
+
+    """
+
+    def __init__(self, features: int, context_features: int = 0) -> None:
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features}")
+        if context_features < 0:
+            raise ValueError(f"context_features must be at least 0, got {context_features}")
+        self.features = features
+        self.context_features = context_features
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Noise to data: x = f(z), (*B, D) -> (*B, D)."""
+        return self.forward_and_log_det(z, context)[0]
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data to noise: z = f⁻¹(x), (*B, D) -> (*B, D)."""
+        return self.inverse_and_log_det(x, context)[0]
+
+    @abstractmethod
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise to data with its volume change: x (*B, D) and log|det dx/dz| (*B,)."""
+
+    @abstractmethod
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Data to noise with its volume change: z (*B, D) and log|det dz/dx| (*B,)."""
+
+    def broadcast(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Check z or x (*B, D) and the context (*B, C), and give both the same leading shape.
+
+        Raises:
+            TypeError: one of them is not a floating-point tensor.
+            ValueError: a shape does not fit; the message says which would.
+
+        """
+        if context is None and self.context_features == 0 and value.shape[-1:] == (self.features,):
+            return value, None  # the usual case, free of cost
+        _check_last("the input", value, self.features, "D")
+        if self.context_features == 0:
+            if context is not None:
+                raise ValueError("this flow takes no context: it was built with context_features=0")
+            return value, None
+        if context is None:
+            raise ValueError(f"a context of shape (*B, {self.context_features}) is needed")
+        _check_last("the context", context, self.context_features, "C")
+        try:
+            batch = torch.broadcast_shapes(value.shape[:-1], context.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"the leading dimensions of the input {tuple(value.shape)} and of the context "
+                f"{tuple(context.shape)} do not broadcast"
+            ) from None
+        return value.expand(*batch, -1), context.expand(*batch, -1)
+
+
+@register
+class Chain(Bijector):
+    """The composition x = f_K(... f_1(z)), its parts listed from noise to data.
+
+    log|det dx/dz| is the sum of the parts' log-determinants, each at its own input.
+
+    Args:
+        parts: bijectors of the same number of features; those with a context share one.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Affine, Chain
+        >>> double, shift = Affine([0.0], [2.0]), Affine([1.0], [1.0])
+        >>> Chain(double, shift)(torch.tensor([3.0]))
+        tensor([7.])
+
+    """
+
+    def __init__(self, *parts: Bijector) -> None:
+        if not parts:
+            raise ValueError("Chain needs at least one bijector")
+        sizes = {part.features for part in parts}
+        contexts = {part.context_features for part in parts} - {0}
+        if len(sizes) > 1:
+            raise ValueError(f"the parts of a Chain differ in features: {sorted(sizes)}")
+        if len(contexts) > 1:
+            raise ValueError(f"the parts of a Chain differ in context: {sorted(contexts)}")
+        super().__init__(sizes.pop(), contexts.pop() if contexts else 0)
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Noise to data, first part first; no log-determinant is computed."""
+        z, context = self.broadcast(z, context)
+        for part, seen in self._with_context(self.parts, context):
+            z = part(z, seen)
+        return z
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data to noise, last part first; no log-determinant is computed."""
+        x, context = self.broadcast(x, context)
+        for part, seen in self._with_context(reversed(self.parts), context):
+            x = part.inverse(x, seen)
+        return x
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise to data; the parts' log-determinants add up."""
+        z, context = self.broadcast(z, context)
+        total = z.new_zeros(z.shape[:-1])
+        for part, seen in self._with_context(self.parts, context):
+            z, log_det = part.forward_and_log_det(z, seen)
+            total = total + log_det
+        return z, total
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Data to noise; the parts' log-determinants add up."""
+        x, context = self.broadcast(x, context)
+        total = x.new_zeros(x.shape[:-1])
+        for part, seen in self._with_context(reversed(self.parts), context):
+            x, log_det = part.inverse_and_log_det(x, seen)
+            total = total + log_det
+        return x, total
+
+    @staticmethod
+    def _with_context(
+        parts: Iterable[nn.Module], context: Tensor | None
+    ) -> Iterable[tuple[Bijector, Tensor | None]]:
+        for part in parts:
+            assert isinstance(part, Bijector)
+            yield part, context if part.context_features else None
+
+
+@register
+class Inverse(Bijector):
+    """The same map the other way round: ``Inverse(f).forward`` is ``f.inverse``.
+
+    Args:
+        bijector: f.
+
+    """
+
+    def __init__(self, bijector: Bijector) -> None:
+        super().__init__(bijector.features, bijector.context_features)
+        self.bijector = bijector
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """f⁻¹(z)."""
+        return self.bijector.inverse(z, context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """f(x)."""
+        return self.bijector.forward(x, context)
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """f⁻¹(z) and its log-determinant."""
+        return self.bijector.inverse_and_log_det(z, context)
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """f(x) and its log-determinant."""
+        return self.bijector.forward_and_log_det(x, context)
+
+
+def _check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    if value.shape[-1:] != (size,):
+        raise ValueError(
+            f"{name} must have shape (*B, {size}), {symbol} = {size} its last dimension; "
+            f"got {tuple(value.shape)}"
+        )

@@ -1,0 +1,247 @@
+"""A flow: a base distribution seen through a bijector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from .bases import Base, Normal
+from .bijector import Bijector
+from .storage import register, save
+
+__all__ = ["Flow", "FlowDistribution", "evaluating"]
+
+
+@register
+class Flow(nn.Module):
+    """The distribution of x = f(z; context) with z from a base.
+
+    log p(x) = log p_base(f⁻¹(x)) + log|det df⁻¹/dx|   (Papamakarios et al. 2021, equation 4)
+
+    Args:
+        bijector: f, noise to data.
+        base: a module with ``log_prob(z, context)``, ``sample`` and ``rsample``; by default the
+            standard normal of f's features.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Affine, Flow
+        >>> flow = Flow(Affine([1.0, 2.0], [1.0, 3.0]))
+        >>> flow.log_prob(torch.tensor([[1.0, 2.0]]))  # -log(2 pi) - log 3
+        tensor([-2.9365])
+        >>> flow.sample(5).shape
+        torch.Size([5, 2])
+
+    """
+
+    def __init__(self, bijector: Bijector, base: nn.Module | None = None) -> None:
+        super().__init__()
+        self.bijector = bijector
+        self.base: Any = Normal(bijector.features) if base is None else base
+
+    @property
+    def features(self) -> int:
+        """D."""
+        return self.bijector.features
+
+    @property
+    def context_features(self) -> int:
+        """C, 0 for an unconditional flow."""
+        return self.bijector.context_features
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations since the flow was built: an odometer, take differences."""
+        return sum(getattr(part, "evaluations_made", 0) for part in self.modules())
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``log_prob``, so that a wrapper around the module trains it."""
+        return self.log_prob(x, context)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density in nats, (*B, D) and (*B, C) -> (*B,); leading dimensions broadcast.
+
+        Raises:
+            TypeError: the dtype is not the flow's.
+            ValueError: a shape does not fit, or (in evaluation mode) a value is not finite.
+
+        """
+        x, context = self._check(x, context)
+        z, log_det = self.bijector.inverse_and_log_det(x, context)
+        return self._base_log_prob(z, context) + log_det
+
+    @torch.no_grad()
+    def sample(
+        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
+    ) -> Tensor:
+        """Draws without gradient, S and (*B, C) -> (*S, *B, D); an int n means (n,)."""
+        return self.bijector(*self._draw(sample_shape, context, "sample"))
+
+    def rsample(
+        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
+    ) -> Tensor:
+        """Draws with gradient in the parameters and the context, shapes as in ``sample``."""
+        return self.bijector(*self._draw(sample_shape, context, "rsample"))
+
+    def sample_and_log_prob(
+        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log-density in one solve or pass: (*S, *B, D) and (*S, *B).
+
+        log p(x) = log p_base(z) - log|det dx/dz|. With gradient, unless under ``no_grad`` or the
+        base has no reparameterised draws.
+        """
+        kind = "rsample" if getattr(self.base, "has_rsample", False) else "sample"
+        z, context = self._draw(sample_shape, context, kind)
+        x, log_det = self.bijector.forward_and_log_det(z, context)
+        return x, self._base_log_prob(z, context) - log_det
+
+    def distribution(self, context: Tensor | None = None) -> FlowDistribution:
+        """The flow as a ``torch.distributions.Distribution``, always in evaluation mode."""
+        return FlowDistribution(self, context)
+
+    @contextmanager
+    def using(self, **settings: Any) -> Iterator[Flow]:
+        """Override the continuous parts' solver or divergence within a block, with gradients.
+
+        Args:
+            settings: ``solver=...`` and ``divergence=...``, as ``FFJORD`` takes them.
+
+        Raises:
+            TypeError: the flow has no continuous part.
+
+        Example:
+            >>> import torch
+            >>> from cflows import FFJORD, Adaptive
+            >>> flow = FFJORD(2).eval()
+            >>> with flow.using(solver=Adaptive("dopri5", rtol=1e-7, atol=1e-7)):
+            ...     tight = flow.log_prob(torch.zeros(1, 2))
+
+        """
+        parts = [part for part in self.modules() if hasattr(part, "override")]
+        if not parts:
+            raise TypeError("this flow has no continuous part: there is no solver to override")
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(part.override(**settings))
+            yield self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the flow to one file, read again by ``cflows.load``; see ``cflows.storage``."""
+        save(self, path)
+
+    def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x, context = self.bijector.broadcast(x, context)
+        dtype = _dtype(self)
+        for name, value in (("the input", x), ("the context", context)):
+            if value is None:
+                continue
+            if dtype is not None and value.dtype != dtype:
+                raise TypeError(
+                    f"{name} is {value.dtype}, the flow is {dtype}: cast one of them with .to()"
+                )
+            # Asking costs a host synchronisation: training data are checked once, by fit.
+            if not self.training and not bool(value.isfinite().all()):
+                raise ValueError(f"{name} has NaN or infinite values: drop or mend these rows")
+        return x, context
+
+    def _draw(
+        self, sample_shape: int | tuple[int, ...], context: Tensor | None, kind: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Base draws and the context, both of leading shape (*S, *B)."""
+        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        if context is not None:
+            # The check of the context's shape wants something to broadcast it to.
+            blank = context.new_zeros(()).expand(self.features)
+            context = self._check(blank, context)[1]
+        elif self.context_features:
+            self.bijector.broadcast(torch.zeros(self.features), None)
+        z: Tensor = getattr(self.base, kind)(shape, context)
+        if context is not None:
+            context = context.expand(*z.shape[:-1], -1)
+        return z, context
+
+    def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
+        log_prob: Tensor = self.base.log_prob(z, context)
+        return log_prob
+
+
+class FlowDistribution(Distribution):
+    """A flow given its context: batch shape B, event shape (D,).
+
+    Built by ``flow.distribution(context)``. It evaluates: solver, divergence and statistics are
+    those of evaluation mode, whatever mode the flow is in.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012, torch's own signature
+    support = constraints.real_vector
+
+    def __init__(
+        self, flow: Flow, context: Tensor | None = None, batch_shape: torch.Size | None = None
+    ) -> None:
+        if context is None and flow.context_features:
+            raise ValueError(f"a context of shape (*B, {flow.context_features}) is needed")
+        if batch_shape is None:
+            batch_shape = torch.Size() if context is None else context.shape[:-1]
+        self.flow = flow
+        self.context = context
+        super().__init__(batch_shape, torch.Size((flow.features,)), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether the base's draws carry a gradient."""
+        return bool(getattr(self.flow.base, "has_rsample", False))
+
+    def expand(
+        self, batch_shape: torch.Size | list[int], _instance: Any = None
+    ) -> FlowDistribution:
+        """The same distribution with a larger batch shape."""
+        shape = torch.Size(batch_shape)
+        context = None if self.context is None else self.context.expand(*shape, -1)
+        return FlowDistribution(self.flow, context, shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density, (*S, *B, D) -> (*S, *B)."""
+        with evaluating(self.flow):
+            log_prob = self.flow.log_prob(value, self.context)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws without gradient, S -> (*S, *B, D)."""
+        with evaluating(self.flow):
+            return self.flow.sample(self._leading(sample_shape), self.context)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws with gradient, S -> (*S, *B, D)."""
+        with evaluating(self.flow):
+            return self.flow.rsample(self._leading(sample_shape), self.context)
+
+    def _leading(self, sample_shape: Any) -> tuple[int, ...]:
+        batch = self.batch_shape if self.context is None else ()
+        return (*tuple(sample_shape), *batch)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within a block; every part has its own mode back afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    for values in (module.parameters(), module.buffers()):
+        for value in values:
+            if value.is_floating_point():
+                return value.dtype
+    return None
