@@ -6,8 +6,8 @@ scale α_i are a network's outputs, and drawing from it is an affine map of nois
     x_i = μ_i(x_<i) + exp(α_i(x_<i)) z_i.
 
 Its Jacobian is triangular, so that log|det dx/dz| = Σ_i α_i. This is one layer of the **masked
-autoregressive flow** (Papamakarios, Pavlakou and Murray 2017). To score x, all μ_i and α_i come from
-one pass of a MADE; to draw x, each needs the coordinates before it, one after the other.
+autoregressive flow** (Papamakarios, Pavlakou and Murray 2017). To score x, all μ_i and α_i come
+from one pass of a MADE; to draw x, each needs the coordinates before it, one after the other.
 
 The **inverse autoregressive flow** (Kingma et al. 2016) conditions on the noise instead,
 
@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from cflows import Bijector, Chain, Flow, register
 from torch import Tensor, nn
+
+from cflows import Bijector, Chain, Flow, register
 
 from .made import MADE, ORDERS
 
@@ -106,7 +107,9 @@ class AutoregressiveAffine(Bijector):
             z, log_scale = self._one_by_one(x, context, _shift_and_scale_back)
         return z, -log_scale.sum(-1)
 
-    def _shift_and_log_scale(self, condition: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _shift_and_log_scale(
+        self, condition: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         shift, log_scale = self.made(condition, context)
         return shift, bounded(log_scale)
 

@@ -13,10 +13,12 @@ next to the base. A layer leaves x_a alone, so the parts change roles from layer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
-from cflows import Bijector, Chain, DiagonalScale, Flow, register
 from torch import Tensor, nn
+
+from cflows import Bijector, Chain, DiagonalScale, Flow, register
 
 from .autoregressive import bounded
 from .made import ACTIVATIONS
@@ -86,12 +88,11 @@ class Conditioner(nn.Module):
                 f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}"
             )
         widths = [inputs + context_features, *hidden, outputs * size]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         # Zero last weights: every flow of these starts at the identity.
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        nn.init.zeros_(layers[-1].weight)
+        nn.init.zeros_(layers[-1].bias)
+        self.layers = nn.ModuleList(layers)
         self.outputs = outputs
         self.activation = activation
         self.evaluations_made = 0
@@ -101,10 +102,9 @@ class Conditioner(nn.Module):
         self.evaluations_made += 1
         activate = ACTIVATIONS[self.activation]
         h = passive if context is None else torch.cat([passive, context], dim=-1)
-        h = self.layers[0](h)
-        for layer in self.layers[1:]:
-            h = layer(activate(h))
-        return h.chunk(self.outputs, dim=-1)
+        for index, layer in enumerate(self.layers):
+            h = layer(activate(h) if index else h)
+        return torch.chunk(h, self.outputs, dim=-1)
 
 
 @register
@@ -172,7 +172,9 @@ class Coupling(Bijector):
             return self._merged(passive, active - shift), x.new_zeros(x.shape[:-1])
         return self._merged(passive, (active - shift) * torch.exp(-log_scale)), -log_scale.sum(-1)
 
-    def _shift_and_log_scale(self, passive: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _shift_and_log_scale(
+        self, passive: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         shift, *log_scale = self.conditioner(passive, context)
         return shift, bounded(log_scale[0]) if log_scale else None
 

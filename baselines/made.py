@@ -2,8 +2,8 @@ r"""MADE: a perceptron whose outputs see only the inputs before them.
 
 Germain, Gregor, Murray and Larochelle 2015, "MADE: Masked Autoencoder for Distribution Estimation".
 
-Every unit has a degree. Input x_i has the place of i in the order, 1 to D; a hidden unit of degree m
-depends on the inputs of degree at most m; an output of degree d depends on hidden units of degree
+Every unit has a degree. Input x_i has the place of i in the order, 1 to D; a hidden unit of degree
+m depends on the inputs of degree at most m; an output of degree d depends on hidden units of degree
 less than d. So the parameters of p(x_i | x_before) depend on the inputs before i and on no other.
 """
 
@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from cflows import register
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cflows import register
 
 __all__ = ["ACTIVATIONS", "MADE", "ORDERS", "input_degrees"]
 
@@ -48,8 +49,8 @@ def input_degrees(features: int, order: str) -> Tensor:
 class MADE(nn.Module):
     """A masked perceptron with ``outputs`` numbers for each of the D inputs.
 
-    Hidden degrees are spread evenly over 1..D-1, sorted. With a context (or for D = 1) they start at
-    0: units that see the context alone, without which the first conditional could not depend on it.
+    Hidden degrees are spread evenly over 1..D-1, sorted. With a context (or for D = 1) they start
+    at 0: units that see the context alone, without which p(x_1 | context) would not depend on it.
 
     Args:
         features: D.
@@ -112,16 +113,16 @@ class MADE(nn.Module):
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
-        """(*B, D) and (*B, C) -> ``outputs`` tensors (*B, D), entry i a function of those before i."""
+        """(*B, D), (*B, C) -> ``outputs`` tensors (*B, D), entry i a function of those before i."""
         self.evaluations_made += 1
         activate = ACTIVATIONS[self.activation]
-        h = self.layers[0](x)
+        h: Tensor = self.layers[0](x)
         if self.context_weight is not None:
             assert context is not None
             h = h + context @ self.context_weight.mT
         for layer in self.layers[1:]:
             h = layer(activate(h))
-        return h.chunk(self.outputs, dim=-1)
+        return torch.chunk(h, self.outputs, dim=-1)
 
 
 class MaskedLinear(nn.Module):

@@ -67,8 +67,6 @@ class Bijector(nn.Module, ABC):
             ValueError: a shape does not fit; the message says which would.
 
         """
-        if context is None and self.context_features == 0 and value.shape[-1:] == (self.features,):
-            return value, None  # the usual case, free of cost
         _check_last("the input", value, self.features, "D")
         if self.context_features == 0:
             if context is not None:
@@ -78,7 +76,9 @@ class Bijector(nn.Module, ABC):
             raise ValueError(f"a context of shape (*B, {self.context_features}) is needed")
         _check_last("the context", context, self.context_features, "C")
         try:
-            batch = torch.broadcast_shapes(value.shape[:-1], context.shape[:-1])
+            batch = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+                value.shape[:-1], context.shape[:-1]
+            )
         except RuntimeError:
             raise ValueError(
                 f"the leading dimensions of the input {tuple(value.shape)} and of the context "

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .bijector import Bijector
-from .divergence import PROBES, divergence_is_cheap, draw_probe, value_and_divergence
-from .solvers import Adaptive, FixedGrid, Solver, SolveStats, solve
+from .divergence import (
+    PROBES,
+    divergence_is_cheap,
+    draw_probe,
+    perceptron_divergence,
+    value_and_divergence,
+)
+from .fields import MLP, FrozenMLP
+from .solvers import Adaptive, FixedGrid, RightHandSide, Solver, SolveStats, Stage, solve
 from .storage import register
 
 __all__ = ["DIVERGENCES", "ODEBijector"]
@@ -138,18 +146,42 @@ class ODEBijector(Bijector):
         if context is not None:
             context = context.reshape(len(x), -1)
         probe = draw_probe(x, self.probe) if traced and self._estimates(len(x)) else None
-        end_time = self.end_time
-
-        def rhs(s: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
-            if not traced:
-                return end_time * self.field(s * end_time, state, context).to(x.dtype), None
-            value, trace = value_and_divergence(self.field, s * end_time, state, context, probe)
-            return end_time * value.to(x.dtype), (end_time * trace.to(x.dtype)).unsqueeze(1)
-
-        x, total, self.stats = solve(rhs, x, self.solver, integrals=int(traced), reverse=reverse)
+        x, total, self.stats = solve(
+            self._right_hand_side(context, probe, traced),
+            x,
+            self.solver,
+            integrals=int(traced),
+            reverse=reverse,
+        )
         self.evaluations_made += self.stats.nfe
         log_det = total.reshape(batch) if total is not None else None
         return x.reshape(*batch, self.features), log_det
+
+    def _right_hand_side(
+        self, context: Tensor | None, probe: Tensor | None, traced: bool
+    ) -> RightHandSide:
+        """The field T f(sT, x) and its divergence, in the state's dtype."""
+        field, end_time = self.field, self.end_time
+
+        def foreign(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+            if not traced:
+                return end_time * field(t, x, context).to(x.dtype), None
+            value, trace = value_and_divergence(field, t, x, context, probe)
+            return end_time * value.to(x.dtype), (end_time * trace.to(x.dtype)).unsqueeze(1)
+
+        def perceptron(frozen: FrozenMLP, x: Tensor) -> tuple[Tensor, Tensor | None]:
+            if not traced:
+                return frozen(x).to(x.dtype), None
+            value, trace = perceptron_divergence(frozen, x, probe)
+            return value.to(x.dtype), trace.to(x.dtype).unsqueeze(1)
+
+        def at(times: Tensor) -> list[Stage]:
+            if isinstance(field, MLP):
+                frozen_fields = field.at(times * end_time, context, scale=end_time)
+                return [partial(perceptron, frozen) for frozen in frozen_fields]
+            return [partial(foreign, t) for t in (times * end_time).unbind()]
+
+        return at
 
     def _estimates(self, rows: int) -> bool:
         """Whether a probe stands in for the exact trace."""

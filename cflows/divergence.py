@@ -1,9 +1,9 @@
 r"""The divergence tr(∂f/∂x) of a vector field: exactly, or by Hutchinson's estimator.
 
 Hutchinson (1990): tr J = E[εᵀ J ε] for any ε with E[ε εᵀ] = I. Rademacher entries give the least
-variance, 2 (‖S‖² - Σ S_ii²) with S the symmetric part of J. A probe is drawn once and kept for
-a whole solve and its backward pass: with a new one at each call the integrand would be noise in
-time, and an adaptive solver would shrink its steps without end (Grathwohl et al. 2019, section 3.1).
+variance, 2 (‖S‖² - Σ S_ii²) with S the symmetric part of J. A probe is drawn once and kept for a
+whole solve and its backward pass: with a new one at each call the integrand would be noise in time,
+and an adaptive solver would shrink its steps without end (Grathwohl et al. 2019, section 3.1).
 
 The exact trace of a perceptron with shared gates needs no Jacobian. With one hidden layer,
 J = W₂ diag(d₁) W₁ and tr J = Σ_j d₁_j (W₁ W₂)_jj. With two, J = W₃ diag(d₂) W₂ diag(d₁) W₁ and
@@ -18,9 +18,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .fields import MLP
+from .fields import MLP, FrozenMLP
 
-__all__ = ["PROBES", "divergence_is_cheap", "draw_probe", "value_and_divergence"]
+__all__ = [
+    "PROBES",
+    "divergence_is_cheap",
+    "draw_probe",
+    "perceptron_divergence",
+    "value_and_divergence",
+]
 
 PROBES = ("rademacher", "gaussian")
 
@@ -54,11 +60,18 @@ def value_and_divergence(
 
     """
     if isinstance(field, MLP):
-        value, diagonals, weights = field.linearize(t, x, context)
-        if probe is not None:
-            return value, (probe * _pushforward(diagonals, weights, probe)).sum(-1).mean(0)
-        return value, _exact(diagonals, weights)
+        return perceptron_divergence(field.frozen(t, context), x, probe)
     return _by_autograd(field, t, x, context, probe)
+
+
+def perceptron_divergence(
+    field: FrozenMLP, x: Tensor, probe: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As ``value_and_divergence``, of a perceptron whose time and context are given."""
+    value, diagonals, weights = field.linearize(x)
+    if probe is None:
+        return value, _exact(diagonals, weights)
+    return value, (probe * _pushforward(diagonals, weights, probe)).sum(-1).mean(0)
 
 
 def draw_probe(x: Tensor, kind: str = "rademacher", count: int = 1) -> Tensor:
@@ -73,7 +86,7 @@ def divergence_is_cheap(field: nn.Module, rows: int) -> bool:
     """Whether the exact trace costs about what one Hutchinson probe costs.
 
     True for a perceptron with one hidden layer, and with two where the product that builds C,
-    D H², is no more than the layers' own work, N H². Its time gates are taken as shared by the rows.
+    D H², is no more than the layers' own work, N H². Gates are taken as shared by the rows.
     """
     if not isinstance(field, MLP):
         return False

@@ -1,13 +1,15 @@
 """Vector fields f(t, x, context): the right-hand sides of continuous flows.
 
-A field is any ``nn.Module`` that maps a time t, a scalar or (*B,), a state x (*B, D) and an optional
-context (*B, C) to a velocity (*B, D). ``MLP`` adds what makes its divergence cheap: it can say what
-its Jacobian does to a vector, and its layers are open to the closed form of the trace.
+A field is any ``nn.Module`` that maps a time t, a scalar or (*B,), a state x (*B, D) and an
+optional context (*B, C) to a velocity (*B, D). ``MLP`` adds what makes a solve and its divergence
+cheap: it can be frozen at all times of a solve at once, and it gives its Jacobian in factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,15 @@ from torch.nn import functional as F
 
 from .storage import register
 
-__all__ = ["ACTIVATIONS", "LAYERS", "MLP", "ConcatLayer", "ConcatSquashLayer", "TimeLayer"]
+__all__ = [
+    "ACTIVATIONS",
+    "LAYERS",
+    "MLP",
+    "ConcatLayer",
+    "ConcatSquashLayer",
+    "FrozenMLP",
+    "TimeLayer",
+]
 
 
 def _tanh(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,13 +60,13 @@ class TimeLayer(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
 
     def coefficients(self, t: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The gate (None where it is one) and the shift at t, a scalar or (*B,): (outputs,) or (*B, outputs)."""  # noqa: E501
+        """Gate (None where it is one) and shift at times t (*T,): both (*T, outputs)."""
         raise TypeError(f"{type(self).__name__} must define coefficients")
 
     def forward(self, t: Tensor, h: Tensor) -> Tensor:
-        """Y at time t."""
+        """The layer at time t, (*B, inputs) -> (*B, outputs)."""
         gate, shift = self.coefficients(t)
-        return affine(h, self.weight, gate, shift)
+        return _affine(h, self.weight, gate, shift)
 
 
 class ConcatLayer(TimeLayer):
@@ -135,66 +145,121 @@ class MLP(nn.Module):
         self.features = features
         self.context_features = context_features
         widths = [features, *hidden, features]
-        self.layers = nn.ModuleList(
-            LAYERS[layer](a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
-        nn.init.zeros_(self.layers[-1].weight)
+        layers = [LAYERS[layer](a, b) for a, b in pairwise(widths)]
+        nn.init.zeros_(layers[-1].weight)
+        self.layers = nn.ModuleList(layers)
         self.context_weight = (
             nn.Linear(context_features, widths[1], bias=False).weight if context_features else None
         )
         self.activation = activation
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """F(t, x, context): t a scalar or (*B,), x (*B, D), context (*B, C) -> (*B, D)."""
-        activate, _ = ACTIVATIONS[self.activation]
-        h = x
-        for index, (weight, gate, shift) in enumerate(self.affine_maps(t, context)):
-            h = affine(activate(h) if index else h, weight, gate, shift)
-        return h
+        """f(t, x, context): t a scalar or (*B,), x (*B, D), context (*B, C) -> (*B, D)."""
+        return self.frozen(t, context)(x)
 
-    def affine_maps(
-        self, t: Tensor, context: Tensor | None
-    ) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-        """Each layer's weight, gate (None for one) and shift, the context's part included."""
-        maps = []
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, TimeLayer)
-            gate, shift = layer.coefficients(t)
-            if index == 0 and self.context_weight is not None:
-                assert context is not None
-                shift = shift + context @ self.context_weight.mT
-            maps.append((layer.weight, gate, shift))
-        return maps
+    def frozen(self, t: Tensor, context: Tensor | None = None) -> FrozenMLP:
+        """The field as a function of x alone, at t, a scalar or (*B,)."""
+        coefficients = [layer.coefficients(t) for layer in self._layers()]
+        return self._frozen(coefficients, self._context_shift(context))
 
-    def linearize(
-        self, t: Tensor, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-        """The value with the factors of its Jacobian, J = W'_L diag(d_{L-1}) W_{L-1} ... diag(d_1) W_1.
+    def at(
+        self, times: Tensor, context: Tensor | None = None, scale: Tensor | None = None
+    ) -> list[FrozenMLP]:
+        """As ``frozen``, at several times at once: what the stages of a solve need.
+
+        Args:
+            times: (S,).
+            context: (*B, C) or None; what it adds is computed once for all times.
+            scale: a factor of the velocity, such as dt/ds.
 
         Returns:
-            f (*B, D); the diagonals d_l = gate_l s'(a_l), (*B, H_l); the weights W_l, of which the
-            last carries the outer gate as W' = diag(gate_L) W_L where that gate is shared by all
-            rows. Where it is not, d holds one more entry, the gate of each row.
+            S functions of x alone.
 
-        """  # noqa: E501
+        """
+        per_layer = []
+        for layer in self._layers():
+            gates, shifts = layer.coefficients(times)
+            if layer is self.layers[-1] and scale is not None:
+                gates = (
+                    scale.expand(len(times), len(layer.bias)) if gates is None else scale * gates
+                )
+                shifts = scale * shifts
+            none = [None] * len(times)
+            per_layer.append(list(zip(none if gates is None else gates, shifts, strict=True)))
+        context_shift = self._context_shift(context)
+        return [self._frozen(list(stage), context_shift) for stage in zip(*per_layer, strict=True)]
+
+    def _layers(self) -> list[TimeLayer]:
+        return [layer for layer in self.layers if isinstance(layer, TimeLayer)]
+
+    def _context_shift(self, context: Tensor | None) -> Tensor | None:
+        if self.context_weight is None:
+            return None
+        assert context is not None
+        return context @ self.context_weight.mT
+
+    def _frozen(
+        self, coefficients: list[tuple[Tensor | None, Tensor]], context_shift: Tensor | None
+    ) -> FrozenMLP:
+        gates, shifts = (list(values) for values in zip(*coefficients, strict=True))
+        if context_shift is not None:
+            shifts[0] = shifts[0] + context_shift
+        weights = [layer.weight for layer in self._layers()]
+        return FrozenMLP(weights, gates, shifts, self.activation)
+
+
+@dataclass(frozen=True)
+class FrozenMLP:
+    """An ``MLP`` at one time and context: a_l = gate_l (W_l h_{l-1}) + shift_l, h_l = s(a_l).
+
+    Attributes:
+        weights: W_l, (H_l, H_{l-1}).
+        gates: None for one, (H_l,) where all rows share it, else (*B, H_l).
+        shifts: (H_l,) or (*B, H_l).
+        activation: the name of s.
+
+    """
+
+    weights: list[Tensor]
+    gates: list[Tensor | None]
+    shifts: list[Tensor]
+    activation: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """f(x), (*B, D) -> (*B, D)."""
+        activate, _ = ACTIVATIONS[self.activation]
+        h = x
+        for index, weight in enumerate(self.weights):
+            h = _affine(activate(h) if index else h, weight, self.gates[index], self.shifts[index])
+        return h
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The value with the factors of its Jacobian, J = W_L diag(d_{L-1}) ... diag(d_1) W_1.
+
+        Returns:
+            f (*B, D); the diagonals d_l = gate_l s'(a_l), (*B, H_l); the weights, of which the last
+            carries the outer gate where all rows share it. Where they do not, the diagonals have
+            one more entry, the gate of each row.
+
+        """
         _, activate_with_slope = ACTIVATIONS[self.activation]
-        maps = self.affine_maps(t, context)
-        diagonals, weights, h = [], [], x
-        for weight, gate, shift in maps[:-1]:
-            h, slope = activate_with_slope(affine(h, weight, gate, shift))
+        diagonals, h = [], x
+        for weight, gate, shift in zip(
+            self.weights[:-1], self.gates[:-1], self.shifts[:-1], strict=True
+        ):
+            h, slope = activate_with_slope(_affine(h, weight, gate, shift))
             diagonals.append(slope if gate is None else slope * gate)
-            weights.append(weight)
-        weight, gate, shift = maps[-1]
-        value = affine(h, weight, gate, shift)
+        weight, gate = self.weights[-1], self.gates[-1]
+        value = _affine(h, weight, gate, self.shifts[-1])
         if gate is not None and gate.dim() > 1:
             diagonals.append(gate)
         elif gate is not None:
             weight = gate.unsqueeze(-1) * weight
-        return value, diagonals, [*weights, weight]
+        return value, diagonals, [*self.weights[:-1], weight]
 
 
-def affine(h: Tensor, weight: Tensor, gate: Tensor | None, shift: Tensor) -> Tensor:
-    """Gate * (W h) + shift, as few kernels as it takes."""
+def _affine(h: Tensor, weight: Tensor, gate: Tensor | None, shift: Tensor) -> Tensor:
+    """gate * (W h) + shift, in as few kernels as it takes."""
     if gate is not None:
         return torch.addcmul(shift, h @ weight.mT, gate)
     if shift.dim() == 1:

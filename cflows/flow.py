@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from .bases import Base, Normal
+from .bases import Normal
 from .bijector import Bijector
 from .storage import register, save
 
@@ -60,6 +60,11 @@ class Flow(nn.Module):
         """Network evaluations since the flow was built: an odometer, take differences."""
         return sum(getattr(part, "evaluations_made", 0) for part in self.modules())
 
+    @property
+    def is_continuous(self) -> bool:
+        """Whether a part of the flow is solved, so that its figures have a solver's error."""
+        return bool(self._continuous_parts())
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``log_prob``, so that a wrapper around the module trains it."""
         return self.log_prob(x, context)
@@ -81,13 +86,13 @@ class Flow(nn.Module):
         self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
     ) -> Tensor:
         """Draws without gradient, S and (*B, C) -> (*S, *B, D); an int n means (n,)."""
-        return self.bijector(*self._draw(sample_shape, context, "sample"))
+        return self.bijector.forward(*self._draw(sample_shape, context, "sample"))
 
     def rsample(
         self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
     ) -> Tensor:
         """Draws with gradient in the parameters and the context, shapes as in ``sample``."""
-        return self.bijector(*self._draw(sample_shape, context, "rsample"))
+        return self.bijector.forward(*self._draw(sample_shape, context, "rsample"))
 
     def sample_and_log_prob(
         self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
@@ -124,7 +129,7 @@ class Flow(nn.Module):
             ...     tight = flow.log_prob(torch.zeros(1, 2))
 
         """
-        parts = [part for part in self.modules() if hasattr(part, "override")]
+        parts = self._continuous_parts()
         if not parts:
             raise TypeError("this flow has no continuous part: there is no solver to override")
         with ExitStack() as stack:
@@ -132,9 +137,20 @@ class Flow(nn.Module):
                 stack.enter_context(part.override(**settings))
             yield self
 
+    @contextmanager
+    def tightened(self, factor: float = 10.0) -> Iterator[Flow]:
+        """Divide the tolerances of the solvers in force by ``factor`` within a block."""
+        with ExitStack() as stack:
+            for part in self._continuous_parts():
+                stack.enter_context(part.override(solver=part.solver.tightened(factor)))
+            yield self
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the flow to one file, read again by ``cflows.load``; see ``cflows.storage``."""
         save(self, path)
+
+    def _continuous_parts(self) -> list[Any]:
+        return [part for part in self.modules() if hasattr(part, "override")]
 
     def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x, context = self.bijector.broadcast(x, context)
@@ -199,7 +215,7 @@ class FlowDistribution(Distribution):
         return bool(getattr(self.flow.base, "has_rsample", False))
 
     def expand(
-        self, batch_shape: torch.Size | list[int], _instance: Any = None
+        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None
     ) -> FlowDistribution:
         """The same distribution with a larger batch shape."""
         shape = torch.Size(batch_shape)
@@ -210,7 +226,7 @@ class FlowDistribution(Distribution):
         """Log-density, (*S, *B, D) -> (*S, *B)."""
         with evaluating(self.flow):
             log_prob = self.flow.log_prob(value, self.context)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return log_prob + log_prob.new_zeros(self.batch_shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws without gradient, S -> (*S, *B, D)."""

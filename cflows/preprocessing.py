@@ -49,7 +49,7 @@ def whiten(rows: Tensor, floor: float = 1e-8) -> Whitening:
     exact = rows.double()
     mean, std = exact.mean(0), exact.std(0, correction=0)
     _check_spread(std)
-    correlation = torch.atleast_2d(torch.cov(((exact - mean) / std).T, correction=0))
+    correlation = torch.cov(((exact - mean) / std).T, correction=0).reshape(len(std), -1)
     eigenvalues, vectors = torch.linalg.eigh(correlation)
     if float(eigenvalues[0]) < floor:
         raise ValueError(

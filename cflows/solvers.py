@@ -1,15 +1,16 @@
 r"""Solving dx/ds = f(s, x) over s in [0, 1], with integrals along the path.
 
-The state of a solve is x (N, D) together with integrals q (N, m), dq/ds = g(s, x), which do not feed
-back: the log-determinant is one of them. ``Adaptive`` hands the system to torchdiffeq, whose step
-control holds a tolerance; ``FixedGrid`` is a short loop of its own for training, where the Python
-and the host synchronisations of an adaptive step would cost more than the network.
+The state of a solve is x (N, D) together with integrals q (N, m), dq/ds = g(s, x), which do not
+feed back: the log-determinant is one of them. ``Adaptive`` hands the system to torchdiffeq, whose
+step control holds a tolerance; ``FixedGrid`` is a short loop of its own for training, where the
+Python and the host synchronisations of an adaptive step would cost more than the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,14 @@ from .storage import register
 
 __all__ = ["Adaptive", "FixedGrid", "SolveStats", "Solver", "SolverError", "solve"]
 
-RightHandSide = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+Stage = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+RightHandSide = Callable[[Tensor], list[Stage]]
+"""Times (S,) -> S functions x -> (dx/ds (N, D), dq/ds (N, m) or None).
+
+A grid asks for all its times at once, so that what depends on time alone is computed in one go.
+"""
 
 
 class SolverError(RuntimeError):
@@ -35,7 +43,7 @@ class Adaptive:
     rows beside it, beyond the tolerance.
 
     Args:
-        method: a name of torchdiffeq's registry, such as ``"dopri5"``.
+        method: ``"dopri5"``, or another name in ``ADAPTIVE``, torchdiffeq's adaptive methods.
         rtol: relative tolerance.
         atol: absolute tolerance.
         max_nfe: evaluations after which the solve ends in a SolverError.
@@ -46,6 +54,12 @@ class Adaptive:
     rtol: float = 1e-5
     atol: float = 1e-5
     max_nfe: int = 20_000
+
+    def __post_init__(self) -> None:
+        if self.method not in ADAPTIVE:
+            raise ValueError(f"method must be one of {', '.join(ADAPTIVE)}; got {self.method!r}")
+        if min(self.rtol, self.atol) < 0 or self.rtol + self.atol <= 0 or self.max_nfe < 1:
+            raise ValueError(f"tolerances and max_nfe must be positive: {self}")
 
     def tightened(self, factor: float = 10.0) -> Adaptive:
         """The same with tolerances smaller by ``factor``."""
@@ -75,7 +89,9 @@ class FixedGrid:
     def tightened(self, factor: float = 10.0) -> FixedGrid:
         """The same method on as many steps as make its error about ``factor`` times smaller."""
         order = TABLEAUX[self.method].order
-        return FixedGrid(self.method, max(self.steps + 1, round(self.steps * factor ** (1 / order))))
+        return FixedGrid(
+            self.method, max(self.steps + 1, round(self.steps * factor ** (1 / order)))
+        )
 
 
 Solver = Adaptive | FixedGrid
@@ -122,7 +138,7 @@ def solve(
     """Integrate from s = 0 to 1, or back from 1 to 0.
 
     Args:
-        rhs: (s, x) -> (dx/ds (N, D), dq/ds (N, m) or None), s a scalar tensor.
+        rhs: the velocity and the rates, see ``RightHandSide``.
         x: the state at the start, (N, D).
         solver: how.
         integrals: m; 0 where rhs returns None.
@@ -137,37 +153,34 @@ def solve(
     """
     stats = SolveStats()
 
-    def counted(s: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
-        stats.nfe += 1
-        return rhs(s, state)
-
     if x.shape[0] == 0:
         return x, x.new_zeros(0, integrals) if integrals else None, stats
     if isinstance(solver, FixedGrid):
-        end, total = _fixed_grid(counted, x, solver, reverse)
+        end, total = _fixed_grid(rhs, x, solver, reverse, stats)
     else:
-        end, total = _adaptive(counted, x, solver, integrals, reverse, stats)
+        end, total = _adaptive(rhs, x, solver, integrals, reverse, stats)
     return end, total, stats
 
 
 def _fixed_grid(
-    rhs: RightHandSide, x: Tensor, solver: FixedGrid, reverse: bool
+    rhs: RightHandSide, x: Tensor, solver: FixedGrid, reverse: bool, stats: SolveStats
 ) -> tuple[Tensor, Tensor | None]:
     tableau, h = TABLEAUX[solver.method], 1.0 / solver.steps
     times = [(step + c) * h for step in range(solver.steps) for c in tableau.c]
     if reverse:
         times, h = [1.0 - time for time in times], -h
-    # One transfer for the whole solve; the loop only takes views of it.
-    nodes = iter(torch.tensor(times, dtype=x.dtype, device=x.device).unbind())
+    # One transfer for the whole solve; the steps' sizes stay on the Python side.
+    stages = iter(rhs(torch.tensor(times, dtype=x.dtype, device=x.device)))
     total: Tensor | None = None
     for _ in range(solver.steps):
         slopes: list[Tensor] = []
-        for stage, weight in zip(tableau.a, tableau.b, strict=True):
-            slope, rate = rhs(next(nodes), _advance(x, slopes, stage, h))
+        for earlier, weight in zip(tableau.a, tableau.b, strict=True):
+            slope, rate = next(stages)(_advance(x, slopes, earlier, h))
             slopes.append(slope)
             if rate is not None and weight:
                 total = rate * (h * weight) if total is None else total.add(rate, alpha=h * weight)
         x = _advance(x, slopes, tableau.b, h)
+    stats.nfe += len(times)
     return x, total
 
 
@@ -189,27 +202,32 @@ def _adaptive(
     from torchdiffeq import odeint  # half a second of import, paid at the first adaptive solve
 
     features = x.shape[1]
-    last = 0.0
+    last: Tensor = x.new_zeros(())
 
     def system(u: Tensor, y: Tensor) -> Tensor:
         nonlocal last
         last = u
         if stats.nfe >= solver.max_nfe:
             raise _failure("max_nfe was reached", u, stats, solver, reverse)
+        stats.nfe += 1
         # torchdiffeq runs upwards; backwards in s, u = 1 - s and the sign turns.
-        slope, rate = rhs(1 - u if reverse else u, y[:, :features])
+        (stage,) = rhs((1 - u if reverse else u).reshape(1))
+        slope, rate = stage(y[:, :features])
         change = slope if rate is None else torch.cat([slope, rate], dim=1)
         return -change if reverse else change
 
     def norm(y: Tensor) -> Tensor:
         state = y[:, :features].square().mean(1).sqrt()
-        return torch.maximum(state, y[:, features:].abs().amax(1)).amax() if integrals else state.amax()
+        return (
+            torch.maximum(state, y[:, features:].abs().amax(1)).amax()
+            if integrals
+            else state.amax()
+        )
 
     start = torch.cat([x, x.new_zeros(len(x), integrals)], dim=1) if integrals else x
     ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
-    options = {"norm": norm}
-    if solver.method in ADAPTIVE:
-        options |= {"step_t": ends[1:]}  # else the last step overshoots and is interpolated
+    # Without step_t the last step overshoots the end, and the answer is interpolated.
+    options: dict[str, Any] = {"norm": norm, "step_t": ends[1:]}
     try:
         end = odeint(
             system, start, ends,
@@ -221,11 +239,8 @@ def _adaptive(
     return end[:, :features], end[:, features:] if integrals else None
 
 
-ADAPTIVE = frozenset({"dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"})
-
-
 def _failure(
-    reason: str, u: Tensor | float, stats: SolveStats, solver: Adaptive, reverse: bool
+    reason: str, u: Tensor, stats: SolveStats, solver: Adaptive, reverse: bool
 ) -> SolverError:
     stats.status = reason
     time = 1 - float(u) if reverse else float(u)

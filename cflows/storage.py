@@ -208,9 +208,7 @@ def _encode(value: Any) -> Any:
             "before the flow is built"
         )
     if dataclasses.is_dataclass(value):
-        arguments = {
-            field.name: getattr(value, field.name) for field in dataclasses.fields(value)
-        }
+        arguments = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     else:
         arguments = getattr(value, ARGUMENTS)
     return {
@@ -228,9 +226,7 @@ def _decode(value: Any, classes: dict[str, type], path: object) -> Any:
         return {key: _decode(item, classes, path) for key, item in value["mapping"].items()}
     if "tensor" in value:
         return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
-    arguments = {
-        name: _decode(item, classes, path) for name, item in value["arguments"].items()
-    }
+    arguments = {name: _decode(item, classes, path) for name, item in value["arguments"].items()}
     positional = arguments.pop("*", [])
     return _resolve(value["class"], classes, path)(*positional, **arguments)
 

@@ -149,9 +149,16 @@ def fit(
         raise ValueError(f'schedule must be "cosine" or "constant", got {schedule!r}')
     if steps is None and seconds is None:
         steps = 2000
-    for name, value in (("batch_size", batch_size), ("validate_every", validate_every)):
-        if value < 1:
+    for name, value in (
+        ("steps", steps),
+        ("batch_size", batch_size),
+        ("validate_every", validate_every),
+    ):
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, number in (("seconds", seconds), ("learning_rate", learning_rate)):
+        if number is not None and not number > 0:
+            raise ValueError(f"{name} must be positive, got {number}")
     flow.to(_device(device))
     rows = _rows(flow, train, "train")
     held_out = None if validation is None else _rows(flow, validation, "validation")
@@ -184,8 +191,8 @@ def log_likelihood(
     flow: Flow, x: Tensor, context: Tensor | None = None, *, batch_size: int = 2000
 ) -> Tensor:
     """Log-density of every row in evaluation mode, in batches, without gradient: (N, D) -> (N,)."""
-    chunks = x.split(batch_size)
-    contexts = [None] * len(chunks) if context is None else context.split(batch_size)
+    chunks = torch.split(x, batch_size)
+    contexts = [None] * len(chunks) if context is None else torch.split(context, batch_size)
     with torch.no_grad(), evaluating(flow):
         return torch.cat([flow.log_prob(a, b) for a, b in zip(chunks, contexts, strict=True)])
 
@@ -370,14 +377,7 @@ class _Run:
 
 def _rows(flow: Flow, data: Data, name: str) -> Batch:
     """The rows on the flow's device and in its dtype, checked once."""
-    if isinstance(data, Dataset):
-        items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
-        if items and isinstance(items[0], tuple | list):
-            data = tuple(torch.stack([item[k] for item in items]) for k in range(len(items[0])))
-            data = data[0] if len(data) == 1 else data
-        else:
-            data = torch.stack(items)
-    x, context = data if isinstance(data, tuple) else (data, None)
+    x, context = _stacked(data) if isinstance(data, Dataset) else _pair(data)
     example = next((v for v in flow.state_dict().values() if v.is_floating_point()), None)
     like = x.float() if example is None else example
     x = x.to(like)
@@ -393,6 +393,19 @@ def _rows(flow: Flow, data: Data, name: str) -> Batch:
             row = int((~value.isfinite()).any(1).nonzero()[0])
             raise ValueError(f"{part} has NaN or infinite values, first in row {row}: drop it")
     return x, context
+
+
+def _pair(data: Tensor | tuple[Tensor, Tensor]) -> Batch:
+    return data if isinstance(data, tuple) else (data, None)
+
+
+def _stacked(data: Dataset[Any]) -> Batch:
+    """All rows of a map-style Dataset of tensors or of pairs."""
+    items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
+    if isinstance(items[0], Tensor):
+        return torch.stack(items), None
+    columns = [torch.stack(column) for column in zip(*items, strict=True)]
+    return columns[0], columns[1] if len(columns) > 1 else None
 
 
 def _objective(objective: str | nn.Module) -> nn.Module:
@@ -430,6 +443,8 @@ def _bar(progress: bool, steps: int | None) -> Iterator[Callable[..., None]]:
             bar.update(step - bar.n)
             if loss is not None:
                 best = history.best_validation
-                bar.set_postfix(loss=f"{loss:.3f}", **({} if best is None else {"val": f"{best:.3f}"}))
+                bar.set_postfix(
+                    loss=f"{loss:.3f}", **({} if best is None else {"val": f"{best:.3f}"})
+                )
 
         yield show

@@ -1,0 +1,218 @@
+"""Cells: one (data, model, depth, seed) at a time, each in a folder of its own.
+
+A cell's key is a hash of its configuration. What is in its folder is written beside and renamed,
+``result.json`` last: a cell that has it is finished, and is not done again. One that was killed
+goes on from its ``checkpoint.pt``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baselines.harness import data, likelihood, models, sampling
+from cflows import fit, load
+from cflows.storage import write_beside
+
+__all__ = ["Cell", "cost_of", "fail", "finished", "rows_of", "run"]
+
+BATCH_SIZE = 512
+VALIDATION_ROWS = 2000
+VALIDATIONS = 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All that decides a cell's result.
+
+    Attributes:
+        data: the name of a data set, or a file's absolute path.
+        checksum: of its rows.
+        model: a model's name, or ``"gaussian"``.
+        depth: layers or blocks; None for the Gaussian.
+        seed: of the first weights, the order of the rows and the probes.
+        steps: optimiser steps at most; None where only seconds end the training.
+        seconds: training seconds at most, or None.
+        learning_rate: Adam's.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: of rows and weights.
+
+    """
+
+    data: str
+    checksum: str
+    model: str
+    depth: int | None
+    seed: int
+    steps: int | None
+    seconds: float | None
+    learning_rate: float
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @property
+    def key(self) -> str:
+        """The folder's name: readable, and unique by a hash of the configuration."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", Path(self.data).stem)[:40]
+        depth = "" if self.depth is None else f"-{self.depth}"
+        return f"{name}-{self.model}{depth}-seed{self.seed}-{digest[:10]}"
+
+    def folder(self, out: Path) -> Path:
+        """Where the cell lives below DIR."""
+        return out / "cells" / self.key
+
+
+def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """The result of a cell that is done and did not fail, else None."""
+    try:
+        result: dict[str, Any] = json.loads((cell.folder(out) / "result.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return result if result.get("status") == "ok" else None
+
+
+def run(cell: Cell, out: Path) -> dict[str, Any]:
+    """Train and evaluate a cell on one thread, unless it is finished; return its result.
+
+    An exception becomes a result of status ``"failed"`` with its reason: one cell that fails does
+    not stop the others.
+    """
+    done = finished(cell, out)
+    if done is not None:
+        return done
+    torch.set_num_threads(1)
+    folder = cell.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", asdict(cell))
+    _forget_peak_memory()
+    before = _resident_mb("VmRSS")
+    try:
+        result = _train_and_evaluate(cell, folder)
+    except Exception as error:  # whatever it was, it is this cell's and the report says it
+        (folder / "traceback.txt").write_text(traceback.format_exc())
+        return fail(cell, out, f"{type(error).__name__}: {error}")
+    peak = max(0.0, _resident_mb("VmHWM") - before)
+    if cell.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    result["peak_memory_mb"] = round(peak, 1)
+    _write_json(folder / "result.json", result)
+    return result
+
+
+def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
+    """Give a cell a result of status ``"failed"``; return it."""
+    result = {"status": "failed", "error": " ".join(reason.split())}
+    _write_json(cell.folder(out) / "result.json", result)
+    return result
+
+
+def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
+    """Time a finished cell's model, unless that was done; nothing else should run meanwhile."""
+    place = cell.folder(out) / "cost.json"
+    if place.exists():
+        cost: dict[str, Any] = json.loads(place.read_text())
+        return cost
+    torch.set_num_threads(1)
+    flow = load(cell.folder(out) / "model.pt").to(cell.device)
+    cost = sampling.measure(flow, rows_of(cell.data, cell.dtype, cell.device)[2])
+    _write_json(place, cost)
+    return cost
+
+
+@functools.lru_cache(maxsize=2)
+def rows_of(name: str, dtype: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test rows as tensors."""
+    rows = data.load(name)
+    train, validation, test = (
+        torch.from_numpy(part).to(device, getattr(torch, dtype))
+        for part in (rows.train, rows.validation, rows.test)
+    )
+    return train, validation, test
+
+
+def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
+    train, validation, test = rows_of(cell.data, cell.dtype, cell.device)
+    flow = models.build(cell.model, cell.depth, train, cell.seed).to(cell.device)
+    result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
+    if cell.model != models.GAUSSIAN:
+        # Evenly spaced, since neighbouring rows of a validation set may come from one place.
+        stride = max(1, len(validation) // VALIDATION_ROWS)
+        history = fit(
+            flow,
+            train,
+            validation[::stride],
+            steps=cell.steps,
+            seconds=cell.seconds,
+            batch_size=BATCH_SIZE,
+            learning_rate=cell.learning_rate,
+            validate_every=100 if cell.steps is None else max(1, cell.steps // VALIDATIONS),
+            seed=cell.seed,
+            device=cell.device,
+            checkpoint=folder / "checkpoint.pt",
+            progress=False,
+        )
+        history.write(folder / "history.jsonl")
+        result |= {"steps": history.steps, "train_seconds": history.seconds}
+    flow.eval()
+    result["parameters"] = sum(p.numel() for p in flow.parameters())
+    if cell.model == models.GAUSSIAN:
+        features = train.shape[1]
+        result["parameters"] = features + features * (features + 1) // 2
+    scores, log_prob = likelihood.evaluate(flow, test)
+    _write_array(folder / "test_log_prob.npy", log_prob.cpu().numpy())
+    if train.shape[1] == 2:
+        parts = likelihood.picture(flow, test)
+        write_beside(folder / "picture.npz", lambda beside: _savez(beside, parts))
+    flow.save(folder / "model.pt")
+    return result | scores
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_beside(path, lambda beside: beside.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def _write_array(path: Path, value: np.ndarray[Any, Any]) -> None:
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:  # np.save would add a suffix to a name
+            np.save(file, value)
+
+    write_beside(path, write)
+
+
+def _savez(path: Path, parts: dict[str, np.ndarray[Any, Any]]) -> None:
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **parts)  # type: ignore[arg-type]
+
+
+def _resident_mb(field: str) -> float:
+    """Resident memory of this process, ``VmRSS`` now or ``VmHWM`` at its peak, in MB."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        scale = 2**20 if os.uname().sysname == "Darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def _forget_peak_memory() -> None:
+    """Let the peak start anew for this cell, where the system allows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,168 @@
+"""The ``cflows`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = ["main"]
+
+DEFAULT_DATA = ("pinwheel", "patches4")
+DEFAULT_MODELS = ("ffjord", "maf", "iaf", "realnvp", "nice")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad usage ends with one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status.
+
+    0: done. 1: a cell failed, the report says which. 2: the command was wrong, one line says how.
+    130: interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options, shlex.join(["cflows", *arguments]))
+        return status
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; nothing is lost: the same command goes on where it stopped",
+            file=sys.stderr,
+        )
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name not in ("matplotlib", "sklearn", "PIL"):
+            raise
+        _fail(f"{error.name} is not installed: pip install 'cflows[bench]'")
+    except (ValueError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        _fail(" ".join(str(error).split()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="cflows", description="Compare continuous with discrete normalizing flows."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, help_text in (
+        ("compare", "likelihood, sampling cost and depth of several flows, in one report"),
+        ("likelihood", "only the likelihood, each model at its deepest setting"),
+        ("sampling", "only the cost of samples and densities, each model at its deepest setting"),
+        ("depth", "only what depth buys"),
+    ):
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        _add_comparison_options(command)
+        command.set_defaults(run=_compare, comparison=name)
+    command = commands.add_parser("report", help="write tables and pictures again from DIR")
+    command.add_argument("directory", metavar="DIR", type=Path)
+    command.set_defaults(run=_report)
+    command = commands.add_parser("data", help="the data sets")
+    command.add_argument("action", choices=["list"], help="list: names, sizes and sources")
+    command.set_defaults(run=_data)
+    return parser
+
+
+def _add_comparison_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--data", nargs="+", metavar="NAME|FILE", default=list(DEFAULT_DATA),
+        help=f"data sets, or .csv and .npy files (default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
+    add("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS),
+        help=f"default: {' '.join(DEFAULT_MODELS)}")  # fmt: skip
+    add("--seeds", nargs="+", type=int, metavar="N", default=[0], help="default: 0")
+    add("--depths", nargs="+", type=int, metavar="N",
+        help="layers of discrete flows, blocks of continuous ones (default: two a model)")  # fmt: skip
+    add("--budget", type=float, metavar="SECONDS", help="training seconds a cell")
+    add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own)")
+    add("--out", type=Path, metavar="DIR", help="default: results/COMMAND, with -quick for --quick")
+    add("--quick", action="store_true", help="few steps: a first look in about a minute")
+    add("--jobs", type=int, metavar="N",
+        help="cells trained at a time, one thread each (default: the processors)")  # fmt: skip
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _compare(options: argparse.Namespace, command: str) -> int:
+    for name, value in (("--steps", options.steps), ("--budget", options.budget),
+                        ("--jobs", options.jobs)):  # fmt: skip
+        if value is not None and value <= 0:
+            _fail(f"{name} must be positive, got {value}")
+    if any(seed < 0 for seed in options.seeds):
+        _fail(f"--seeds must not be negative, got {options.seeds}")
+    import torch
+
+    from .runner import Plan, execute
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        _fail("--device cuda: this machine has no GPU that torch can use; leave the option out")
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    jobs = options.jobs or (1 if device == "cuda" else _processors())
+    default = Path("results") / (options.comparison + ("-quick" if options.quick else ""))
+    return execute(
+        Plan(
+            comparison=options.comparison,
+            data=list(dict.fromkeys(options.data)),
+            models=list(dict.fromkeys(options.models)),
+            seeds=list(dict.fromkeys(options.seeds)),
+            depths=options.depths,
+            steps=options.steps,
+            budget=options.budget,
+            quick=options.quick,
+            device=device,
+            jobs=jobs,
+            out=options.out or default,
+            command=command,
+        )
+    )
+
+
+def _report(options: argparse.Namespace, command: str) -> int:
+    from . import report
+
+    page = report.write(options.directory)
+    print(report.summary(options.directory))
+    print(f"\nthe report, with pictures: {page}")
+    return 0
+
+
+def _data(options: argparse.Namespace, command: str) -> int:
+    from . import data
+
+    for name in data.names():
+        rows = data.load(name)
+        print(
+            f"{name:14} {rows.features:3} columns {len(rows.train):7,} training rows  {rows.source}"
+        )
+    return 0
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _is_ours(error: Exception) -> bool:
+    from .data import DataError
+    from .models import ModelError
+    from .report import ReportError
+
+    return isinstance(error, DataError | ModelError | ReportError | OSError)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"cflows: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,137 @@
+"""The models of a comparison, by name.
+
+Every model is built behind the same fixed map, whitening fitted to the training rows, so that it
+starts at the Gaussian that it has to beat and its densities and samples are in the data's units.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baselines.autoregressive import IAF, MAF
+from baselines.coupling import NICE, RealNVP
+from cflows import FFJORD, Chain, FixedGrid, Flow, whiten
+
+__all__ = ["GAUSSIAN", "MODELS", "Model", "ModelError", "build", "find"]
+
+GAUSSIAN = "gaussian"
+
+
+class ModelError(ValueError):
+    """A name that no model has, or a depth that it cannot have; one line."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be asked for by name.
+
+    Attributes:
+        label: as tables and pictures write it.
+        core: (features, depth) -> the flow, for white data.
+        depths: the settings of depth that a comparison runs by default, ascending.
+        unit: what depth counts.
+        steps: optimiser steps by default.
+        quick_steps: the same under ``--quick``.
+        learning_rate: Adam's.
+
+    """
+
+    label: str
+    core: Callable[[int, int], Flow]
+    depths: tuple[int, ...]
+    unit: str
+    steps: int
+    quick_steps: int
+    learning_rate: float
+
+
+MODELS: dict[str, Model] = {
+    "ffjord": Model(
+        "FFJORD",
+        lambda features, depth: FFJORD(
+            features, blocks=depth, hidden=(64, 64), training_solver=FixedGrid("rk4", 4)
+        ),
+        depths=(1, 2),
+        unit="blocks",
+        steps=1200,
+        quick_steps=150,
+        learning_rate=1e-2,
+    ),
+    "maf": Model(
+        "MAF",
+        lambda features, depth: MAF(features, layers=depth, hidden=(64, 64)),
+        depths=(2, 5),
+        unit="layers",
+        steps=2000,
+        quick_steps=300,
+        learning_rate=2e-3,
+    ),
+    "iaf": Model(
+        "IAF",
+        lambda features, depth: IAF(features, layers=depth, hidden=(64, 64)),
+        depths=(2, 5),
+        unit="layers",
+        steps=1000,
+        quick_steps=150,
+        learning_rate=2e-3,
+    ),
+    "realnvp": Model(
+        "RealNVP",
+        lambda features, depth: RealNVP(features, layers=depth, hidden=(64, 64)),
+        depths=(4, 8),
+        unit="layers",
+        steps=2000,
+        quick_steps=300,
+        learning_rate=2e-3,
+    ),
+    "nice": Model(
+        "NICE",
+        lambda features, depth: NICE(features, layers=depth, hidden=(64, 64)),
+        depths=(4, 8),
+        unit="layers",
+        steps=2000,
+        quick_steps=300,
+        learning_rate=2e-3,
+    ),
+}
+
+
+def find(name: str) -> Model:
+    """Return the model of that name.
+
+    Raises:
+        ModelError: there is none; near names are suggested.
+
+    """
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(name.lower(), MODELS, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ModelError(f"no model is called {name!r}; {hint}Known names: {', '.join(MODELS)}")
+
+
+def build(name: str, depth: int | None, rows: Tensor, seed: int) -> Flow:
+    """Build a model for data like these rows; its first weights are a function of the seed.
+
+    Args:
+        name: a name in ``MODELS``, or ``"gaussian"``: the whitening map alone is the
+            full-covariance Gaussian of maximum likelihood.
+        depth: layers or blocks; None for the Gaussian.
+        rows: the training rows, (N, D).
+        seed: of torch's generator, within this call only.
+
+    """
+    data_end = whiten(rows)
+    if name == GAUSSIAN:
+        return Flow(data_end)
+    if depth is None or depth < 1:
+        raise ModelError(f"{name} needs a depth of at least 1, got {depth}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        core = find(name).core(rows.shape[1], depth)
+    return Flow(Chain(core.bijector, data_end), core.base)

@@ -1,0 +1,447 @@
+"""The pictures of a report: likelihoods, costs, densities; matplotlib without its global state."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.harness.tables import (
+    Setting,
+    clip,
+    deepest,
+    label,
+    likelihood_digits,
+    plus_minus,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+__all__ = ["Mark", "cost", "densities", "encode", "likelihood", "marks"]
+
+Array = NDArray[np.float64]
+Picture = Mapping[str, Array]
+
+
+class Mark(NamedTuple):
+    """How one model is drawn in every picture; the edge gives a pale colour its outline."""
+
+    colour: str
+    marker: str
+    edge: str = "none"
+
+
+# Okabe and Ito's colours; a model keeps its own whatever else stands in the picture.
+_FIXED = {
+    "ffjord": Mark("#D55E00", "o"),
+    "maf": Mark("#0072B2", "s"),
+    "iaf": Mark("#56B4E9", "D"),
+    "realnvp": Mark("#009E73", "^"),
+    "nice": Mark("#E69F00", "v"),
+    "gaussian": Mark("#7F7F7F", "X"),
+}
+_SPARE = [Mark("#CC79A7", "P"), Mark("#000000", "p"), Mark("#F0E442", "h", "#7A7200")]
+_SPARE += [Mark("#CC79A7", "<"), Mark("#000000", ">"), Mark("#F0E442", "d", "#7A7200")]
+
+_INK, _SOFT, _RULE = "#222222", "#666666", "#DDDDDD"
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.usetex": False,
+    "text.parse_math": False,  # a data set may be called "$x"
+    "text.color": _INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": "#999999",
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.6,
+    "figure.facecolor": "white",
+    "figure.dpi": 100,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "cflows",  # else the same picture is another file each time
+}
+_DPI = 160
+_NAME = "name"  # marks the names beside points
+_AROUND = [0, 180, 315, 135, 90, 270, 45, 225, 345, 165, 300, 120]  # degrees, the best place first
+
+
+def marks(found: Sequence[Setting]) -> dict[str, Mark]:
+    """Return every model's mark: the known ones have their own, others the remaining in order."""
+    others = dict.fromkeys(s.model for s in found if s.model not in _FIXED)
+    return _FIXED | {model: _SPARE[i % len(_SPARE)] for i, model in enumerate(others)}
+
+
+def likelihood(found: Sequence[Setting]) -> Figure | None:
+    """Return the likelihoods at the deepest, a panel a data set; None where there are none."""
+    shown = [s for s in deepest(found) if _finite(s.likelihood[0])]
+    panels = _by_dataset(shown)
+    if not panels:
+        return None
+    style, most = marks(found), max(map(len, panels.values()))
+    with _drawing():
+        figure, grid = _panels(len(panels), 5.4, 1.05 + 0.34 * most)
+        for axes, (name, entries) in zip(grid, panels.items(), strict=True):
+            _dots(axes, name, entries, style)
+        figure.supxlabel("test log-likelihood in nats, ± 2 s.e. (higher is better)", fontsize=9)
+    return figure
+
+
+def cost(found: Sequence[Setting]) -> Figure | None:
+    """Return the time of a sample against that of a density; None where neither was measured."""
+    panels = _by_dataset([s for s in found if _times(s)])
+    if not panels:
+        return None
+    style = marks(found)
+    models = list(dict.fromkeys(s.model for entries in panels.values() for s in entries))
+    with _drawing():
+        figure, grid = _panels(len(panels), 4.6, 4.6)
+        for axes, (name, entries) in zip(grid, panels.items(), strict=True):
+            _costs(axes, name, entries, style)
+        figure.supxlabel("ms per 1000 densities", fontsize=9)
+        figure.supylabel("ms per 1000 samples", fontsize=9)
+        figure.draw_without_rendering()  # where the points lie is known only after the layout
+        placed = [
+            _label_points(axes, entries)
+            for axes, entries in zip(grid, panels.values(), strict=True)
+        ]
+        if not all(placed):
+            for axes in grid:
+                for text in [t for t in axes.texts if t.get_gid() == _NAME]:
+                    text.remove()
+            _legend(figure, models, style)
+    return figure
+
+
+def densities(
+    columns: Sequence[tuple[Setting, Picture]], data: Array | None, width: int = 7
+) -> Figure:
+    """Return densities above samples on one scale of colours: the data, then a column a setting.
+
+    `columns` holds at least one setting with its picture, `data` the test rows (n, 2) or None;
+    columns beyond `width` go on below.
+    """
+    from matplotlib.colors import Normalize
+
+    digits = likelihood_digits(s for s, _ in columns)
+    extent = columns[0][1]["extent"]
+    top = _common_top(columns)
+    tiles = [] if data is None else [("Data", _histogram(data, extent), extent, data)]
+    for s, picture in columns:
+        value = plus_minus(s.rows[0]["test_log_prob"], None, digits).replace("-", "−")
+        title = f"{clip(label(s.model), 16)}\n{value}"
+        tiles.append((title, _density(picture), picture["extent"], picture["samples"]))
+    bands = math.ceil(len(tiles) / width)
+    across = math.ceil(len(tiles) / bands)
+    height = 1.55 * float(np.clip(abs((extent[3] - extent[2]) / (extent[1] - extent[0])), 0.4, 2))
+    with _drawing():
+        figure, grid = _grid(2 * bands, across, 1.55, height + 0.08, tight=True)
+        for i, (title, density, box, points) in enumerate(tiles):
+            upper, lower = grid[2 * (i // across) : 2 * (i // across) + 2, i % across]
+            image = _tile(upper, box).imshow(
+                density, extent=tuple(box), origin="lower", cmap="magma", norm=Normalize(0.0, top)
+            )
+            upper.set_title(title, fontsize=9, fontweight="normal", linespacing=1.3)
+            x, y = points[np.isfinite(points).all(axis=1)].T
+            dots = {"s": min(2.0, 4000 / max(x.size, 1)), "color": "#1B1464", "linewidth": 0}
+            _tile(lower, box).scatter(x, y, rasterized=True, **dots)
+            if i % across == 0:
+                upper.set_ylabel("density")
+                lower.set_ylabel("samples")
+        for band in range(0, 2 * bands, 2):
+            for axes in grid[band : band + 2, len(tiles) - band // 2 * across :].flat:
+                axes.remove()
+        bar = figure.colorbar(image, ax=figure.axes, shrink=0.6, aspect=30, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.set_label("density, one scale for all")
+    return figure
+
+
+def encode(figure: Figure) -> tuple[bytes, bytes]:
+    """Return the figure as PNG and as SVG, the same bytes for the same figure."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    with _drawing():
+        figure.savefig(png, format="png", dpi=_DPI)
+        figure.savefig(svg, format="svg", dpi=_DPI, metadata={"Date": None})
+    return png.getvalue(), svg.getvalue()
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Draw in one style whatever the user's matplotlibrc says, and put the settings back."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script the font lacks is drawn as boxes: no reason to lose the report.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def _grid(
+    rows: int,
+    columns: int,
+    width: float,
+    height: float,
+    tight: bool = False,
+) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.04 if tight else 0.1, compress=tight)
+    figure = Figure(figsize=(columns * width + 0.6, rows * height + 0.3), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of so many panels, two abreast."""
+    across = min(count, 2)
+    figure, grid = _grid(math.ceil(count / across), across, width, height)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    return figure, list(grid.flat[:count])
+
+
+def _by_dataset(found: Sequence[Setting]) -> dict[str, list[Setting]]:
+    panels: dict[str, list[Setting]] = {}
+    for s in found:
+        panels.setdefault(s.dataset, []).append(s)
+    return panels
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
+    """One panel of likelihoods: a row a model, a point a seed, the number at the right."""
+    from matplotlib.ticker import MaxNLocator
+
+    digits = likelihood_digits(entries)
+    for y, s in enumerate(entries):
+        seeds = [row for row in s.rows if _finite(row["test_log_prob"])]
+        for row, shift in zip(seeds, _spaced(len(seeds)), strict=True):
+            error = row["test_log_prob_2se"]
+            axes.errorbar(
+                row["test_log_prob"],
+                y + shift,
+                xerr=error if _finite(error) else None,
+                fmt=style[s.model].marker,
+                color=style[s.model].edge.replace("none", style[s.model].colour),
+                mfc=style[s.model].colour,
+                ms=6.5 if len(seeds) == 1 else 4.5,
+                mew=0.6,
+                elinewidth=1.2,
+                capsize=0,
+                clip_on=False,
+            )
+        text = plus_minus(*s.likelihood, digits).replace("-", "−")
+        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    reference = [s.likelihood[0] for s in entries if s.model == "gaussian"]
+    if reference and reference[0] is not None:
+        axes.axvline(reference[0], color=_FIXED["gaussian"].colour, ls=(0, (4, 3)), lw=1, zorder=0)
+    axes.set_yticks(range(len(entries)), [clip(label(s.model), 18) for s in entries])
+    axes.set_ylim(len(entries) - 0.4, -0.6)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title(clip(name, 40), loc="left")
+
+
+def _spaced(count: int) -> list[float]:
+    """Offsets that keep the seeds of one model apart."""
+    return [0.0] if count == 1 else list(np.linspace(-0.26, 0.26, count))
+
+
+def _times(s: Setting) -> tuple[float, float] | None:
+    """Milliseconds per 1000 densities and samples, None unless both can stand on a log axis."""
+    density, sample = s.mean("density_ms_per_1000"), s.mean("sample_ms_per_1000")
+    if density is None or sample is None or not (0 < density < math.inf and 0 < sample < math.inf):
+        return None
+    return density, sample
+
+
+def _costs(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
+    """One panel of costs: the same limits both ways, so that the diagonal is equal cost."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    times = {id(s): t for s in entries if (t := _times(s))}
+    low, high = _decades([value for pair in times.values() for value in pair])
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.plot([low, high], [low, high], color="#999999", ls=(0, (4, 3)), lw=1, zorder=0)
+    last = {id(s) for s in deepest(entries)}
+    for model in dict.fromkeys(s.model for s in entries):
+        colour, marker, edge = style[model]
+        path = [s for s in entries if s.model == model]
+        axes.plot(*zip(*(times[id(s)] for s in path), strict=True), color=colour, lw=1, alpha=0.6)
+        for s in path:
+            size = 8.0 if id(s) in last else 4.0
+            axes.plot(*times[id(s)], marker=marker, color=colour, ms=size, mec=edge, mew=0.6)
+    _label_diagonal(axes, list(times.values()))
+    axes.grid()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(clip(name, 36), loc="left")
+
+
+def _decades(values: Sequence[float]) -> tuple[float, float]:
+    """Limits with room for labels around positive values, a decade and a half apart at least."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    pad = max(0.1 * (high - low), (1.5 - (high - low)) / 2, 0.2)
+    return float(10 ** (low - pad)), float(10 ** (high + 2 * pad))  # names go to the right
+
+
+def _label_diagonal(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Name the diagonal where it is farthest from all points."""
+    low, high = (math.log10(limit) for limit in axes.get_xlim())
+    places = np.linspace(0.1, 0.88, 27)
+    at = (np.log10(points) - low) / (high - low)
+    nearest = np.hypot(*(places[:, None, None] - at[None]).transpose(2, 0, 1)).min(axis=1)
+    place = float(places[nearest.argmax()])
+    axes.annotate(
+        "equal cost",
+        (place, place),
+        xycoords="axes fraction",
+        xytext=(3, -3),
+        textcoords="offset points",
+        rotation=45,
+        rotation_mode="anchor",
+        ha="center",
+        va="top",
+        fontsize=8,
+        color=_SOFT,
+    )
+
+
+def _label_points(axes: Axes, entries: Sequence[Setting]) -> bool:
+    """Name each model beside its deepest point; say whether all names found a free place."""
+    scale = axes.figure.dpi / 72
+    taken: list[Array] = [_extents(text.get_window_extent()) for text in axes.texts]
+    paths = [axes.transAxes.transform([(0, 0), (1, 1)])]
+    for model in dict.fromkeys(s.model for s in entries):
+        times = [_times(s) for s in entries if s.model == model]
+        paths.append(axes.transData.transform([pair for pair in times if pair]))
+    for i, path in enumerate(paths):  # names keep off the diagonal, the points and their lines
+        half = (4.5 if i else 1.0) * scale
+        for first, second in zip(path, [*path[1:], path[-1]], strict=True):
+            places = np.linspace(first, second, 12 if i else 100)
+            taken += list(np.hstack([places - half, places + half]))
+    for s in deepest(entries):
+        if (box := _place(axes, s, np.array(taken), scale)) is None:
+            return False
+        taken.append(box)
+    return True
+
+
+def _place(axes: Axes, s: Setting, taken: Array, scale: float) -> Array | None:
+    """Write a setting's name at the first free place around its point; None if there is none.
+
+    `taken` holds boxes (n, 4) in pixels that a name keeps off: left, bottom, right, top.
+    """
+    from matplotlib.text import Text
+
+    times = _times(s)
+    assert times is not None
+    text = axes.annotate(
+        clip(label(s.model), 18),
+        times,
+        xytext=(0, 0),
+        textcoords="offset points",
+        fontsize=8.5,
+        gid=_NAME,
+        arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "lw": 0.6, "shrinkA": 1, "shrinkB": 6},
+    )
+    text.set_in_layout(False)
+    canvas: Any = axes.figure.canvas
+    room = _extents(axes.get_window_extent())
+    here = axes.transData.transform(times)
+    others = taken[~_overlap(taken, np.tile(here, 2))]
+    for distance, angle in itertools.product((7, 11, 17, 25, 34, 44), _AROUND):
+        x, y = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
+        text.set_position((x, y))
+        text.set_horizontalalignment("left" if x > 1 else "right" if x < -1 else "center")
+        text.set_verticalalignment("bottom" if y > 1 else "top" if y < -1 else "center")
+        text.update_positions(canvas.get_renderer())
+        box = _extents(Text.get_window_extent(text).padded(scale))  # without the leader
+        leader = here + np.linspace(0, scale, 12)[:, None] * (x, y)
+        free = not _overlap(taken, box).any()
+        free &= not any(_overlap(others, np.tile(point, 2)).any() for point in leader)
+        if free and (box[:2] >= room[:2]).all() and (box[2:] <= room[2:]).all():
+            if distance < 12 and text.arrow_patch is not None:
+                text.arrow_patch.set_visible(False)  # a name this near needs no leader
+            return box
+    return None
+
+
+def _overlap(boxes: Array, box: Array) -> NDArray[np.bool_]:
+    """Tell which of the boxes (n, 4) meet a box (4,); a point is a box without size."""
+    meet: NDArray[np.bool_] = (boxes[:, :2] < box[2:]) & (box[:2] < boxes[:, 2:])
+    return np.logical_and(meet[:, 0], meet[:, 1])
+
+
+def _extents(box: Bbox) -> Array:
+    return np.asarray(box.extents, np.float64)
+
+
+def _legend(figure: Figure, models: Sequence[str], style: Mapping[str, Mark]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, marker=marker, ms=7, mec=edge, ls="none")
+        for colour, marker, edge in (style[model] for model in models)
+    ]
+    names = [clip(label(model), 18) for model in models]
+    rows = math.ceil(len(names) / (3 if figure.get_figwidth() < 6 else 6))
+    columns = math.ceil(len(names) / rows)
+    figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def _tile(axes: Axes, box: Array) -> Axes:
+    axes.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:], aspect="equal")
+    return axes
+
+
+def _density(picture: Picture) -> Array:
+    """exp(log p), where a point that has no density counts as none."""
+    return np.exp(np.minimum(np.nan_to_num(picture["density"], nan=-np.inf), 700.0))
+
+
+def _common_top(columns: Sequence[tuple[Setting, Picture]]) -> float:
+    """Return what is drawn brightest: the 99.5th percentile of the best model's density."""
+    scored = [(value, p) for s, p in columns if (value := s.likelihood[0]) is not None]
+    scored = [pair for pair in scored if math.isfinite(pair[0])] or [(0.0, columns[0][1])]
+    density = _density(max(scored, key=lambda pair: pair[0])[1])
+    top = float(np.quantile(density, 0.995)) or float(density.max())
+    return top if math.isfinite(top) and top > 0 else 1.0
+
+
+def _histogram(data: Array, extent: Array) -> Array:
+    """Density of the rows in cells of the picture, in the units of the models' densities."""
+    bins = int(np.clip(math.sqrt(len(data)) / 1.7, 12, 60))  # a few rows to a cell, not a speckle
+    left, right, low, high = map(float, extent)
+    x, y = np.linspace(left, right, bins + 1), np.linspace(low, high, bins + 1)
+    counts = np.histogram2d(data[:, 0], data[:, 1], bins=(x, y))[0].T
+    return np.asarray(counts / (len(data) * (x[1] - x[0]) * (y[1] - y[0])), np.float64)

@@ -1,0 +1,237 @@
+"""Running the cells of a comparison: training side by side, timing alone, then the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from baselines.harness import cells, data, depth, models, report
+from baselines.harness.cells import Cell
+from cflows.storage import write_beside
+
+__all__ = ["COMPARISONS", "Plan", "execute", "plan_cells"]
+
+COMPARISONS = ("compare", "likelihood", "sampling", "depth")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command asks for.
+
+    Attributes:
+        comparison: a name in ``COMPARISONS``.
+        data: names of data sets, or files.
+        models: names of models; the Gaussian is added to every table.
+        seeds: one cell each.
+        depths: for every model alike, or None for each model's own.
+        steps: optimiser steps a cell, or None for each model's own.
+        budget: training seconds a cell, or None.
+        quick: whether to use the models' quick steps.
+        device: ``"cpu"`` or ``"cuda"``.
+        jobs: cells trained at a time, a process and a thread each.
+        out: DIR.
+        command: as it was typed, for the manifest.
+
+    """
+
+    comparison: str
+    data: Sequence[str]
+    models: Sequence[str]
+    seeds: Sequence[int]
+    depths: Sequence[int] | None
+    steps: int | None
+    budget: float | None
+    quick: bool
+    device: str
+    jobs: int
+    out: Path
+    command: str
+
+
+def execute(plan: Plan) -> int:
+    """Run what is not done yet, print each cell as it ends, write the report; 1 if a cell failed.
+
+    Raises:
+        DataError: a data set cannot be used.
+        ModelError: a model or a depth cannot.
+
+    """
+    started = time.perf_counter()
+    sets = {name: data.load(name) for name in plan.data}
+    todo = plan_cells(plan, sets)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    _write_manifest(plan, sets, todo)
+    for name, rows in sets.items():
+        sizes = " / ".join(f"{len(part):,}" for part in (rows.train, rows.validation, rows.test))
+        _say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
+    _say(f"{len(todo)} cells on {plan.jobs} process(es), one thread each, into {plan.out}")
+    width = len(str(len(todo)))
+    for count, (cell, result) in enumerate(_train(todo, plan), 1):
+        _say(f"[{count:{width}}/{len(todo)}] {_line(cell, result)}")
+    failed = [cell for cell in todo if cells.finished(cell, plan.out) is None]
+    if plan.comparison != "likelihood":
+        _say("timing densities and samples, one model at a time")
+        for cell in todo:
+            if cell not in failed:
+                cells.cost_of(cell, plan.out)
+    page = report.write(plan.out)
+    _say("\n" + report.summary(plan.out))
+    _say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
+    return 1 if failed else 0
+
+
+def plan_cells(plan: Plan, sets: dict[str, data.Dataset]) -> list[Cell]:
+    """The cells of a plan, the longest first so that processes end together."""
+    listed = []
+    for name, rows in sets.items():
+        place = str(Path(name).resolve()) if rows.kind == "file" else name
+
+        def cell(
+            model: str, deep: int | None, seed: int, steps: int | None, rate: float,
+            place: str = place, checksum: str = rows.checksum,
+        ) -> Cell:  # fmt: skip
+            seconds = None if model == models.GAUSSIAN else plan.budget
+            return Cell(place, checksum, model, deep, seed, steps, seconds, rate, plan.device)
+
+        for model_name in plan.models:
+            model = models.find(model_name)
+            own = model.quick_steps if plan.quick else model.steps
+            steps = plan.steps if plan.steps is not None else None if plan.budget else own
+            deepest_only = plan.comparison in ("likelihood", "sampling")
+            for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
+                for seed in plan.seeds:
+                    listed.append(cell(model_name, deep, seed, steps, model.learning_rate))
+        listed.append(cell(models.GAUSSIAN, None, 0, 0, 0.0))
+    weight = {"ffjord": 4, "iaf": 3, models.GAUSSIAN: 0}
+    sizes = {str(Path(n).resolve()) if r.kind == "file" else n: r.features for n, r in sets.items()}
+    return sorted(
+        listed, key=lambda c: -weight.get(c.model, 1) * (c.depth or 0) * sizes[c.data]
+    )  # fmt: skip
+
+
+def _train(todo: Sequence[Cell], plan: Plan) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Each cell with its result, as it ends; finished ones first."""
+    waiting = []
+    for cell in todo:
+        done = cells.finished(cell, plan.out)
+        if done is None:
+            waiting.append(cell)
+        else:
+            yield cell, done
+    if plan.jobs == 1 or len(waiting) <= 1:
+        for cell in waiting:
+            yield cell, cells.run(cell, plan.out)
+        return
+    killed: dict[Cell, int] = {}
+    while waiting:
+        broken: list[Cell] = []
+        yield from _pool(waiting, plan, broken)
+        for cell in broken:
+            killed[cell] = killed.get(cell, 0) + 1
+        # A killed process takes the pool along: what ran beside the culprit gets a second try.
+        waiting = [cell for cell in broken if killed[cell] < 2]
+        for cell in broken:
+            if killed[cell] >= 2:
+                yield cell, cells.fail(cell, plan.out, "its process was killed twice (memory?)")
+
+
+def _pool(
+    waiting: Sequence[Cell], plan: Plan, broken: list[Cell]
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    with ProcessPoolExecutor(min(plan.jobs, len(waiting)), get_context("spawn")) as pool:
+        running: dict[Future[dict[str, Any]], Cell] = {
+            pool.submit(cells.run, cell, plan.out): cell for cell in waiting
+        }
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    try:
+                        yield cell, future.result()
+                    except BrokenProcessPool:
+                        broken.append(cell)
+        except BaseException:
+            for process in list(pool._processes.values()):
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _line(cell: Cell, result: dict[str, Any]) -> str:
+    name = f"{Path(cell.data).name} {cell.model}"
+    if cell.depth is not None:
+        name += f" {cell.depth} {models.find(cell.model).unit}"
+    if cell.seed:
+        name += f" seed {cell.seed}"
+    if result["status"] != "ok":
+        return f"{name:32} failed: {result['error']}"
+    return (
+        f"{name:32} test log-likelihood {result['test_log_prob']:9.3f} "
+        f"± {result['test_log_prob_2se']:.3f}  ({result['train_seconds']:.0f} s)"
+    )
+
+
+def _write_manifest(plan: Plan, sets: dict[str, data.Dataset], todo: Sequence[Cell]) -> None:
+    path = plan.out / "manifest.json"
+    manifest = {
+        "command": plan.command,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "comparison": plan.comparison,
+        "seed": list(plan.seeds),
+        "models": list(plan.models),
+        "steps": plan.steps,
+        "budget": plan.budget,
+        "quick": plan.quick,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("cflows", "torch", "torchdiffeq", "numpy")},
+        },
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "threads": 1,
+        "jobs": plan.jobs,
+        "device": plan.device,
+        "dtype": "float32",
+        "solver": {"training": "rk4, 4 steps a block", "evaluation": "dopri5 1e-5, exact trace"},
+        "data": {
+            name: {
+                "checksum": rows.checksum,
+                "rows": [len(rows.train), len(rows.validation), len(rows.test)],
+                "features": rows.features,
+                "columns": list(rows.columns),
+                "kind": rows.kind,
+                "source": rows.source,
+                "licence": rows.licence,
+            }
+            for name, rows in sets.items()
+        },
+        "cells": sorted(cell.key for cell in todo),
+    }
+    text = json.dumps(manifest, indent=1) + "\n"
+    write_beside(path, lambda beside: beside.write_text(text))
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stdout, flush=True)

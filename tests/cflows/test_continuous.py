@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from zoo import ForeignField, perturbed
+
+from cflows import (
+    FFJORD,
+    MLP,
+    Adaptive,
+    FixedGrid,
+    Flow,
+    ODEBijector,
+    SolverError,
+    continuous,
+    load,
+)
+from cflows.solvers import TABLEAUX, solve
+
+TIGHT = Adaptive("dopri5", rtol=1e-10, atol=1e-10)
+
+
+class Linear(nn.Module):
+    """f(t, x) = A x."""
+
+    context_features = 0
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        self.features = len(matrix)
+        self.matrix = nn.Parameter(matrix)
+
+    def forward(self, t, x, context):
+        return x @ self.matrix.T
+
+
+def flow(**settings) -> FFJORD:
+    settings = {"hidden": (8, 8), "evaluation_solver": TIGHT, **settings}
+    return perturbed(FFJORD(3, **settings))
+
+
+@pytest.mark.parametrize("end_time", [0.5, 1.0, 2.0])
+def test_a_linear_field_is_its_closed_form_gaussian(end_time):
+    # x = exp(TA) z, so x ~ N(0, exp(TA) exp(TA)'), and log|det dx/dz| = T tr A.
+    matrix = 0.4 * torch.randn(3, 3, dtype=torch.float64)
+    ode = ODEBijector(Linear(matrix), end_time=end_time, evaluation_solver=TIGHT)
+    model = Flow(ode).double().eval()
+    transport = torch.matrix_exp(end_time * matrix)
+    z = torch.randn(5, 3, dtype=torch.float64)
+    x, log_det = ode.forward_and_log_det(z)
+    torch.testing.assert_close(x, z @ transport.T, rtol=0, atol=1e-8)
+    torch.testing.assert_close(log_det, (end_time * matrix.trace()).expand(5), rtol=0, atol=1e-8)
+    gaussian = torch.distributions.MultivariateNormal(
+        torch.zeros(3, dtype=torch.float64), transport @ transport.T
+    )
+    torch.testing.assert_close(model.log_prob(x), gaussian.log_prob(x), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_fixed_grids_have_their_order(method):
+    # dx/ds = x cos(s) with dq/ds = x: both the state and the integral converge with the order.
+    def rhs(times):
+        return [lambda x, s=s: (x * s.cos(), x) for s in times]
+
+    start = torch.ones(1, 1, dtype=torch.float64)
+    exact, total, _ = solve(rhs, start, Adaptive("dopri8", 1e-13, 1e-13), integrals=1)
+    errors = []
+    for steps in (8, 16, 32):
+        x, q, stats = solve(rhs, start, FixedGrid(method, steps), integrals=1)
+        errors.append([(x - exact).abs().item(), (q - total).abs().item()])
+        assert stats.nfe == steps * len(TABLEAUX[method].c)
+    for kind in (0, 1):
+        slope = math.log2(errors[0][kind] / errors[2][kind]) / 2
+        assert slope == pytest.approx(TABLEAUX[method].order, abs=0.2)
+
+
+@pytest.mark.parametrize("solver", [FixedGrid("rk4", 20), FixedGrid("midpoint", 200), TIGHT])
+def test_solves_run_the_same_path_back(solver):
+    def rhs(times):
+        return [lambda x, s=s: (x * s.cos(), x) for s in times]
+
+    start = torch.ones(2, 1, dtype=torch.float64)
+    x, q, _ = solve(rhs, start, solver, integrals=1)
+    torch.testing.assert_close(x, start * math.exp(math.sin(1.0)), rtol=1e-4, atol=0)
+    back, q_back, _ = solve(rhs, x, solver, integrals=1, reverse=True)
+    torch.testing.assert_close(back, start, rtol=1e-5, atol=0)
+    torch.testing.assert_close(q_back, -q, rtol=1e-5, atol=0)
+
+
+def test_tighter_solvers_are_tighter():
+    assert Adaptive("dopri5", 4.0, 8.0).tightened(4.0) == Adaptive("dopri5", 1.0, 2.0)
+    assert FixedGrid("rk4", 10).tightened(16.0) == FixedGrid("rk4", 20)
+    model = flow(evaluation_solver=Adaptive("dopri5", 1e-4, 1e-4))
+    x = torch.randn(20, 3, dtype=torch.float64)
+    with model.using(solver=TIGHT):
+        exact = model.log_prob(x)
+    loose = (model.log_prob(x) - exact).abs().max()
+    with model.tightened(100.0):
+        assert (model.log_prob(x) - exact).abs().max() < loose
+
+
+def test_hutchinsons_log_density_is_unbiased():
+    model = flow()
+    row = torch.randn(1, 3, dtype=torch.float64)
+    n = 20_000
+    with torch.no_grad(), model.using(divergence="hutchinson", solver=FixedGrid("rk4", 10)):
+        estimates = model.log_prob(row.expand(n, -1))
+        with model.using(divergence="exact"):
+            exact = model.log_prob(row)
+    error = estimates.std() / math.sqrt(n)
+    assert 0 < error < 0.05
+    assert (estimates.mean() - exact).abs() < 4 * error
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_the_probe_is_fixed_for_a_solve(monkeypatch, foreign):
+    drawn = []
+    original = continuous.draw_probe
+
+    def counted(*arguments):
+        drawn.append(original(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(continuous, "draw_probe", counted)
+    field = ForeignField(3, 0) if foreign else MLP(3, hidden=(8, 8))
+    model = perturbed(Flow(ODEBijector(field, evaluation_solver=TIGHT)))
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with model.using(divergence="hutchinson"):
+        model.log_prob(x)
+        assert model.evaluations > 10
+        assert len(drawn) == 1
+        model.log_prob(x)
+    assert len(drawn) == 2
+    assert not torch.equal(*drawn), "a new solve has a new probe"
+
+
+def test_a_solve_with_a_probe_is_as_smooth_as_one_with_the_trace():
+    # A probe drawn anew at each call would make the integrand noise and NFE explode.
+    model = flow(evaluation_solver=Adaptive("dopri5", 1e-6, 1e-6))
+    x = torch.randn(50, 3, dtype=torch.float64)
+    model.log_prob(x)
+    exact = model.evaluations
+    with model.using(divergence="hutchinson"):
+        model.log_prob(x)
+    assert model.evaluations - exact < 2 * exact
+
+
+def test_sampling_computes_no_divergence(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a divergence was computed")
+
+    monkeypatch.setattr(continuous, "perceptron_divergence", refuse)
+    monkeypatch.setattr(continuous, "value_and_divergence", refuse)
+    monkeypatch.setattr(continuous, "draw_probe", refuse)
+    model = flow()
+    model.sample(5)
+    model.train().rsample((5,))
+    foreign = perturbed(Flow(ODEBijector(ForeignField(3, 0))))
+    foreign.sample(5)
+    with pytest.raises(AssertionError):
+        model.log_prob(torch.zeros(1, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_no_graph_under_no_grad(foreign, training):
+    field = ForeignField(3, 0) if foreign else MLP(3, hidden=(8, 8))
+    model = perturbed(Flow(ODEBijector(field))).train(training)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for value in (model.log_prob(x), *model.sample_and_log_prob(5)):
+            assert value.grad_fn is None
+            assert not value.requires_grad
+    assert model.log_prob(x).requires_grad
+
+
+def test_mode_picks_solver_and_divergence():
+    model = flow(training_solver=FixedGrid("rk4", 3), divergence="hutchinson").train()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    part = model.bijector.parts[0]
+    first, second = model.log_prob(x), model.log_prob(x)
+    assert part.stats.nfe == 12
+    assert not torch.equal(first, second), "training estimates"
+    model.eval()
+    assert torch.equal(model.log_prob(x), model.log_prob(x)), "evaluation is exact"
+    assert part.stats.nfe > 12
+    with model.using(solver=FixedGrid("midpoint", 2)):
+        model.log_prob(x)
+        assert part.stats.nfe == 4
+        with model.using(divergence="hutchinson"):
+            assert not torch.equal(model.log_prob(x), model.log_prob(x))
+            assert part.stats.nfe == 4, "an inner block keeps what the outer one set"
+    model.log_prob(x)
+    assert part.stats.nfe > 12
+
+
+def test_using_works_with_gradients_and_on_a_loaded_flow(tmp_path):
+    flow().save(tmp_path / "flow.pt")
+    model = load(tmp_path / "flow.pt")
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with model.using(divergence="hutchinson", solver=FixedGrid("rk4", 4)):
+        model.log_prob(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.bijector.parts[0].stats.nfe == 16
+
+
+def test_using_is_refused_where_it_means_nothing():
+    from baselines import MAF
+
+    with pytest.raises(TypeError, match="no continuous part"), MAF(2).using(divergence="exact"):
+        pass
+    with pytest.raises(ValueError, match="divergence must be one of"), flow().using(divergence="e"):
+        pass
+
+
+def test_trainable_end_time_has_the_gradient_of_finite_differences():
+    model = flow(trainable_end_time=True, end_time=0.8)
+    part = model.bijector.parts[0]
+    x = torch.randn(5, 3, dtype=torch.float64)
+    for solver in (TIGHT, FixedGrid("rk4", 20)):
+        with model.using(solver=solver):
+            model.zero_grad()
+            model.log_prob(x).sum().backward()
+            gradient = part.log_end_time.grad.item()
+            step, values = 1e-5, []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    part.log_end_time += sign * step
+                    values.append(model.log_prob(x).sum().item())
+                    part.log_end_time -= sign * step
+        assert gradient == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
+        assert abs(gradient) > 1e-3
+
+
+def test_rows_far_apart_do_not_share_an_error():
+    # One fast row among many slow ones: with a mean over rows its error would be diluted.
+    model = flow(evaluation_solver=Adaptive("dopri5", 1e-4, 1e-4))
+    x = torch.randn(500, 3, dtype=torch.float64) * 0.01
+    x[7] = 6.0
+    with torch.no_grad():
+        alone = model.log_prob(x[7:8])
+        together = model.log_prob(x)[7]
+        with model.using(solver=TIGHT):
+            exact = model.log_prob(x[7:8])
+    assert (together - exact).abs() < 1e-3
+    assert (together - alone).abs() < 1e-3
+
+
+def test_autocast_keeps_the_state_exact():
+    model = perturbed(FFJORD(3, hidden=(8, 8)), torch.float32)
+    x = torch.randn(5, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        log_prob = model.log_prob(x)
+    assert log_prob.dtype == torch.float32
+    torch.testing.assert_close(log_prob, model.log_prob(x), rtol=0.1, atol=0.1)
+
+
+class Stiff(nn.Module):
+    features, context_features = 2, 0
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, t, x, context):
+        return self.rate * (x - torch.sin(self.rate * t))
+
+
+@pytest.mark.parametrize("rate", [1e6, float("nan"), float("inf")])
+def test_a_field_that_cannot_be_solved_ends_in_one_clear_line(rate):
+    solver = Adaptive("dopri5", 1e-6, 1e-6, max_nfe=500)
+    ode = ODEBijector(Stiff(rate), evaluation_solver=solver).eval()
+    with pytest.raises(SolverError, match=r"at s = .* of \[0, 1\] after \d+ evaluations") as caught:
+        ode.inverse_and_log_det(torch.zeros(3, 2))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_method_of_torchdiffeq_can_be_named():
+    model = flow()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    exact = model.log_prob(x)
+    for method in ("dopri8", "bosh3", "fehlberg2", "adaptive_heun"):
+        with model.using(solver=Adaptive(method, 1e-6, 1e-6)):
+            torch.testing.assert_close(model.log_prob(x), exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"end_time": 0.0}, "end_time must be positive"),
+        ({"end_time": float("inf")}, "end_time must be positive"),
+        ({"divergence": "skilling"}, "divergence must be one of auto, exact, hutchinson"),
+        ({"probe": "cauchy"}, "probe must be one of rademacher, gaussian"),
+        ({"blocks": 0}, "blocks must be at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        FFJORD(2, **arguments)
+
+
+def test_bad_solvers():
+    with pytest.raises(ValueError, match="method must be one of"):
+        FixedGrid("rk45")
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        FixedGrid("rk4", 0)
+    with pytest.raises(ValueError, match="dopri5"):
+        Adaptive("dopri6")
+    with pytest.raises(ValueError, match="positive"):
+        Adaptive("dopri5", rtol=-1.0)
+    with pytest.raises(TypeError, match="integer attribute"):
+        ODEBijector(nn.Linear(2, 2))

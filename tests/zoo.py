@@ -1,0 +1,150 @@
+"""One dictionary of named constructors drives every contract test.
+
+A new bijector or flow is tested the moment it is listed here. Constructors take (features,
+context_features); ``perturbed`` moves every parameter by N(0, 0.3²), since a flow that starts as
+the identity passes everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from baselines import IAF, MAF, NICE, AutoregressiveAffine, Coupling, RealNVP
+from cflows import (
+    FFJORD,
+    MLP,
+    Adaptive,
+    Affine,
+    Bijector,
+    Chain,
+    DiagonalScale,
+    Flow,
+    Inverse,
+    Normal,
+    ODEBijector,
+    Whitening,
+)
+
+TIGHT = Adaptive("dopri5", rtol=1e-9, atol=1e-9)
+
+
+def _matrix(features: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(features, features, generator=generator, dtype=torch.float64)
+    return torch.eye(features, dtype=torch.float64) * 2 + 0.3 * noise
+
+
+def _whitening(features: int) -> Whitening:
+    matrix = _matrix(features)
+    log_det = float(torch.linalg.slogdet(matrix)[1])
+    loc = torch.arange(features, dtype=torch.float64)
+    return Whitening(loc, matrix, torch.linalg.inv(matrix), log_det)
+
+
+def _ode(d: int, c: int, **settings: object) -> ODEBijector:
+    field = MLP(d, context_features=c, hidden=settings.pop("hidden", (8, 8)), **_mlp(settings))  # type: ignore[arg-type]
+    return ODEBijector(field, evaluation_solver=TIGHT, **settings)  # type: ignore[arg-type]
+
+
+def _mlp(settings: dict[str, object]) -> dict[str, object]:
+    return {k: settings.pop(k) for k in ("layer", "activation") if k in settings}
+
+
+class ForeignField(nn.Module):
+    """A field of which the package knows nothing."""
+
+    def __init__(self, features: int, context_features: int) -> None:
+        super().__init__()
+        self.features, self.context_features = features, context_features
+        self.inner = nn.Linear(features + context_features + 1, 8)
+        self.outer = nn.Linear(8, features)
+
+    def forward(
+        self, t: torch.Tensor, x: torch.Tensor, context: torch.Tensor | None
+    ) -> torch.Tensor:
+        parts = [x, t.expand(len(x), 1)] + ([] if context is None else [context])
+        return self.outer(torch.tanh(self.inner(torch.cat(parts, dim=1))))
+
+
+def _foreign(d: int, c: int) -> ODEBijector:
+    return ODEBijector(ForeignField(d, c), evaluation_solver=TIGHT)
+
+
+SMALL = {"hidden": (12, 12)}
+
+FLOWS: dict[str, Callable[[int, int], Flow]] = {
+    "ffjord": lambda d, c: FFJORD(
+        d, context_features=c, hidden=(8, 8), trainable_end_time=True, evaluation_solver=TIGHT
+    ),
+    "ffjord-2-blocks-concat-softplus": lambda d, c: FFJORD(
+        d,
+        context_features=c,
+        hidden=(8,),
+        blocks=2,
+        layer="concat",
+        activation="softplus",
+        base=Normal(d, learnable=True),
+        evaluation_solver=TIGHT,
+    ),
+    "maf": lambda d, c: MAF(d, context_features=c, layers=3, **SMALL),
+    "maf-random-tanh": lambda d, c: MAF(
+        d, context_features=c, layers=3, order="random", activation="tanh", **SMALL
+    ),
+    "iaf": lambda d, c: IAF(d, context_features=c, layers=3, **SMALL),
+    "iaf-random": lambda d, c: IAF(d, context_features=c, layers=3, order="random", **SMALL),
+    "realnvp": lambda d, c: RealNVP(d, context_features=c, layers=3, **SMALL),
+    "realnvp-halves": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="halves", **SMALL),
+    "realnvp-random": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="random", **SMALL),
+    "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
+    "chain": lambda d, c: Flow(
+        Chain(
+            AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
+            _whitening(d),
+        )
+    ),
+}
+
+BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
+    "affine": lambda d, c: Affine([1.0 + k for k in range(d)], [0.5 + k for k in range(d)]),
+    "diagonal-scale": lambda d, c: DiagonalScale(d),
+    "whitening": lambda d, c: _whitening(d),
+    "autoregressive-data": lambda d, c: AutoregressiveAffine(d, context_features=c, hidden=(12,)),
+    "autoregressive-noise": lambda d, c: AutoregressiveAffine(
+        d, context_features=c, hidden=(12, 12), conditions_on="noise", order="random"
+    ),
+    "coupling": lambda d, c: Coupling(
+        d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)
+    ),
+    "coupling-additive": lambda d, c: Coupling(
+        d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), additive=True
+    ),
+    "ode-concatsquash": lambda d, c: _ode(d, c),
+    "ode-concat": lambda d, c: _ode(d, c, layer="concat", end_time=0.7),
+    "ode-softplus-one-layer": lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)),
+    "ode-three-layers": lambda d, c: _ode(d, c, hidden=(8, 6, 7)),
+    "ode-foreign": _foreign,
+    "inverse": lambda d, c: Inverse(AutoregressiveAffine(d, context_features=c, hidden=(12,))),
+    "chain": lambda d, c: Chain(
+        DiagonalScale(d),
+        AutoregressiveAffine(d, context_features=c, hidden=(12,)),
+        _whitening(d),
+    ),
+}
+
+NEEDS_TWO = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "coup"))}
+NO_CONTEXT = {"affine", "diagonal-scale", "whitening"}
+CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
+
+
+def perturbed(
+    module: nn.Module, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """The module in evaluation mode, every parameter moved by N(0, 0.3²), from a fixed seed."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return module.to(device, dtype).eval()
