@@ -237,7 +237,10 @@ def test_density_integrates_to_one(name, device):
         low, high = x.amin(0), x.amax(0)
         low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
         n = 500
-        axes = [torch.linspace(float(a), float(b), n, dtype=x.dtype) for a, b in zip(low, high)]
+        axes = [
+            torch.linspace(float(a), float(b), n, dtype=x.dtype)
+            for a, b in zip(low, high, strict=True)
+        ]
         grid = torch.cartesian_prod(*axes).to(device)
         density = cflows.log_likelihood(flow, grid, batch_size=50_000).exp()
         total = density.sum() * torch.prod((high - low) / (n - 1))

@@ -38,7 +38,9 @@ class Cell:
     """All that decides a cell's result.
 
     Attributes:
-        data: the name of a data set, or a file's absolute path.
+        data: what tables call the data set.
+        source: its registered name, or the absolute path of its file; not part of the key, since
+            the checksum says which rows these are.
         checksum: of its rows.
         model: a model's name, or ``"gaussian"``.
         depth: layers or blocks; None for the Gaussian.
@@ -52,6 +54,7 @@ class Cell:
     """
 
     data: str
+    source: str
     checksum: str
     model: str
     depth: int | None
@@ -65,8 +68,9 @@ class Cell:
     @property
     def key(self) -> str:
         """The folder's name: readable, and unique by a hash of the configuration."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        name = re.sub(r"[^A-Za-z0-9_]+", "-", Path(self.data).stem)[:40]
+        decisive = {name: value for name, value in asdict(self).items() if name != "source"}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", self.data)[:40]
         depth = "" if self.depth is None else f"-{self.depth}"
         return f"{name}-{self.model}{depth}-seed{self.seed}-{digest[:10]}"
 
@@ -114,6 +118,7 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
 
 def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
     """Give a cell a result of status ``"failed"``; return it."""
+    cell.folder(out).mkdir(parents=True, exist_ok=True)
     result = {"status": "failed", "error": " ".join(reason.split())}
     _write_json(cell.folder(out) / "result.json", result)
     return result
@@ -127,7 +132,7 @@ def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
         return cost
     torch.set_num_threads(1)
     flow = load(cell.folder(out) / "model.pt").to(cell.device)
-    cost = sampling.measure(flow, rows_of(cell.data, cell.dtype, cell.device)[2])
+    cost = sampling.measure(flow, rows_of(cell.source, cell.dtype, cell.device)[2])
     _write_json(place, cost)
     return cost
 
@@ -144,7 +149,7 @@ def rows_of(name: str, dtype: str, device: str) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
-    train, validation, test = rows_of(cell.data, cell.dtype, cell.device)
+    train, validation, test = rows_of(cell.source, cell.dtype, cell.device)
     flow = models.build(cell.model, cell.depth, train, cell.seed).to(cell.device)
     result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
     if cell.model != models.GAUSSIAN:

@@ -81,7 +81,7 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
         help=f"default: {' '.join(DEFAULT_MODELS)}")  # fmt: skip
     add("--seeds", nargs="+", type=int, metavar="N", default=[0], help="default: 0")
     add("--depths", nargs="+", type=int, metavar="N",
-        help="layers of discrete flows, blocks of continuous ones (default: two a model)")  # fmt: skip
+        help="layers of discrete flows, blocks of continuous ones")  # fmt: skip
     add("--budget", type=float, metavar="SECONDS", help="training seconds a cell")
     add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own)")
     add("--out", type=Path, metavar="DIR", help="default: results/COMMAND, with -quick for --quick")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines.harness import labels
 from baselines.harness.tables import (
     Setting,
     clip,
@@ -25,7 +25,6 @@ from baselines.harness.tables import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 __all__ = ["Mark", "cost", "densities", "encode", "likelihood", "marks"]
 
@@ -78,8 +77,6 @@ _STYLE: Any = {
     "svg.hashsalt": "cflows",  # else the same picture is another file each time
 }
 _DPI = 160
-_NAME = "name"  # marks the names beside points
-_AROUND = [0, 180, 315, 135, 90, 270, 45, 225, 345, 165, 300, 120]  # degrees, the best place first
 
 
 def marks(found: Sequence[Setting]) -> dict[str, Mark]:
@@ -114,17 +111,17 @@ def cost(found: Sequence[Setting]) -> Figure | None:
         figure, grid = _panels(len(panels), 4.6, 4.6)
         for axes, (name, entries) in zip(grid, panels.items(), strict=True):
             _costs(axes, name, entries, style)
-        figure.supxlabel("ms per 1000 densities", fontsize=9)
-        figure.supylabel("ms per 1000 samples", fontsize=9)
+        for axes in grid:
+            axes.set_xlabel("ms per 1000 densities")
+        grid[0].set_ylabel("ms per 1000 samples")
         figure.draw_without_rendering()  # where the points lie is known only after the layout
         placed = [
-            _label_points(axes, entries)
+            labels.name_points(axes, _named_paths(entries))
             for axes, entries in zip(grid, panels.values(), strict=True)
         ]
         if not all(placed):
             for axes in grid:
-                for text in [t for t in axes.texts if t.get_gid() == _NAME]:
-                    text.remove()
+                labels.remove_names(axes)
             _legend(figure, models, style)
     return figure
 
@@ -142,7 +139,7 @@ def densities(
     digits = likelihood_digits(s for s, _ in columns)
     extent = columns[0][1]["extent"]
     top = _common_top(columns)
-    tiles = [] if data is None else [("Data", _histogram(data, extent), extent, data)]
+    tiles = [] if data is None else [("Data", _histogram(data, extent), extent, data[:2000])]
     for s, picture in columns:
         value = plus_minus(s.rows[0]["test_log_prob"], None, digits).replace("-", "−")
         title = f"{clip(label(s.model), 16)}\n{value}"
@@ -281,6 +278,15 @@ def _times(s: Setting) -> tuple[float, float] | None:
     return density, sample
 
 
+def _named_paths(entries: Sequence[Setting]) -> dict[str, list[tuple[float, float]]]:
+    """Each model's points, the deepest last."""
+    paths: dict[str, list[tuple[float, float]]] = {}
+    for s in entries:
+        if times := _times(s):
+            paths.setdefault(clip(label(s.model), 18), []).append(times)
+    return paths
+
+
 def _costs(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
     """One panel of costs: the same limits both ways, so that the diagonal is equal cost."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -301,7 +307,7 @@ def _costs(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str
         for s in path:
             size = 8.0 if id(s) in last else 4.0
             axes.plot(*times[id(s)], marker=marker, color=colour, ms=size, mec=edge, mew=0.6)
-    _label_diagonal(axes, list(times.values()))
+    labels.name_diagonal(axes, list(times.values()), "equal cost")
     axes.grid()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(clip(name, 36), loc="left")
@@ -312,98 +318,6 @@ def _decades(values: Sequence[float]) -> tuple[float, float]:
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = max(0.1 * (high - low), (1.5 - (high - low)) / 2, 0.2)
     return float(10 ** (low - pad)), float(10 ** (high + 2 * pad))  # names go to the right
-
-
-def _label_diagonal(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Name the diagonal where it is farthest from all points."""
-    low, high = (math.log10(limit) for limit in axes.get_xlim())
-    places = np.linspace(0.1, 0.88, 27)
-    at = (np.log10(points) - low) / (high - low)
-    nearest = np.hypot(*(places[:, None, None] - at[None]).transpose(2, 0, 1)).min(axis=1)
-    place = float(places[nearest.argmax()])
-    axes.annotate(
-        "equal cost",
-        (place, place),
-        xycoords="axes fraction",
-        xytext=(3, -3),
-        textcoords="offset points",
-        rotation=45,
-        rotation_mode="anchor",
-        ha="center",
-        va="top",
-        fontsize=8,
-        color=_SOFT,
-    )
-
-
-def _label_points(axes: Axes, entries: Sequence[Setting]) -> bool:
-    """Name each model beside its deepest point; say whether all names found a free place."""
-    scale = axes.figure.dpi / 72
-    taken: list[Array] = [_extents(text.get_window_extent()) for text in axes.texts]
-    paths = [axes.transAxes.transform([(0, 0), (1, 1)])]
-    for model in dict.fromkeys(s.model for s in entries):
-        times = [_times(s) for s in entries if s.model == model]
-        paths.append(axes.transData.transform([pair for pair in times if pair]))
-    for i, path in enumerate(paths):  # names keep off the diagonal, the points and their lines
-        half = (4.5 if i else 1.0) * scale
-        for first, second in zip(path, [*path[1:], path[-1]], strict=True):
-            places = np.linspace(first, second, 12 if i else 100)
-            taken += list(np.hstack([places - half, places + half]))
-    for s in deepest(entries):
-        if (box := _place(axes, s, np.array(taken), scale)) is None:
-            return False
-        taken.append(box)
-    return True
-
-
-def _place(axes: Axes, s: Setting, taken: Array, scale: float) -> Array | None:
-    """Write a setting's name at the first free place around its point; None if there is none.
-
-    `taken` holds boxes (n, 4) in pixels that a name keeps off: left, bottom, right, top.
-    """
-    from matplotlib.text import Text
-
-    times = _times(s)
-    assert times is not None
-    text = axes.annotate(
-        clip(label(s.model), 18),
-        times,
-        xytext=(0, 0),
-        textcoords="offset points",
-        fontsize=8.5,
-        gid=_NAME,
-        arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "lw": 0.6, "shrinkA": 1, "shrinkB": 6},
-    )
-    text.set_in_layout(False)
-    canvas: Any = axes.figure.canvas
-    room = _extents(axes.get_window_extent())
-    here = axes.transData.transform(times)
-    others = taken[~_overlap(taken, np.tile(here, 2))]
-    for distance, angle in itertools.product((7, 11, 17, 25, 34, 44), _AROUND):
-        x, y = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
-        text.set_position((x, y))
-        text.set_horizontalalignment("left" if x > 1 else "right" if x < -1 else "center")
-        text.set_verticalalignment("bottom" if y > 1 else "top" if y < -1 else "center")
-        text.update_positions(canvas.get_renderer())
-        box = _extents(Text.get_window_extent(text).padded(scale))  # without the leader
-        leader = here + np.linspace(0, scale, 12)[:, None] * (x, y)
-        free = not _overlap(taken, box).any()
-        free &= not any(_overlap(others, np.tile(point, 2)).any() for point in leader)
-        if free and (box[:2] >= room[:2]).all() and (box[2:] <= room[2:]).all():
-            if distance < 12 and text.arrow_patch is not None:
-                text.arrow_patch.set_visible(False)  # a name this near needs no leader
-            return box
-    return None
-
-
-def _overlap(boxes: Array, box: Array) -> NDArray[np.bool_]:
-    """Tell which of the boxes (n, 4) meet a box (4,); a point is a box without size."""
-    meet: NDArray[np.bool_] = (boxes[:, :2] < box[2:]) & (box[:2] < boxes[:, 2:])
-    return np.logical_and(meet[:, 0], meet[:, 1])
-
-
-def _extents(box: Bbox) -> Array:
-    return np.asarray(box.extents, np.float64)
 
 
 def _legend(figure: Figure, models: Sequence[str], style: Mapping[str, Mark]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.harness import tables
+from baselines.harness import pages, tables
+from baselines.harness.pages import Block
 from baselines.harness.tables import Setting, Table
 
 __all__ = ["COLUMNS", "ReportError", "rows", "summary", "write"]
@@ -81,17 +80,17 @@ def write(directory: Path) -> Path:
     pictures, blocks = {}, list(_results_blocks(results))
     for stem, caption, png, svg in _pictures(results):
         pictures[stem] = png
-        blocks.append(_Block("picture", caption, stem))
+        blocks.append(Block("picture", caption, stem))
         _replace(results.directory / f"{stem}.png", png)
         _replace(results.directory / f"{stem}.svg", svg)
     if not pictures:
         reason = "no cell has what one shows" if _has_matplotlib() else "they need matplotlib"
-        blocks.append(_Block("p", f"None: {reason}."))
+        blocks.append(Block("p", f"None: {reason}."))
     blocks += _run_blocks(results)
     _replace(results.directory / "results.csv", _csv(results.rows).encode())
-    _replace(results.directory / "report.md", _markdown(blocks).encode())
+    _replace(results.directory / "report.md", pages.markdown(blocks).encode())
     path = results.directory / "report.html"
-    _replace(path, _html(blocks, pictures).encode())
+    _replace(path, pages.page(blocks, pictures).encode())
     return path
 
 
@@ -141,12 +140,17 @@ class _Results:
 def _load(directory: Path) -> _Results:
     if not directory.is_dir():
         raise ReportError(f"{directory} is not a directory: name one that a comparison has written")
-    cells = directory / "cells"
-    found = [p for p in sorted(cells.iterdir()) if _is_cell(p)] if cells.is_dir() else []
-    if not found:
-        raise ReportError(f"{directory} holds no cells: name one that a comparison has written")
     manifest = _json(directory / "manifest.json")
-    loaded = sorted(map(_row, found), key=_order(manifest))
+    cells = directory / "cells"
+    # What this command planned; a folder may hold the cells of other commands beside them.
+    planned = manifest.get("cells")
+    if not isinstance(planned, dict):
+        there = sorted(cells.iterdir()) if cells.is_dir() else []
+        planned = {path.name: {} for path in there if path.is_dir() and path.name[0] != "."}
+    if not planned:
+        raise ReportError(f"{directory} holds no cells: name one that a comparison has written")
+    loaded = [_row(cells / key, config) for key, config in planned.items()]
+    loaded.sort(key=_order(manifest))
     vectors = {r["cell"]: v for r in loaded if (v := _vector(cells / r["cell"], r)) is not None}
     for row in loaded:
         own, other = vectors.get(row["cell"]), tables.reference(row, loaded, vectors)
@@ -155,13 +159,9 @@ def _load(directory: Path) -> _Results:
     return _Results(directory, manifest, loaded, tables.settings(loaded, vectors))
 
 
-def _is_cell(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _row(cell: Path) -> Row:
-    """One row of results.csv, whatever state the cell was left in."""
-    config = _json(cell / "config.json") if (cell / "config.json").exists() else {}
+def _row(cell: Path, planned: dict[str, Any]) -> Row:
+    """One row of results.csv, whatever state the cell was left in, or before it began."""
+    config = _json(cell / "config.json") if (cell / "config.json").exists() else planned
     result = {"status": "failed", "error": _UNFINISHED}
     if (cell / "result.json").exists():
         result = _json(cell / "result.json")
@@ -242,31 +242,22 @@ def _order(manifest: Mapping[str, Any]) -> Any:
 # --- what the report says ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A piece of the report: h1, h2, p, code, list (a line each), picture (stem) or manifest."""
-
-    kind: str
-    text: str
-    more: str = ""
-
-
-def _results_blocks(results: _Results) -> Iterator[_Block | Table]:
+def _results_blocks(results: _Results) -> Iterator[Block | Table]:
     comparison = results.manifest.get("comparison")
     several = any(len(s.rows) + len(s.failed) > 1 for s in results.settings)
-    yield _Block("h1", _TITLES.get(str(comparison), _TITLES["compare"]))
-    yield _Block("p", _HOW_TO_READ + (_SEEDS if several else ""))
+    yield Block("h1", _TITLES.get(str(comparison), _TITLES["compare"]))
+    yield Block("p", _HOW_TO_READ + (_SEEDS if several else ""))
     about = results.manifest.get("data")
     about = {_one_line(k): v for k, v in about.items()} if isinstance(about, dict) else {}
     for name, found in results.by_dataset.items():
         if not name:  # a cell cut off before it wrote what it is: listed among the failed
             continue
-        yield _Block("h2", name)
+        yield Block("h2", name)
         if isinstance(about.get(name), dict):
-            yield _Block("p", _describe(about[name]), "soft")
+            yield Block("p", _describe(about[name]), "soft")
         for table in _TABLES.get(str(comparison), _TABLES["compare"]):
             yield table(found)
-    yield _Block("h2", "Pictures")
+    yield Block("h2", "Pictures")
 
 
 def _describe(data: Mapping[str, Any]) -> str:
@@ -280,19 +271,19 @@ def _describe(data: Mapping[str, Any]) -> str:
     return _one_line("; ".join(parts))
 
 
-def _run_blocks(results: _Results) -> Iterator[_Block | Table]:
-    yield _Block("h2", "Failed cells")
+def _run_blocks(results: _Results) -> Iterator[Block | Table]:
+    yield Block("h2", "Failed cells")
     failures = tables.failure_table(results.rows)
-    yield failures if failures.rows else _Block("p", "None.")
+    yield failures if failures.rows else Block("p", "None.")
     manifest = results.manifest
-    yield _Block("h2", "Command and machine")
-    yield _Block("code", _one_line(manifest.get("command", "")))
+    yield Block("h2", "Command and machine")
+    yield Block("code", _one_line(manifest.get("command", "")))
     keys = ("created", "processor", "threads", "device", "dtype", "seed", "steps")
     lines = [f"{key}: {manifest[key]}" for key in keys if manifest.get(key) is not None]
     if isinstance(versions := manifest.get("versions"), dict):
         lines.append("versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
-    yield _Block("list", "\n".join(map(_one_line, lines)))
-    yield _Block("manifest", json.dumps(manifest, indent=2, ensure_ascii=False))
+    yield Block("list", "\n".join(map(_one_line, lines)))
+    yield Block("manifest", json.dumps(manifest, indent=2, ensure_ascii=False))
 
 
 def _has_matplotlib() -> bool:
@@ -371,138 +362,3 @@ def _csv(found: Iterable[Row]) -> str:
     writer.writeheader()
     writer.writerows(found)
     return text.getvalue()
-
-
-def _markdown(blocks: Iterable[_Block | Table]) -> str:
-    parts = []
-    for block in blocks:
-        if isinstance(block, Table):
-            parts.append(_markdown_table(block))
-        elif block.kind in ("h1", "h2"):
-            parts.append(f"{'#' * int(block.kind[1])} {_plain(block.text)}")
-        elif block.kind == "p":
-            parts.append(_plain(block.text))
-        elif block.kind == "code":
-            parts.append(f"    {block.text}")
-        elif block.kind == "list":
-            parts.append("\n".join(f"- {_plain(line)}" for line in block.text.splitlines()))
-        elif block.kind == "picture":
-            parts.append(f"![{_plain(block.text)}]({block.more}.png)\n\n{_plain(block.text)}")
-    return "\n\n".join(parts) + "\n"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown, and the HTML that Markdown lets through, take literally."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*\[\]|#~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
-
-
-def _markdown_table(table: Table) -> str:
-    width = len(table.header)
-    lines = [f"### {table.title}\n"] if table.title else []
-    lines.append(f"| {' | '.join(table.header)} |")
-    lines.append("|---|" + ("---|" if table.words else "---:|") * (width - 1))
-    for row in table.rows:
-        texts = [_plain(c.text) for c in row] + [""] * (width - len(row))
-        texts = [f"**{t}**" if i < len(row) and row[i].bold else t for i, t in enumerate(texts)]
-        lines.append(f"| {' | '.join(texts)} |")
-    return "\n".join([*lines, *([f"\n{_plain(table.note)}"] if table.note else [])])
-
-
-def _html(blocks: Sequence[_Block | Table], pictures: Mapping[str, bytes]) -> str:
-    title = next(html.escape(b.text) for b in blocks if isinstance(b, _Block) and b.kind == "h1")
-    body = "\n".join(
-        _html_table(block) if isinstance(block, Table) else _html_block(block, pictures)
-        for block in blocks
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{_CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _html_block(block: _Block, pictures: Mapping[str, bytes]) -> str:
-    text = html.escape(block.text)
-    if block.kind == "picture":
-        png = pictures[block.more]
-        width = int.from_bytes(png[16:20], "big") * 3 // 5  # of the header: 160 dpi shown at 96
-        data = base64.b64encode(png).decode()
-        image = f'<img alt="{text}" style="--w:{width}px" src="data:image/png;base64,{data}">'
-        return f'<figure><div class="card">{image}</div><figcaption>{text}</figcaption></figure>'
-    if block.kind == "list":
-        return "<ul>" + "".join(f"<li>{line}</li>" for line in text.splitlines()) + "</ul>"
-    if block.kind == "code":
-        return f"<pre><code>{text}</code></pre>"
-    if block.kind == "manifest":
-        return f"<details><summary>manifest.json</summary><pre>{text}</pre></details>"
-    return f'<{block.kind} class="{block.more}">{text}</{block.kind}>'
-
-
-def _html_table(table: Table) -> str:
-    def cells(row: Sequence[tables.Cell]) -> Iterator[str]:
-        for i, cell in enumerate(row):
-            tag = 'th scope="row"' if i == 0 else "td"
-            if i and table.words:
-                tag = 'td class="words"'
-            elif i and i == len(row) - 1 and len(row) < len(table.header):
-                tag = f'td class="words" colspan="{len(table.header) - i}"'
-            text = html.escape(cell.text)
-            yield f"<{tag}>{f'<strong>{text}</strong>' if cell.bold else text}</{tag[:2]}>"
-
-    heads = [html.escape(name).replace("± 2 s.e.", "±&nbsp;2&nbsp;s.e.") for name in table.header]
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    names = [row[0].text for row in table.rows]
-    marks = [' class="same"' if i and names[i - 1] == name else "" for i, name in enumerate(names)]
-    body = "\n".join(
-        f"<tr{mark}>{''.join(cells(row))}</tr>" for mark, row in zip(marks, table.rows, strict=True)
-    )
-    title = f"<h3>{html.escape(table.title)}</h3>\n" if table.title else ""
-    note = f'\n<p class="soft">{html.escape(table.note)}</p>' if table.note else ""
-    kind = ' class="words"' if table.words else ""
-    return (
-        f'{title}<div class="scroll" tabindex="0"><table{kind}>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>{note}"
-    )
-
-
-_CSS = """\
-:root { color-scheme: light dark; --ink: #1d2126; --soft: #626b76; --rule: #dfe3e8;
-  --page: #fafafa; --card: #fff; --best: #0b57a4; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --soft: #98a2ae;
-  --rule: #343b44; --page: #14171b; --card: #1b1f24; --best: #7ab8ff; } }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; text-wrap: balance; }
-h2 { font-size: 1.3rem; margin: 3rem 0 .4rem; padding-top: 1rem;
-  border-top: 1px solid var(--rule); }
-h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
-p, ul { max-width: 46rem; margin: .5rem 0; }
-ul { padding-left: 1.2rem; }
-.soft, figcaption { color: var(--soft); font-size: .875rem; }
-.scroll, pre { overflow-x: auto; background: var(--card); border: 1px solid var(--rule);
-  border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem;
-  font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .45rem .8rem; text-align: right; white-space: nowrap; }
-thead th { vertical-align: bottom; white-space: normal; min-width: 3.2rem; font-weight: 500;
-  line-height: 1.3; color: var(--soft); border-bottom: 1px solid var(--rule); }
-tbody tr + tr:not(.same) > * { border-top: 1px solid var(--rule); }
-tr.same > * { padding-top: 0; }
-tr.same th { color: var(--soft); font-weight: 400; }
-th:first-child { position: sticky; left: 0; background: var(--card); text-align: left; }
-tbody th { font-weight: 600; }
-td.words { text-align: left; color: var(--soft); white-space: normal; }
-td.words[colspan] { min-width: 16rem; }
-table.words th { text-align: left; }
-strong { color: var(--best); }
-pre { padding: .75rem 1rem; font-size: .8125rem; line-height: 1.45; }
-figure { margin: 1.5rem 0 2rem; }
-.card { background: #fff; border: 1px solid var(--rule); border-radius: 8px; padding: .75rem;
-  overflow-x: auto; text-align: center; }
-.card img { width: var(--w); max-width: 100%; min-width: min(var(--w), 44rem); height: auto; }
-figcaption { margin-top: .5rem; }
-summary { cursor: pointer; margin: 1rem 0 .5rem; }
-"""

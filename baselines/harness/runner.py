@@ -8,21 +8,22 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from baselines.harness import cells, data, depth, models, report
 from baselines.harness.cells import Cell
+from baselines.harness.pool import Killed, side_by_side
 from cflows.storage import write_beside
 
 __all__ = ["COMPARISONS", "Plan", "execute", "plan_cells"]
 
+Sets = dict[str, tuple[str, data.Dataset]]
+WORK = {"ffjord": 16, "iaf": 8}  # roughly, for the order of the cells alone
 COMPARISONS = ("compare", "likelihood", "sampling", "depth")
 
 
@@ -69,11 +70,11 @@ def execute(plan: Plan) -> int:
 
     """
     started = time.perf_counter()
-    sets = {name: data.load(name) for name in plan.data}
+    sets = _load(plan.data)
     todo = plan_cells(plan, sets)
     plan.out.mkdir(parents=True, exist_ok=True)
     _write_manifest(plan, sets, todo)
-    for name, rows in sets.items():
+    for name, (_, rows) in sets.items():
         sizes = " / ".join(f"{len(part):,}" for part in (rows.train, rows.validation, rows.test))
         _say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
     _say(f"{len(todo)} cells on {plan.jobs} process(es), one thread each, into {plan.out}")
@@ -92,33 +93,49 @@ def execute(plan: Plan) -> int:
     return 1 if failed else 0
 
 
-def plan_cells(plan: Plan, sets: dict[str, data.Dataset]) -> list[Cell]:
-    """The cells of a plan, the longest first so that processes end together."""
-    listed = []
-    for name, rows in sets.items():
-        place = str(Path(name).resolve()) if rows.kind == "file" else name
-
-        def cell(
-            model: str, deep: int | None, seed: int, steps: int | None, rate: float,
-            place: str = place, checksum: str = rows.checksum,
-        ) -> Cell:  # fmt: skip
-            seconds = None if model == models.GAUSSIAN else plan.budget
-            return Cell(place, checksum, model, deep, seed, steps, seconds, rate, plan.device)
-
+def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
+    """Return the cells of a plan, the longest first so that processes end together."""
+    listed: list[tuple[int, Cell]] = []
+    deepest_only = plan.comparison in ("likelihood", "sampling")
+    for name, (source, rows) in sets.items():
+        common = {"data": name, "source": source, "checksum": rows.checksum, "device": plan.device}
         for model_name in plan.models:
             model = models.find(model_name)
-            own = model.quick_steps if plan.quick else model.steps
-            steps = plan.steps if plan.steps is not None else None if plan.budget else own
-            deepest_only = plan.comparison in ("likelihood", "sampling")
             for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
+                work = WORK.get(model_name, 1) * deep * rows.features
                 for seed in plan.seeds:
-                    listed.append(cell(model_name, deep, seed, steps, model.learning_rate))
-        listed.append(cell(models.GAUSSIAN, None, 0, 0, 0.0))
-    weight = {"ffjord": 4, "iaf": 3, models.GAUSSIAN: 0}
-    sizes = {str(Path(n).resolve()) if r.kind == "file" else n: r.features for n, r in sets.items()}
-    return sorted(
-        listed, key=lambda c: -weight.get(c.model, 1) * (c.depth or 0) * sizes[c.data]
-    )  # fmt: skip
+                    cell = Cell(
+                        **common,
+                        model=model_name,
+                        depth=deep,
+                        seed=seed,
+                        steps=_steps(plan, model),
+                        seconds=plan.budget,
+                        learning_rate=model.learning_rate,
+                    )
+                    listed.append((work, cell))
+        gaussian = Cell(
+            **common, model=models.GAUSSIAN, depth=None, seed=0, steps=0, seconds=None,
+            learning_rate=0.0,
+        )  # fmt: skip
+        listed.append((0, gaussian))
+    return [cell for _, cell in sorted(listed, key=lambda item: -item[0])]
+
+
+def _steps(plan: Plan, model: models.Model) -> int | None:
+    if plan.steps is not None or plan.budget is not None:
+        return plan.steps
+    return model.quick_steps if plan.quick else model.steps
+
+
+def _load(names: Sequence[str]) -> Sets:
+    """The data sets by what tables call them, with where each is loaded from again."""
+    sets: Sets = {}
+    for name in names:
+        rows = data.load(name)
+        source = str(Path(name).resolve()) if rows.kind == "file" else name
+        sets[rows.name if rows.name not in sets else source] = (source, rows)
+    return sets
 
 
 def _train(todo: Sequence[Cell], plan: Plan) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -134,43 +151,15 @@ def _train(todo: Sequence[Cell], plan: Plan) -> Iterator[tuple[Cell, dict[str, A
         for cell in waiting:
             yield cell, cells.run(cell, plan.out)
         return
-    killed: dict[Cell, int] = {}
-    while waiting:
-        broken: list[Cell] = []
-        yield from _pool(waiting, plan, broken)
-        for cell in broken:
-            killed[cell] = killed.get(cell, 0) + 1
-        # A killed process takes the pool along: what ran beside the culprit gets a second try.
-        waiting = [cell for cell in broken if killed[cell] < 2]
-        for cell in broken:
-            if killed[cell] >= 2:
-                yield cell, cells.fail(cell, plan.out, "its process was killed twice (memory?)")
-
-
-def _pool(
-    waiting: Sequence[Cell], plan: Plan, broken: list[Cell]
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    with ProcessPoolExecutor(min(plan.jobs, len(waiting)), get_context("spawn")) as pool:
-        running: dict[Future[dict[str, Any]], Cell] = {
-            pool.submit(cells.run, cell, plan.out): cell for cell in waiting
-        }
-        try:
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    cell = running.pop(future)
-                    try:
-                        yield cell, future.result()
-                    except BrokenProcessPool:
-                        broken.append(cell)
-        except BaseException:
-            for process in list(pool._processes.values()):
-                process.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise
+    for cell, result in side_by_side(partial(cells.run, out=plan.out), waiting, plan.jobs):
+        if isinstance(result, Killed):
+            reason = f"its process was killed (exit code {result.exit_code}; out of memory?)"
+            result = cells.fail(cell, plan.out, reason)
+        yield cell, result
 
 
 def _line(cell: Cell, result: dict[str, Any]) -> str:
-    name = f"{Path(cell.data).name} {cell.model}"
+    name = f"{cell.data} {cell.model}"
     if cell.depth is not None:
         name += f" {cell.depth} {models.find(cell.model).unit}"
     if cell.seed:
@@ -183,7 +172,7 @@ def _line(cell: Cell, result: dict[str, Any]) -> str:
     )
 
 
-def _write_manifest(plan: Plan, sets: dict[str, data.Dataset], todo: Sequence[Cell]) -> None:
+def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
     path = plan.out / "manifest.json"
     manifest = {
         "command": plan.command,
@@ -215,9 +204,17 @@ def _write_manifest(plan: Plan, sets: dict[str, data.Dataset], todo: Sequence[Ce
                 "source": rows.source,
                 "licence": rows.licence,
             }
-            for name, rows in sets.items()
+            for name, (_, rows) in sets.items()
         },
-        "cells": sorted(cell.key for cell in todo),
+        "cells": {
+            cell.key: {
+                "data": cell.data,
+                "model": cell.model,
+                "depth": cell.depth,
+                "seed": cell.seed,
+            }
+            for cell in todo
+        },
     }
     text = json.dumps(manifest, indent=1) + "\n"
     write_beside(path, lambda beside: beside.write_text(text))

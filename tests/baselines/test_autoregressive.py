@@ -18,7 +18,9 @@ def jacobian(function, point):
 @pytest.mark.parametrize("hidden", [(7,), (16, 16), (3,), (40, 11, 23)])
 @pytest.mark.parametrize("context", [0, 2])
 def test_made_sees_exactly_what_came_before(order, hidden, context):
-    made = perturbed(MADE(D, hidden=hidden, order=order, context_features=context, activation="tanh"))
+    made = perturbed(
+        MADE(D, hidden=hidden, order=order, context_features=context, activation="tanh")
+    )
     c = torch.randn(context, dtype=torch.float64) if context else None
     x = torch.randn(D, dtype=torch.float64)
     before = made.degrees[None, :] < made.degrees[:, None]

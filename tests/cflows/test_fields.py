@@ -156,8 +156,7 @@ def test_divergence_carries_gradients_and_none_under_no_grad(foreign, probe):
     assert gradient.abs().max() > 0
     step = 1e-6
     shifted = [
-        value_and_divergence(f, t, x.detach() + sign * step, None, eps)[1].sum()
-        for sign in (1, -1)
+        value_and_divergence(f, t, x.detach() + sign * step, None, eps)[1].sum() for sign in (1, -1)
     ]
     numeric = (shifted[0] - shifted[1]) / (2 * step)
     assert gradient.sum().item() == pytest.approx(float(numeric.detach()), rel=1e-4, abs=1e-7)

@@ -403,3 +403,15 @@ def test_a_directory_that_cannot_be_read_is_one_line(directory, change, message)
     assert "\n" not in str(caught.value)
     assert str(directory) in str(caught.value)
     assert not list(directory.glob(".*"))
+
+
+def test_a_planned_cell_that_never_began_is_a_row_and_a_foreign_one_is_not(directory):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    cell = {"data": "pinwheel", "model": "maf", "depth": 9, "seed": 0}
+    there = {path.name: {} for path in (directory / "cells").iterdir() if "nice" not in path.name}
+    save(directory / "manifest.json", {**manifest, "cells": {**there, "toy-maf-9-0": cell}})
+    rows = report.rows(directory)
+    assert not [row for row in rows if row["model"] == "nice"]
+    (row,) = [row for row in rows if row["depth"] == 9]
+    assert row["status"] == "failed"
+    assert "unfinished" in row["error"]

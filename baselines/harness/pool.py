@@ -1,0 +1,97 @@
+"""Work side by side in processes, one of which may die without taking the others along."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Killed", "side_by_side"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Killed:
+    """What stands for a result where the process died: its exit code, negative for a signal."""
+
+    exit_code: int | None
+
+
+def side_by_side(
+    work: Callable[[Item], Result], items: Sequence[Item], jobs: int
+) -> Iterator[tuple[Item, Result | Killed]]:
+    """Yield each item with its result as it ends, at most ``jobs`` at a time.
+
+    Args:
+        work: a function that can be imported by name; it must not raise.
+        items: what it is called with, in this order; picklable.
+        jobs: how many processes. Each is started afresh (spawn) and serves item after item.
+
+    A process that dies (out of memory, a signal) costs the item it held and is replaced. Leaving
+    the iteration early ends the processes.
+
+    """
+    waiting = list(reversed(items))
+    workers: list[_Worker[Item]] = []
+    try:
+        while waiting or workers:
+            while waiting and len(workers) < jobs:
+                workers.append(_Worker(work, waiting.pop()))
+            for connection in wait([worker.connection for worker in workers]):
+                worker = next(w for w in workers if w.connection is connection)
+                try:
+                    result: Result | Killed = worker.connection.recv()
+                except (EOFError, ConnectionResetError):
+                    worker.process.join()
+                    result = Killed(worker.process.exitcode)
+                item = worker.item
+                if isinstance(result, Killed) or not waiting:
+                    workers.remove(worker)
+                    worker.end()
+                else:
+                    worker.give(waiting.pop())
+                yield item, result
+    finally:
+        for worker in workers:
+            worker.process.kill()
+            worker.end()
+
+
+class _Worker(Generic[Item]):
+    """A process, this side of its pipe, and the item it works on."""
+
+    def __init__(self, work: Callable[[Item], Any], item: Item) -> None:
+        context = get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(work, other), daemon=True)
+        self.process.start()
+        other.close()  # so that the pipe ends with the process
+        self.give(item)
+
+    def give(self, item: Item) -> None:
+        self.item = item
+        try:
+            self.connection.send(item)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it died; the next wait sees the end of the pipe
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.join()
+
+
+def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
+    # Ctrl-C goes to all processes of a terminal: only the first one answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        connection.send(work(item))

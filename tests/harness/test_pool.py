@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from baselines.harness.pool import Killed, side_by_side
+
+
+def square(x: int) -> int:
+    if x == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if x == 5:
+        os._exit(7)
+    return x * x
+
+
+def test_each_item_ends_once_and_a_death_costs_one():
+    found = dict(side_by_side(square, range(8), jobs=2))
+    assert found == {
+        **{x: x * x for x in range(8)}, 3: Killed(-signal.SIGKILL), 5: Killed(7)
+    }  # fmt: skip
+
+
+def test_more_jobs_than_items_and_no_items():
+    assert dict(side_by_side(square, [2], jobs=5)) == {2: 4}
+    assert dict(side_by_side(square, [], jobs=2)) == {}
+
+
+def test_leaving_early_ends_the_processes():
+    started = time.monotonic()
+    iterator = side_by_side(square, [1, 2], jobs=1)
+    next(iterator)
+    iterator.close()
+    assert time.monotonic() - started < 30
