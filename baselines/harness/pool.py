@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -76,10 +77,9 @@ class _Worker(Generic[Item]):
 
     def give(self, item: Item) -> None:
         self.item = item
-        try:
+        # If it died, the next wait sees the end of the pipe.
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(item)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it died; the next wait sees the end of the pipe
 
     def end(self) -> None:
         self.connection.close()
