@@ -174,8 +174,10 @@ def encode(figure: Figure) -> tuple[bytes, bytes]:
     """Return the figure as PNG and as SVG, the same bytes for the same figure."""
     png, svg = io.BytesIO(), io.BytesIO()
     with _drawing():
-        figure.savefig(png, format="png", dpi=_DPI)
-        figure.savefig(svg, format="svg", dpi=_DPI, metadata={"Date": None})
+        # The layout may let a label stand out of a panel of fixed shape: nothing is cut off.
+        whole: Any = {"dpi": _DPI, "bbox_inches": "tight", "pad_inches": 0.1}
+        figure.savefig(png, format="png", **whole)
+        figure.savefig(svg, format="svg", metadata={"Date": None}, **whole)
     return png.getvalue(), svg.getvalue()
 
 
@@ -293,7 +295,7 @@ def _costs(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str
 
     times = {id(s): t for s in entries if (t := _times(s))}
     low, high = _decades([value for pair in times.values() for value in pair])
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
