@@ -111,7 +111,8 @@ class AutoregressiveAffine(Bijector):
         self, condition: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         shift, log_scale = self.made(condition, context)
-        return shift, bounded(log_scale)
+        # Under autocast the network is in low precision, its answer must not stay so.
+        return shift.to(condition.dtype), bounded(log_scale.to(condition.dtype))
 
     def _one_by_one(
         self,

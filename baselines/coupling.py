@@ -134,7 +134,7 @@ class Coupling(Bijector):
         additive: bool = False,
     ) -> None:
         super().__init__(features, context_features)
-        mask = torch.as_tensor(transformed)
+        mask = torch.as_tensor(transformed, dtype=torch.bool)
         if mask.shape != (features,) or not 0 < int(mask.sum()) < features:
             raise ValueError(f"transformed must be {features} booleans, some true and some false")
         passive, active = (~mask).nonzero().flatten(), mask.nonzero().flatten()
@@ -176,7 +176,9 @@ class Coupling(Bijector):
         self, passive: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         shift, *log_scale = self.conditioner(passive, context)
-        return shift, bounded(log_scale[0]) if log_scale else None
+        # Under autocast the network is in low precision, its answer must not stay so.
+        shift = shift.to(passive.dtype)
+        return shift, bounded(log_scale[0].to(passive.dtype)) if log_scale else None
 
     def _merged(self, passive: Tensor, active: Tensor) -> Tensor:
         return torch.cat([passive, active], dim=-1)[..., self.merge]

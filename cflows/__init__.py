@@ -12,8 +12,9 @@ from .elementwise import Affine, DiagonalScale
 from .ffjord import FFJORD
 from .fields import MLP
 from .flow import Flow, FlowDistribution
+from .normalization import BatchNorm
 from .preprocessing import Whitening, standardise, whiten
-from .solvers import Adaptive, FixedGrid, SolverError, SolveStats
+from .solvers import Adaptive, FixedGrid, Lagged, SolverError, SolveStats
 from .storage import LoadError, load, register
 from .training import History, TrainingError, fit, log_likelihood
 
@@ -23,6 +24,7 @@ __all__ = [
     "Adaptive",
     "Affine",
     "Base",
+    "BatchNorm",
     "Bijector",
     "Chain",
     "DiagonalScale",
@@ -31,6 +33,7 @@ __all__ = [
     "FlowDistribution",
     "History",
     "Inverse",
+    "Lagged",
     "LoadError",
     "Normal",
     "ODEBijector",

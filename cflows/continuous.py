@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .bijector import Bijector
 from .divergence import (
+    DIVERGENCES,
     PROBES,
-    divergence_is_cheap,
-    draw_probe,
-    perceptron_divergence,
-    value_and_divergence,
+    draw_probes,
+    exact_is_cheap,
+    is_perceptron,
+    linearize,
+    orthonormal_probes,
 )
-from .fields import MLP, FrozenMLP
-from .solvers import Adaptive, FixedGrid, RightHandSide, Solver, SolveStats, Stage, solve
+from .penalties import PENALTIES, rates
+from .solvers import (
+    GRADIENTS,
+    SIZES,
+    Adaptive,
+    Lagged,
+    RightHandSide,
+    Slope,
+    Solver,
+    SolveStats,
+    Stage,
+    solve,
+)
 from .storage import register
 
-__all__ = ["DIVERGENCES", "ODEBijector"]
-
-DIVERGENCES = ("auto", "exact", "hutchinson")
+__all__ = ["ODEBijector"]
 
 
 @register
@@ -44,15 +58,24 @@ class ODEBijector(Bijector):
             read from it.
         end_time: T, in the field's unit of time.
         trainable_end_time: whether log T is a parameter.
-        divergence: in training, ``"exact"``, ``"hutchinson"``, or ``"auto"``, which is exact where
-            that costs no more than about one probe.
-        probe: Hutchinson's, ``"rademacher"`` or ``"gaussian"``.
-        training_solver: ``FixedGrid`` or ``Adaptive``.
+        divergence: in training, ``"exact"``, ``"hutchinson"``, ``"hutch++"``, or ``"auto"``, which
+            is exact where that costs about what the estimate costs, else Hutchinson's.
+        probe: ``"rademacher"`` or ``"gaussian"``.
+        probes: products an evaluation of an estimate takes.
+        training_solver: ``Lagged``, ``FixedGrid`` or ``Adaptive``.
         evaluation_solver: likewise.
+        gradient: ``"backprop"`` through the solver; ``"checkpoint"``, the same with each step of a
+            grid computed again on the way back; ``"adjoint"``, for adaptive solves.
+        penalties: names in ``penalties.PENALTIES`` that ``collecting`` integrates along the path.
+        steer: b; in training the end time is T + U(-b, b) (Ghosh et al. 2020, "STEER").
+        bfloat16: whether the field's matrix products run in bfloat16; state, log-determinant and
+            time keep their dtype.
+        compiled: whether the field goes through ``torch.compile``.
 
     Attributes:
         stats: what the last solve did, a ``SolveStats``.
         evaluations_made: field evaluations since the bijector was built.
+        steps: of the next ``Lagged`` solve, 0 for an adaptive one; saved with the state.
 
     """
 
@@ -66,69 +89,58 @@ class ODEBijector(Bijector):
         trainable_end_time: bool = False,
         divergence: str = "auto",
         probe: str = "rademacher",
-        training_solver: Solver = FixedGrid("rk4", 8),  # noqa: B008, immutable
+        probes: int = 1,
+        training_solver: Solver = Lagged("dopri5", 1e-3),  # noqa: B008, immutable
         evaluation_solver: Solver = Adaptive("dopri5", 1e-5, 1e-5),  # noqa: B008, immutable
+        gradient: str = "backprop",
+        penalties: Sequence[str] = (),
+        steer: float = 0.0,
+        bfloat16: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__(_size(field, "features"), _size(field, "context_features"))
         if not 0 < end_time < math.inf:
             raise ValueError(f"end_time must be positive and finite, got {end_time}")
-        if probe not in PROBES:
-            raise ValueError(f"probe must be one of {', '.join(PROBES)}; got {probe!r}")
+        if not 0 <= steer < end_time:
+            raise ValueError(f"steer must lie in [0, end_time), got {steer}")
+        if probes < 1:
+            raise ValueError(f"probes must be at least 1, got {probes}")
+        _known("probe", probe, PROBES)
+        _known("gradient", gradient, GRADIENTS)
+        for name in penalties:
+            _known("penalties", name, PENALTIES)
+        if gradient == "adjoint" and not isinstance(training_solver, Adaptive):
+            raise ValueError(
+                'gradient="adjoint" needs training_solver=Adaptive(...): a grid is differentiated '
+                'by "backprop" or "checkpoint"'
+            )
         self.field = field
         log_end_time = torch.tensor(math.log(end_time))
         if trainable_end_time:
             self.log_end_time = nn.Parameter(log_end_time)
         else:
             self.register_buffer("log_end_time", log_end_time)
-        self.divergence = _known(divergence)
+        self.divergence = _known("divergence", divergence, DIVERGENCES)
         self.probe = probe
+        self.probes = probes
         self.training_solver = training_solver
         self.evaluation_solver = evaluation_solver
+        self.gradient = gradient
+        self.penalties = tuple(penalties)
+        self.steer = steer
+        self.low_precision = bfloat16
         self.stats = SolveStats()
         self.evaluations_made = 0
+        self.steps = SIZES[3]
+        self._stage = torch.compile(_stage) if compiled else _stage
+        self._reviewed = True
         self._override: dict[str, Any] = {}
+        self._collected: dict[str, Tensor] | None = None
 
     @property
     def end_time(self) -> Tensor:
         """T, with gradient where it is trained."""
         return self.log_end_time.exp()
-
-    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Noise to data; no divergence is computed."""
-        return self._flow(z, context, reverse=False, traced=False)[0]
-
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Data to noise; no divergence is computed."""
-        return self._flow(x, context, reverse=True, traced=False)[0]
-
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Noise to data, with +∫ tr(∂f/∂x) dt."""
-        x, log_det = self._flow(z, context, reverse=False, traced=True)
-        assert log_det is not None
-        return x, log_det
-
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Data to noise, with -∫ tr(∂f/∂x) dt along the same path."""
-        z, log_det = self._flow(x, context, reverse=True, traced=True)
-        assert log_det is not None
-        return z, log_det
-
-    @contextmanager
-    def override(
-        self, *, solver: Solver | None = None, divergence: str | None = None
-    ) -> Iterator[None]:
-        """Use this solver and this divergence within a block, in training and in evaluation."""
-        before = self._override
-        given = {"solver": solver, "divergence": divergence and _known(divergence)}
-        self._override = before | {name: value for name, value in given.items() if value}
-        try:
-            yield
-        finally:
-            self._override = before
 
     @property
     def solver(self) -> Solver:
@@ -137,64 +149,237 @@ class ODEBijector(Bijector):
         solver: Solver = self._override.get("solver", default)
         return solver
 
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Noise to data; no divergence is computed."""
+        return self._flow(z, context, (0.0, 1.0), traced=False)[0]
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data to noise; no divergence is computed."""
+        return self._flow(x, context, (1.0, 0.0), traced=False)[0]
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise to data, with +∫ tr(∂f/∂x) dt."""
+        x, log_det = self._flow(z, context, (0.0, 1.0), traced=True)
+        assert log_det is not None
+        return x, log_det
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Data to noise, with -∫ tr(∂f/∂x) dt along the same path."""
+        z, log_det = self._flow(x, context, (1.0, 0.0), traced=True)
+        assert log_det is not None
+        return z, log_det
+
+    def trajectory(
+        self, start: Tensor, times: Sequence[float], context: Tensor | None = None
+    ) -> Tensor:
+        """The path at several times, (*B, D) -> (len(times), *B, D).
+
+        Args:
+            start: the state at the first of the times.
+            times: as parts of T, ascending (noise to data) or descending.
+            context: (*B, C) or None.
+
+        """
+        places = [self.broadcast(start, context)[0]]
+        for ends in pairwise(times):
+            places.append(self._flow(places[-1], context, ends, traced=False)[0])
+        return torch.stack(places)
+
+    @contextmanager
+    def override(
+        self, *, solver: Solver | None = None, divergence: str | None = None
+    ) -> Iterator[None]:
+        """Use this solver and this divergence within a block, in training and in evaluation."""
+        given: dict[str, Any] = {}
+        if solver is not None:
+            given["solver"] = solver
+        if divergence is not None:
+            given["divergence"] = _known("divergence", divergence, DIVERGENCES)
+        before = self._override
+        self._override = before | given
+        try:
+            yield
+        finally:
+            self._override = before
+
+    @contextmanager
+    def collecting(self, found: dict[str, Tensor]) -> Iterator[None]:
+        """Within a block, add each solve's penalties (*B,) to ``found``, by name."""
+        before, self._collected = self._collected, found
+        try:
+            yield
+        finally:
+            self._collected = before
+
+    def review(self) -> bool:
+        """Read the error of the last ``Lagged`` solve and choose the steps of the next.
+
+        One host synchronisation, outside of the solve. Called at the next solve if not before.
+
+        Returns:
+            whether the error was within ten times the tolerance; if not, the batch should be
+            solved again before the optimiser uses it.
+
+        """
+        solver, stats = self.solver, self.stats
+        if self._reviewed or not isinstance(solver, Lagged):
+            return True
+        self._reviewed = True
+        if stats.error is None:
+            self.steps = solver.steps_for(0.0, 0)
+            return True
+        error = stats.error
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(error, torch.distributed.ReduceOp.MAX)
+        value = float(error)
+        self.steps = solver.steps_for(value, stats.accepted)
+        if self.steps == 0:
+            warnings.warn(
+                f"{solver} cannot keep its tolerance on {SIZES[-1]} steps (error {value:.1e}): the "
+                "next solve is adaptive; a penalty or a smaller learning rate keeps fields smooth",
+                stacklevel=2,
+            )
+        return value <= 10 * solver.tolerance
+
+    def get_extra_state(self) -> Tensor:
+        """The steps of the next ``Lagged`` solve."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the steps."""
+        self.steps = int(state)
+
     def _flow(
-        self, start: Tensor, context: Tensor | None, *, reverse: bool, traced: bool
+        self, start: Tensor, context: Tensor | None, span: tuple[float, float], *, traced: bool
     ) -> tuple[Tensor, Tensor | None]:
         start, context = self.broadcast(start, context)
+        if start.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"a solve needs float32 or float64, got {start.dtype}; for speed, bfloat16=True "
+                "runs the field's matrix products alone in low precision"
+            )
         batch = start.shape[:-1]
         x = start.reshape(-1, self.features)
         if context is not None:
-            context = context.reshape(len(x), -1)
-        probe = draw_probe(x, self.probe) if traced and self._estimates(len(x)) else None
-        x, total, self.stats = solve(
-            self._right_hand_side(context, probe, traced),
-            x,
-            self.solver,
-            integrals=int(traced),
-            reverse=reverse,
-        )
+            context = context.reshape(len(x), self.context_features)
+        penalties = self.penalties if traced and self._collected is not None else ()
+        self.review()
+        # A parametrised weight (spectral norm) is computed once for a solve, not at each call.
+        with parametrize.cached():
+            x, total, self.stats = solve(
+                self._right_hand_side(x, context, span[0], traced, penalties),
+                x,
+                self.solver,
+                integrals=int(traced) + len(penalties),
+                span=span,
+                steps=self.steps,
+                gradient=self.gradient,
+                parameters=[*self.parameters(), *([] if context is None else [context])],
+            )
         self.evaluations_made += self.stats.nfe
-        log_det = total.reshape(batch) if total is not None else None
-        return x.reshape(*batch, self.features), log_det
+        self._reviewed = False
+        x = x.reshape(*batch, self.features)
+        if total is None:
+            return x, None
+        for index, name in enumerate(penalties, 1):
+            assert self._collected is not None
+            value = (total[:, index] * (span[1] - span[0])).reshape(batch)
+            earlier = self._collected.get(name)
+            self._collected[name] = value if earlier is None else earlier + value
+        return x, total[:, 0].reshape(batch)
 
     def _right_hand_side(
-        self, context: Tensor | None, probe: Tensor | None, traced: bool
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        start: float,
+        traced: bool,
+        penalties: tuple[str, ...],
     ) -> RightHandSide:
-        """The field T f(sT, x) and its divergence, in the state's dtype."""
-        field, end_time = self.field, self.end_time
+        """The field T f(sT, x), its divergence and the penalties' rates."""
+        stretch = None
+        if self.steer and self.training:
+            stretch = (2 * torch.rand((), dtype=x.dtype, device=x.device) - 1) * self.steer
 
-        def foreign(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-            if not traced:
-                return end_time * field(t, x, context).to(x.dtype), None
-            value, trace = value_and_divergence(field, t, x, context, probe)
-            return end_time * value.to(x.dtype), (end_time * trace.to(x.dtype)).unsqueeze(1)
+        def fields(times: Tensor) -> Iterator[tuple[Any, Tensor]]:
+            # T is taken from its parameter here, where the adjoint can see it.
+            end_time = self.end_time if stretch is None else self.end_time + stretch
+            if is_perceptron(self.field):
+                for frozen in self.field.at(times * end_time, context, scale=end_time):
+                    yield frozen, end_time
+            else:
+                for t in (times * end_time).unbind():
+                    yield partial(scaled, t, end_time), end_time
 
-        def perceptron(frozen: FrozenMLP, x: Tensor) -> tuple[Tensor, Tensor | None]:
-            if not traced:
-                return frozen(x).to(x.dtype), None
-            value, trace = perceptron_divergence(frozen, x, probe)
-            return value.to(x.dtype), trace.to(x.dtype).unsqueeze(1)
+        def scaled(t: Tensor, end_time: Tensor, state: Tensor) -> Tensor:
+            velocity: Tensor = end_time * self.field(t, state, context)
+            return velocity
 
-        def at(times: Tensor) -> list[Stage]:
-            if isinstance(field, MLP):
-                frozen_fields = field.at(times * end_time, context, scale=end_time)
-                return [partial(perceptron, frozen) for frozen in frozen_fields]
-            return [partial(foreign, t) for t in (times * end_time).unbind()]
+        def at(times: Tensor) -> Iterator[Stage]:
+            for field, end_time in fields(times):
+                yield partial(stage, field, end_time)
 
+        def stage(field: Any, end_time: Tensor, state: Tensor) -> Slope:
+            with self._precision(x):
+                return self._stage(field, state, traced, probes, penalties, spare, end_time)
+
+        probes = self._draw(x, lambda: next(fields(x.new_full((1,), start)))[0]) if traced else None
+        spare = draw_probes(x, self.probe) if penalties and probes is None else x
         return at
 
-    def _estimates(self, rows: int) -> bool:
-        """Whether a probe stands in for the exact trace."""
-        divergence = self._override.get("divergence", self.divergence if self.training else "exact")
-        if divergence == "auto":
-            return not divergence_is_cheap(self.field, rows)
-        return bool(divergence == "hutchinson")
+    def _precision(self, x: Tensor) -> Any:
+        if not self.low_precision:
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=torch.bfloat16)
+
+    def _scheme(self, rows: int) -> str:
+        """How the divergence is taken: ``"exact"``, ``"hutchinson"`` or ``"hutch++"``."""
+        scheme: str = self._override.get(
+            "divergence", self.divergence if self.training else "exact"
+        )
+        if scheme == "auto":
+            scheme = "exact" if exact_is_cheap(self.field, rows, self.probes) else "hutchinson"
+        return scheme
+
+    def _draw(self, x: Tensor, first: Callable[[], Any]) -> Tensor | None:
+        """Probes for a solve that begins at x with the field ``first()``; None: the exact trace."""
+        scheme = self._scheme(len(x))
+        if scheme == "exact":
+            return None
+        if scheme == "hutch++":
+            return orthonormal_probes(first(), x, self.probe, max(2, self.probes))
+        return draw_probes(x, self.probe, self.probes)
 
 
-def _known(divergence: str) -> str:
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}; got {divergence!r}")
-    return divergence
+def _stage(
+    field: Any,
+    x: Tensor,
+    traced: bool,
+    probes: Tensor | None,
+    penalties: tuple[str, ...],
+    spare: Tensor,
+    end_time: Tensor,
+) -> Slope:
+    """Velocity (N, D) and rates (N, m) in the state's dtype; m = 0 gives None."""
+    if not traced:
+        velocity: Tensor = field(x)
+        return velocity.to(x.dtype), None
+    local = linearize(field, x)
+    found = [local.trace(probes)]
+    if penalties:
+        found += rates(penalties, local, probes, spare, end_time)
+    rate = found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, dim=1)
+    return local.finished(local.value.to(x.dtype)), local.finished(rate.to(x.dtype))
+
+
+def _known(name: str, value: str, known: Sequence[str] | dict[str, Any]) -> str:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    return value
 
 
 def _size(field: nn.Module, name: str) -> int:

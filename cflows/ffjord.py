@@ -21,21 +21,23 @@ differential equation with a smooth right-hand side is invertible whatever that 
 a solve, and a trace. Three parts do the work, and this file only assembles them:
 
     fields.MLP                       f(t, x, context)
-    divergence.value_and_divergence  f and tr(∂f/∂x), exactly or by Hutchinson's estimate
+    divergence.linearize             f and tr(∂f/∂x), exactly or by an estimate
     continuous.ODEBijector           the solve, forwards and backwards
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from .bijector import Chain
+from .bijector import Bijector, Chain
 from .continuous import ODEBijector
 from .fields import MLP
 from .flow import Flow
-from .solvers import Adaptive, FixedGrid, Solver
+from .normalization import BatchNorm
+from .solvers import Adaptive, Lagged, Solver
 from .storage import register
 
 __all__ = ["FFJORD"]
@@ -50,16 +52,23 @@ class FFJORD(Flow):
         context_features: C, 0 for an unconditional density.
         hidden: widths of each field's hidden layers.
         blocks: how many fields, each integrated over [0, end_time], follow one another.
-        layer: how a layer sees the time, ``"concat"`` or ``"concatsquash"``.
-        activation: ``"tanh"`` or ``"softplus"``.
+        layer: how a layer sees the time, see ``MLP``.
+        activation: see ``MLP``.
         end_time: T.
         trainable_end_time: whether T is learned.
-        divergence: the trace in training, ``"auto"``, ``"exact"`` or ``"hutchinson"``; evaluation
-            is exact. ``flow.using(divergence=..., solver=...)`` overrides both.
-        probe: Hutchinson's, ``"rademacher"`` or ``"gaussian"``.
-        training_solver: ``FixedGrid`` or ``Adaptive``.
+        divergence: the trace in training, ``"auto"``, ``"exact"``, ``"hutchinson"`` or
+            ``"hutch++"``; evaluation is exact. ``flow.using(divergence=..., solver=...)`` overrides
+            both.
+        probe: ``"rademacher"`` or ``"gaussian"``.
+        training_solver: ``Lagged``, ``FixedGrid`` or ``Adaptive``.
         evaluation_solver: likewise.
+        gradient: ``"backprop"``, ``"checkpoint"`` or ``"adjoint"``.
+        penalties: what ``log_prob_and_penalties`` integrates along the path, see
+            ``cflows.penalties``.
+        batch_norm: whether a moving batch normalization stands between two blocks and at the data.
         base: the distribution of z; by default the standard normal.
+        field: further arguments of ``MLP``.
+        ode: further arguments of ``ODEBijector``.
 
     Example:
         >>> import torch
@@ -86,32 +95,38 @@ class FFJORD(Flow):
         trainable_end_time: bool = False,
         divergence: str = "auto",
         probe: str = "rademacher",
-        training_solver: Solver = FixedGrid("rk4", 8),  # noqa: B008, immutable
+        training_solver: Solver = Lagged("dopri5", 1e-3),  # noqa: B008, immutable
         evaluation_solver: Solver = Adaptive("dopri5", 1e-5, 1e-5),  # noqa: B008, immutable
+        gradient: str = "backprop",
+        penalties: Sequence[str] = (),
+        batch_norm: bool = False,
         base: nn.Module | None = None,
+        field: Mapping[str, Any] | None = None,
+        ode: Mapping[str, Any] | None = None,
     ) -> None:
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {blocks}")
-        super().__init__(
-            Chain(
-                *(
-                    ODEBijector(
-                        MLP(
-                            features,
-                            context_features=context_features,
-                            hidden=hidden,
-                            layer=layer,
-                            activation=activation,
-                        ),
-                        end_time=end_time,
-                        trainable_end_time=trainable_end_time,
-                        divergence=divergence,
-                        probe=probe,
-                        training_solver=training_solver,
-                        evaluation_solver=evaluation_solver,
-                    )
-                    for _ in range(blocks)
-                )
-            ),
-            base,
-        )
+        parts: list[Bijector] = []
+        for _ in range(blocks):
+            perceptron = MLP(
+                features,
+                context_features=context_features,
+                hidden=hidden,
+                layer=layer,
+                activation=activation,
+                **(field or {}),
+            )
+            block = ODEBijector(
+                perceptron,
+                end_time=end_time,
+                trainable_end_time=trainable_end_time,
+                divergence=divergence,
+                probe=probe,
+                training_solver=training_solver,
+                evaluation_solver=evaluation_solver,
+                gradient=gradient,
+                penalties=penalties,
+                **(ode or {}),
+            )
+            parts += [block, BatchNorm(features, moving=True)] if batch_norm else [block]
+        super().__init__(Chain(*parts), base)

@@ -7,113 +7,48 @@ cheap: it can be frozen at all times of a solve at once, and it gives its Jacobi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
+from .layers import ACTIVATIONS, LAYERS, Activation, TimeFeatures, TimeLayer
 from .storage import register
 
-__all__ = [
-    "ACTIVATIONS",
-    "LAYERS",
-    "MLP",
-    "ConcatLayer",
-    "ConcatSquashLayer",
-    "FrozenMLP",
-    "TimeLayer",
-]
+__all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
 
-
-def _tanh(a: Tensor) -> tuple[Tensor, Tensor]:
-    value = torch.tanh(a)
-    return value, 1 - value * value
-
-
-def _softplus(a: Tensor) -> tuple[Tensor, Tensor]:
-    return F.softplus(a), torch.sigmoid(a)
-
-
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], tuple[Tensor, Tensor]]]]
-ACTIVATIONS = {
-    "tanh": (torch.tanh, _tanh),
-    "softplus": (F.softplus, _softplus),
-}
-"""Name -> (s, a -> (s(a), s'(a)))."""
-
-
-class TimeLayer(nn.Module):
-    """An affine layer whose coefficients depend on time: y = gate(t) * (W h) + shift(t).
-
-    Args:
-        inputs: size of h.
-        outputs: size of y.
-
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        linear = nn.Linear(inputs, outputs)
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Gate (None where it is one) and shift at times t (*T,): both (*T, outputs)."""
-        raise TypeError(f"{type(self).__name__} must define coefficients")
-
-    def forward(self, t: Tensor, h: Tensor) -> Tensor:
-        """The layer at time t, (*B, inputs) -> (*B, outputs)."""
-        gate, shift = self.coefficients(t)
-        return _affine(h, self.weight, gate, shift)
-
-
-class ConcatLayer(TimeLayer):
-    """Time as one more input: y = W h + w t + b (``concat`` of the FFJORD code)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.time_weight = nn.Parameter(_uniform(outputs))
-
-    def coefficients(self, t: Tensor) -> tuple[None, Tensor]:
-        """Gate one, shift w t + b."""
-        return None, self.bias + t.unsqueeze(-1) * self.time_weight
-
-
-class ConcatSquashLayer(TimeLayer):
-    """A gate and a shift by time: y = (W h + b) σ(u t + c) + w t (``concatsquash`` of FFJORD)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.gate_weight = nn.Parameter(_uniform(outputs))
-        self.gate_bias = nn.Parameter(_uniform(outputs))
-        self.time_weight = nn.Parameter(_uniform(outputs))
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Gate σ(u t + c), shift gate b + w t."""
-        t = t.unsqueeze(-1)
-        gate = torch.sigmoid(self.gate_bias + t * self.gate_weight)
-        return gate, torch.addcmul(t * self.time_weight, gate, self.bias)
-
-
-LAYERS: dict[str, type[TimeLayer]] = {"concat": ConcatLayer, "concatsquash": ConcatSquashLayer}
+CONTEXTS = ("additive", "gate")
 
 
 @register
 class MLP(nn.Module):
     """A multilayer perceptron whose layers see the time (Grathwohl et al. 2019, section 4.1).
 
-    h_0 = x,  h_l = s(layer_l(t, h_{l-1})),  f = layer_L(t, h_{L-1}); the context enters additively,
-    U c, before the first activation. The last weights start at zero, so that training starts from
-    a field that does not depend on x and a flow that is a translation.
+    h_0 = x,  h_l = s(layer_l(t, h_{l-1})),  f = layer_L(t, h_{L-1}). The last weights start at
+    zero, so that training starts from a field that does not depend on x and a flow that is a
+    translation.
 
     Args:
         features: D, the size of x and of the velocity.
         context_features: C.
         hidden: the widths of the hidden layers, at least one.
-        layer: ``"concat"`` or ``"concatsquash"``.
-        activation: ``"tanh"`` or ``"softplus"``.
+        layer: how a layer sees the time, a name in ``LAYERS``: ``"ignore"``, ``"concat"``,
+            ``"squash"``, ``"concatsquash"``, ``"film"``, ``"blend"`` or ``"hyper"``.
+        activation: a name in ``ACTIVATIONS``: ``"tanh"``, ``"softplus"``, ``"elu"``, ``"silu"``
+            (with a learned slope) or ``"sin"``.
+        time_frequencies: K; the layers see t and sin kπt, cos kπt for k = 1..K.
+        context_mode: ``"additive"``, U c into the first layer; ``"gate"``, each hidden layer
+            becomes (1 + G c) layer(t, h) + U c.
+        residual: whether f is the perceptron less x.
+        spectral: whether the weights are divided by their largest singular value, estimated by
+            power iteration (Miyato et al. 2018).
+
+    Raises:
+        ValueError: a name is not known, or a width is not positive.
 
     Example:
         >>> import torch
@@ -132,26 +67,38 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (64, 64),
         layer: str = "concatsquash",
         activation: str = "tanh",
+        time_frequencies: int = 0,
+        context_mode: str = "additive",
+        residual: bool = False,
+        spectral: bool = False,
     ) -> None:
         super().__init__()
-        if layer not in LAYERS:
-            raise ValueError(f"layer must be one of {', '.join(LAYERS)}; got {layer!r}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}"
-            )
+        for name, value, known in (
+            ("layer", layer, LAYERS),
+            ("activation", activation, ACTIVATIONS),
+            ("context_mode", context_mode, CONTEXTS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden must list at least one width of at least 1, got {hidden}")
         self.features = features
         self.context_features = context_features
+        self.hidden = tuple(hidden)
+        self.residual = residual
+        self.time = TimeFeatures(time_frequencies)
         widths = [features, *hidden, features]
-        layers = [LAYERS[layer](a, b) for a, b in pairwise(widths)]
-        nn.init.zeros_(layers[-1].weight)
+        layers = [LAYERS[layer](a, b, self.time.size) for a, b in pairwise(widths)]
+        if spectral:
+            for part in layers:
+                spectral_norm(part)
+        else:
+            _silence(layers[-1])
         self.layers = nn.ModuleList(layers)
-        self.context_weight = (
-            nn.Linear(context_features, widths[1], bias=False).weight if context_features else None
-        )
-        self.activation = activation
+        self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in hidden)
+        gated = widths[1:-1] if context_mode == "gate" else []
+        self.context_shifts = _linears(context_features, gated or widths[1:2])
+        self.context_gates = _linears(context_features, gated)
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """f(t, x, context): t a scalar or (*B,), x (*B, D), context (*B, C) -> (*B, D)."""
@@ -159,114 +106,154 @@ class MLP(nn.Module):
 
     def frozen(self, t: Tensor, context: Tensor | None = None) -> FrozenMLP:
         """The field as a function of x alone, at t, a scalar or (*B,)."""
-        coefficients = [layer.coefficients(t) for layer in self._layers()]
-        return self._frozen(coefficients, self._context_shift(context))
+        (frozen,) = self.at(t.unsqueeze(0), context)
+        return frozen
 
     def at(
         self, times: Tensor, context: Tensor | None = None, scale: Tensor | None = None
-    ) -> list[FrozenMLP]:
-        """As ``frozen``, at several times at once: what the stages of a solve need.
+    ) -> Iterator[FrozenMLP]:
+        """As ``frozen``, at several times: what the stages of a solve need, one after the other.
+
+        Gates and shifts of all times are computed in one go, and what the context adds once.
 
         Args:
-            times: (S,).
-            context: (*B, C) or None; what it adds is computed once for all times.
+            times: (S,), or (S, *B).
+            context: (*B, C) or None.
             scale: a factor of the velocity, such as dt/ds.
 
         Returns:
             S functions of x alone.
 
         """
-        per_layer = []
-        for layer in self._layers():
-            gates, shifts = layer.coefficients(times)
-            if layer is self.layers[-1] and scale is not None:
-                gates = (
-                    scale.expand(len(times), len(layer.bias)) if gates is None else scale * gates
-                )
-                shifts = scale * shifts
-            none = [None] * len(times)
-            per_layer.append(list(zip(none if gates is None else gates, shifts, strict=True)))
-        context_shift = self._context_shift(context)
-        return [self._frozen(list(stage), context_shift) for stage in zip(*per_layer, strict=True)]
-
-    def _layers(self) -> list[TimeLayer]:
-        return [layer for layer in self.layers if isinstance(layer, TimeLayer)]
-
-    def _context_shift(self, context: Tensor | None) -> Tensor | None:
-        if self.context_weight is None:
-            return None
-        assert context is not None
-        return context @ self.context_weight.mT
-
-    def _frozen(
-        self, coefficients: list[tuple[Tensor | None, Tensor]], context_shift: Tensor | None
-    ) -> FrozenMLP:
-        gates, shifts = (list(values) for values in zip(*coefficients, strict=True))
-        if context_shift is not None:
-            shifts[0] = shifts[0] + context_shift
-        weights = [layer.weight for layer in self._layers()]
-        return FrozenMLP(weights, gates, shifts, self.activation)
+        layers = [layer for layer in self.layers if isinstance(layer, TimeLayer)]
+        activations = [part for part in self.activations if isinstance(part, Activation)]
+        phi = self.time(times)
+        coefficients = [layer.coefficients(phi) for layer in layers]
+        if scale is not None:
+            gates, shifts = coefficients[-1]
+            gates = torch.ones_like(shifts) if gates is None else gates
+            coefficients[-1] = (scale * gates, scale * shifts)
+        added = [part(context) for part in self.context_shifts]
+        factors = [1 + part(context) for part in self.context_gates]
+        fixed = [None if layer.varies else layer.weight for layer in layers]
+        back = None
+        if self.residual:
+            back = times.new_ones(()) if scale is None else scale
+        for stage in range(len(times)):
+            weights = [
+                layer.weight_at(phi[stage]) if weight is None else weight
+                for layer, weight in zip(layers, fixed, strict=True)
+            ]
+            gates_here = [None if gate is None else gate[stage] for gate, _ in coefficients]
+            shifts_here = [shift[stage] for _, shift in coefficients]
+            for index, factor in enumerate(factors):
+                gate = gates_here[index]
+                gates_here[index] = factor if gate is None else gate * factor
+                shifts_here[index] = shifts_here[index] * factor
+            for index, shift in enumerate(added):
+                shifts_here[index] = shifts_here[index] + shift
+            yield FrozenMLP(weights, gates_here, shifts_here, activations, back)
 
 
 @dataclass(frozen=True)
 class FrozenMLP:
-    """An ``MLP`` at one time and context: a_l = gate_l (W_l h_{l-1}) + shift_l, h_l = s(a_l).
+    """An ``MLP`` at one time and context: a_l = gate_l (W_l h_{l-1}) + shift_l, h_l = s_l(a_l).
 
     Attributes:
-        weights: W_l, (H_l, H_{l-1}).
+        weights: W_l, (H_l, H_{l-1}), or (*B, H_l, H_{l-1}) where they differ by row.
         gates: None for one, (H_l,) where all rows share it, else (*B, H_l).
         shifts: (H_l,) or (*B, H_l).
-        activation: the name of s.
+        activations: s_l of the hidden layers.
+        residual: r in f = a_L - r x, or None for zero.
 
     """
 
     weights: list[Tensor]
     gates: list[Tensor | None]
     shifts: list[Tensor]
-    activation: str
+    activations: list[Activation]
+    residual: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """f(x), (*B, D) -> (*B, D)."""
-        activate, _ = ACTIVATIONS[self.activation]
         h = x
-        for index, weight in enumerate(self.weights):
-            h = _affine(activate(h) if index else h, weight, self.gates[index], self.shifts[index])
-        return h
+        for index, activation in enumerate(self.activations):
+            h = activation(self._layer(index, h))
+        return self._out(x, h)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The value with the factors of its Jacobian, J = W_L diag(d_{L-1}) ... diag(d_1) W_1.
-
-        Returns:
-            f (*B, D); the diagonals d_l = gate_l s'(a_l), (*B, H_l); the weights, of which the last
-            carries the outer gate where all rows share it. Where they do not, the diagonals have
-            one more entry, the gate of each row.
-
-        """
-        _, activate_with_slope = ACTIVATIONS[self.activation]
-        diagonals, h = [], x
-        for weight, gate, shift in zip(
-            self.weights[:-1], self.gates[:-1], self.shifts[:-1], strict=True
-        ):
-            h, slope = activate_with_slope(_affine(h, weight, gate, shift))
+    def linearize(self, x: Tensor) -> Linearized:
+        """The value with its Jacobian in factors."""
+        diagonals: list[Tensor | None] = []
+        h = x
+        for index, activation in enumerate(self.activations):
+            h, slope = activation.value_and_slope(self._layer(index, h))
+            gate = self.gates[index]
             diagonals.append(slope if gate is None else slope * gate)
-        weight, gate = self.weights[-1], self.gates[-1]
-        value = _affine(h, weight, gate, self.shifts[-1])
-        if gate is not None and gate.dim() > 1:
-            diagonals.append(gate)
-        elif gate is not None:
-            weight = gate.unsqueeze(-1) * weight
-        return value, diagonals, [*self.weights[:-1], weight]
+        value = self._out(x, h)
+        gate, weights = self.gates[-1], list(self.weights)
+        if gate is not None and gate.dim() == 1 and weights[-1].dim() == 2:
+            weights[-1], gate = gate.unsqueeze(-1) * weights[-1], None
+        return Linearized(value, weights, [*diagonals, gate], self.residual)
+
+    def _layer(self, index: int, h: Tensor) -> Tensor:
+        """gate * (W h) + shift, in as few kernels as it takes."""
+        weight, gate, shift = self.weights[index], self.gates[index], self.shifts[index]
+        if gate is not None:
+            return torch.addcmul(shift, matvec(weight, h), gate)
+        if shift.dim() == 1 and weight.dim() == 2:
+            return F.linear(h, weight, shift)
+        return matvec(weight, h) + shift
+
+    def _out(self, x: Tensor, h: Tensor) -> Tensor:
+        value = self._layer(len(self.weights) - 1, h)
+        return value if self.residual is None else value - self.residual * x
 
 
-def _affine(h: Tensor, weight: Tensor, gate: Tensor | None, shift: Tensor) -> Tensor:
-    """gate * (W h) + shift, in as few kernels as it takes."""
-    if gate is not None:
-        return torch.addcmul(shift, h @ weight.mT, gate)
-    if shift.dim() == 1:
-        return F.linear(h, weight, shift)
-    return h @ weight.mT + shift
+@dataclass(frozen=True)
+class Linearized:
+    """f(x) and ∂f/∂x = diag(d_L) W_L ... diag(d_1) W_1 - r I.
+
+    Attributes:
+        value: f(x), (*B, D).
+        weights: W_l.
+        diagonals: d_l, (*B, H_l); None for ones.
+        residual: r, or None for zero.
+
+    """
+
+    value: Tensor
+    weights: list[Tensor]
+    diagonals: list[Tensor | None]
+    residual: Tensor | None = None
+
+    def product(self, tangent: Tensor) -> Tensor:
+        """(∂f/∂x) v for v (k, *B, D)."""
+        image = pushforward(self.weights, self.diagonals, tangent)
+        return image if self.residual is None else image - self.residual * tangent
 
 
-def _uniform(size: int) -> Tensor:
-    """As ``nn.Linear`` draws the weights of one input."""
-    return torch.empty(size).uniform_(-1, 1)
+def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: Tensor) -> Tensor:
+    """diag(d_L) W_L ... diag(d_1) W_1 v for v (k, *B, D)."""
+    for weight, diagonal in zip(weights, diagonals, strict=True):
+        tangent = matvec(weight, tangent)
+        if diagonal is not None:
+            tangent = tangent * diagonal
+    return tangent
+
+
+def matvec(weight: Tensor, h: Tensor) -> Tensor:
+    """W h, for one W (out, in) or one a row (*B, out, in), and h (*B, in)."""
+    if weight.dim() == 2:
+        return h @ weight.mT
+    return (weight @ h.unsqueeze(-1)).squeeze(-1)
+
+
+def _linears(inputs: int, widths: Sequence[int]) -> nn.ModuleList:
+    """Maps of the context; none where there is no context."""
+    return nn.ModuleList(nn.Linear(inputs, width, bias=False) for width in widths if inputs)
+
+
+def _silence(layer: TimeLayer) -> None:
+    for name, parameter in layer.named_parameters():
+        if name in ("weight", "late_weight", "weight_slope"):
+            nn.init.zeros_(parameter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 from .bases import Normal
 from .bijector import Bijector
 from .storage import register, save
+from .trajectory import trajectory
 
 __all__ = ["Flow", "FlowDistribution", "evaluating"]
 
@@ -44,6 +45,11 @@ class Flow(nn.Module):
         super().__init__()
         self.bijector = bijector
         self.base: Any = Normal(bijector.features) if base is None else base
+        size = getattr(self.base, "features", bijector.features)
+        if size != bijector.features:
+            raise ValueError(
+                f"the base has {size} features, the bijector {bijector.features}: build them alike"
+            )
 
     @property
     def features(self) -> int:
@@ -80,6 +86,49 @@ class Flow(nn.Module):
         x, context = self._check(x, context)
         z, log_det = self.bijector.inverse_and_log_det(x, context)
         return self._base_log_prob(z, context) + log_det
+
+    def log_prob_and_penalties(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log-density and what the continuous parts integrate along the path, each (*B,).
+
+        The penalties are those the parts were built with, added up over parts; see
+        ``cflows.penalties``.
+        """
+        found: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for part in self._continuous_parts():
+                stack.enter_context(part.collecting(found))
+            return self.log_prob(x, context), found
+
+    def trajectory(
+        self, start: Tensor, times: Sequence[float], context: Tensor | None = None
+    ) -> Tensor:
+        """Where a path is at several times, for pictures: (*B, D) -> (len(times), *B, D).
+
+        Time runs over [0, 1], from noise to data, and is shared out evenly between the continuous
+        parts; maps between two of them act in an instant. All states are seen through the maps
+        behind the last one, so that the whole path is in the data's units.
+
+        Args:
+            start: noise where the times ascend, data where they descend.
+            times: within [0, 1], the first 0 or 1.
+            context: (*B, C) or None.
+
+        Raises:
+            ValueError: the times do not run from 0 upwards or from 1 downwards.
+            TypeError: the flow has no continuous part.
+
+        """
+        return trajectory(self.bijector, start, times, context)
+
+    def review(self) -> bool:
+        """Let ``Lagged`` solvers choose their next steps; False: the batch should be solved again.
+
+        For training loops of one's own, between ``backward`` and the optimiser's step; ``fit`` does
+        it.
+        """
+        return all([part.review() for part in self._continuous_parts()])
 
     @torch.no_grad()
     def sample(
@@ -154,7 +203,7 @@ class Flow(nn.Module):
 
     def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x, context = self.bijector.broadcast(x, context)
-        dtype = _dtype(self)
+        dtype = dtype_of(self)
         for name, value in (("the input", x), ("the context", context)):
             if value is None:
                 continue
@@ -171,13 +220,12 @@ class Flow(nn.Module):
         self, sample_shape: int | tuple[int, ...], context: Tensor | None, kind: str
     ) -> tuple[Tensor, Tensor | None]:
         """Base draws and the context, both of leading shape (*S, *B)."""
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        if context is not None:
-            # The check of the context's shape wants something to broadcast it to.
-            blank = context.new_zeros(()).expand(self.features)
+        shape = tuple(sample_shape) if isinstance(sample_shape, Iterable) else (int(sample_shape),)
+        # The context's check wants something to broadcast it to.
+        like = context if isinstance(context, Tensor) and context.is_floating_point() else None
+        blank = (torch.zeros(()) if like is None else like.new_zeros(())).expand(self.features)
+        if context is not None or self.context_features:
             context = self._check(blank, context)[1]
-        elif self.context_features:
-            self.bijector.broadcast(torch.zeros(self.features), None)
         z: Tensor = getattr(self.base, kind)(shape, context)
         if context is not None:
             context = context.expand(*z.shape[:-1], -1)
@@ -201,8 +249,8 @@ class FlowDistribution(Distribution):
     def __init__(
         self, flow: Flow, context: Tensor | None = None, batch_shape: torch.Size | None = None
     ) -> None:
-        if context is None and flow.context_features:
-            raise ValueError(f"a context of shape (*B, {flow.context_features}) is needed")
+        if context is not None or flow.context_features:
+            flow.bijector.broadcast(torch.zeros(flow.features), context)
         if batch_shape is None:
             batch_shape = torch.Size() if context is None else context.shape[:-1]
         self.flow = flow
@@ -255,7 +303,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _dtype(module: nn.Module) -> torch.dtype | None:
+def dtype_of(module: nn.Module) -> torch.dtype | None:
+    """Dtype of the first floating-point parameter, else buffer; None where there is none."""
     for values in (module.parameters(), module.buffers()):
         for value in values:
             if value.is_floating_point():

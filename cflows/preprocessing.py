@@ -54,7 +54,7 @@ def whiten(rows: Tensor, floor: float = 1e-8) -> Whitening:
     if float(eigenvalues[0]) < floor:
         raise ValueError(
             f"the columns are linearly dependent (least eigenvalue of their correlation "
-            f"{float(eigenvalues[0]):.1e}): drop one, or standardise instead of whitening"
+            f"{float(eigenvalues[0]):.1e}): drop one, or standardise instead"
         )
     root, inverse_root = (vectors * eigenvalues**power @ vectors.T for power in (0.5, -0.5))
     return Whitening(
@@ -104,14 +104,18 @@ class Whitening(Bijector):
     ) -> tuple[Tensor, Tensor]:
         """Loc + A z."""
         z, _ = self.broadcast(z, context)
-        return self.loc + z @ self.matrix.mT, self.log_abs_det.expand(z.shape[:-1])
+        with torch.autocast(z.device.type, enabled=False):
+            x = self.loc + z @ self.matrix.mT
+        return x, self.log_abs_det.expand(z.shape[:-1])
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """A⁻¹ (x - loc)."""
         x, _ = self.broadcast(x, context)
-        return (x - self.loc) @ self.inverse_matrix.mT, -self.log_abs_det.expand(x.shape[:-1])
+        with torch.autocast(x.device.type, enabled=False):
+            z = (x - self.loc) @ self.inverse_matrix.mT
+        return z, -self.log_abs_det.expand(x.shape[:-1])
 
 
 def _check_spread(std: Tensor) -> None:

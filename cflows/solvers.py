@@ -1,32 +1,58 @@
 r"""Solving dx/ds = f(s, x) over s in [0, 1], with integrals along the path.
 
 The state of a solve is x (N, D) together with integrals q (N, m), dq/ds = g(s, x), which do not
-feed back: the log-determinant is one of them. ``Adaptive`` hands the system to torchdiffeq, whose
-step control holds a tolerance; ``FixedGrid`` is a short loop of its own for training, where the
-Python and the host synchronisations of an adaptive step would cost more than the network.
+feed back: the log-determinant is one of them. Three specifications say how:
+
+``Adaptive`` hands the system to torchdiffeq, whose step control holds a tolerance at every step.
+``FixedGrid`` is a short loop of its own: in training, the Python and the host synchronisations of
+an adaptive step cost more than the network. A fixed grid says nothing of its error, though, and a
+field that learns grows stiff. So ``Lagged`` runs the same loop, keeps the embedded estimate of its
+error on the device, and lets it choose the number of steps of the next solve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .storage import register
+from .tableaus import TABLEAUS, Tableau
 
-__all__ = ["Adaptive", "FixedGrid", "SolveStats", "Solver", "SolverError", "solve"]
+__all__ = [
+    "ADAPTIVE",
+    "FIXED_STEP",
+    "GRADIENTS",
+    "SIZES",
+    "Adaptive",
+    "FixedGrid",
+    "Lagged",
+    "SolveStats",
+    "Solver",
+    "SolverError",
+    "solve",
+]
 
 Stage = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-
-RightHandSide = Callable[[Tensor], list[Stage]]
+Slope = tuple[Tensor, Tensor | None]
+RightHandSide = Callable[[Tensor], Iterable[Stage]]
 """Times (S,) -> S functions x -> (dx/ds (N, D), dq/ds (N, m) or None).
 
 A grid asks for all its times at once, so that what depends on time alone is computed in one go.
 """
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED_STEP = (
+    "euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams",
+    "fixed_adams",
+)  # fmt: skip
+SIZES = (2, 4, 6, 8, 12, 16, 24, 32)
+GRADIENTS = ("backprop", "checkpoint", "adjoint")
 
 
 class SolverError(RuntimeError):
@@ -43,10 +69,13 @@ class Adaptive:
     rows beside it, beyond the tolerance.
 
     Args:
-        method: ``"dopri5"``, or another name in ``ADAPTIVE``, torchdiffeq's adaptive methods.
+        method: a name of torchdiffeq's registry: one of ``ADAPTIVE``; one of ``FIXED_STEP``, which
+            takes steps of ``step_size`` and heeds no tolerance; or ``"scipy_solver"``, SciPy's RK45
+            on the CPU and without gradient.
         rtol: relative tolerance.
         atol: absolute tolerance.
         max_nfe: evaluations after which the solve ends in a SolverError.
+        step_size: of the methods in ``FIXED_STEP``, as a part of [0, 1].
 
     """
 
@@ -54,16 +83,26 @@ class Adaptive:
     rtol: float = 1e-5
     atol: float = 1e-5
     max_nfe: int = 20_000
+    step_size: float | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in ADAPTIVE:
-            raise ValueError(f"method must be one of {', '.join(ADAPTIVE)}; got {self.method!r}")
+        known = (*ADAPTIVE, *FIXED_STEP, "scipy_solver")
+        if self.method not in known:
+            raise ValueError(f"method must be one of {', '.join(known)}; got {self.method!r}")
         if min(self.rtol, self.atol) < 0 or self.rtol + self.atol <= 0 or self.max_nfe < 1:
             raise ValueError(f"tolerances and max_nfe must be positive: {self}")
+        if (self.step_size is not None) != (self.method in FIXED_STEP):
+            raise ValueError(
+                f"step_size is needed by {', '.join(FIXED_STEP)}, and by no other method: {self}"
+            )
+        if self.step_size is not None and not 0 < self.step_size <= 1:
+            raise ValueError(f"step_size must lie in (0, 1], got {self.step_size}")
 
     def tightened(self, factor: float = 10.0) -> Adaptive:
-        """The same with tolerances smaller by ``factor``."""
-        return Adaptive(self.method, self.rtol / factor, self.atol / factor, self.max_nfe)
+        """The same with tolerances, or steps, smaller by ``factor``."""
+        if self.step_size is not None:
+            return replace(self, step_size=self.step_size / factor)
+        return replace(self, rtol=self.rtol / factor, atol=self.atol / factor)
 
 
 @register
@@ -72,7 +111,8 @@ class FixedGrid:
     """Equal steps of an explicit Runge-Kutta method: no error control, no host synchronisation.
 
     Args:
-        method: ``"midpoint"`` (order 2) or ``"rk4"`` (order 4).
+        method: ``"midpoint"`` (order 2), ``"bosh3"`` (3), ``"rk4"``, ``"rk4_38"`` (4) or
+            ``"dopri5"`` (5).
         steps: the number of steps over [0, 1].
 
     """
@@ -81,20 +121,66 @@ class FixedGrid:
     steps: int = 8
 
     def __post_init__(self) -> None:
-        if self.method not in TABLEAUX:
-            raise ValueError(f"method must be one of {', '.join(TABLEAUX)}; got {self.method!r}")
+        if self.method not in TABLEAUS:
+            raise ValueError(f"method must be one of {', '.join(TABLEAUS)}; got {self.method!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def tightened(self, factor: float = 10.0) -> FixedGrid:
-        """The same method on as many steps as make its error about ``factor`` times smaller."""
-        order = TABLEAUX[self.method].order
-        return FixedGrid(
-            self.method, max(self.steps + 1, round(self.steps * factor ** (1 / order)))
-        )
+        """The same on as many steps as make its error about ``factor`` times smaller."""
+        ratio = factor ** (1 / TABLEAUS[self.method].order)
+        return FixedGrid(self.method, max(self.steps + 1, round(self.steps * ratio)))
 
 
-Solver = Adaptive | FixedGrid
+@register
+@dataclass(frozen=True)
+class Lagged:
+    """A fixed grid whose number of steps follows the error of the solve before.
+
+    The error of a solve is the sum over its steps of the embedded estimates, for x (root mean
+    square over D) and for each integral, relative to 1 + |y|; a row's is the largest of these, and
+    what counts is the 99 % quantile over rows. It stays on the device until the next solve begins,
+    or until ``review`` asks for it. The next solve takes the fewest steps out of ``SIZES`` that
+    keep half the tolerance; beyond the largest size it is solved adaptively at the tolerance, and
+    ``SolveStats.status`` and a warning say so.
+
+    Args:
+        method: ``"dopri5"``, ``"bosh3"`` or ``"rk4"``, the pairs that have an estimate.
+        tolerance: of the error above.
+
+    """
+
+    method: str = "dopri5"
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        known = [name for name, tableau in TABLEAUS.items() if tableau.e]
+        if self.method not in known:
+            raise ValueError(f"method must be one of {', '.join(known)}; got {self.method!r}")
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance must be positive and finite, got {self.tolerance}")
+
+    def tightened(self, factor: float = 10.0) -> Lagged:
+        """The same with a tolerance smaller by ``factor``."""
+        return replace(self, tolerance=self.tolerance / factor)
+
+    def steps_for(self, error: float, steps: int) -> int:
+        """The steps of the next solve, after one of ``steps`` (0: adaptive) with this error.
+
+        0 stands for an adaptive solve. One that was adaptive comes back to the largest grid.
+        """
+        if steps == 0:
+            return SIZES[-1]
+        if not math.isfinite(error):
+            return 0
+        order = TABLEAUS[self.method].estimate
+        for size in SIZES:
+            if error * (steps / size) ** order <= self.tolerance / 2:
+                return size
+        return 0
+
+
+Solver = Adaptive | FixedGrid | Lagged
 
 
 @dataclass
@@ -103,46 +189,47 @@ class SolveStats:
 
     Attributes:
         nfe: evaluations of the right-hand side.
-        status: ``"ok"``, or why it stopped.
+        nfe_backward: those of the adjoint's solve; backpropagation needs none.
+        accepted: steps taken.
+        rejected: steps tried and thrown away.
+        error: the estimate of ``Lagged``, a scalar on the device; None for others.
+        status: ``"ok"``, ``"adaptive"`` where ``Lagged`` gave up its grids, or why it stopped.
 
     """
 
     nfe: int = 0
+    nfe_backward: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    error: Tensor | None = None
     status: str = "ok"
 
 
-@dataclass(frozen=True)
-class Tableau:
-    """An explicit Runge-Kutta method: nodes c, lower-triangular stages a, weights b."""
-
-    order: int
-    c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-
-
-TABLEAUX = {
-    "midpoint": Tableau(2, (0.0, 1 / 2), ((), (1 / 2,)), (0.0, 1.0)),
-    "rk4": Tableau(
-        4,
-        (0.0, 1 / 2, 1 / 2, 1.0),
-        ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
-        (1 / 6, 1 / 3, 1 / 3, 1 / 6),
-    ),
-}
-
-
 def solve(
-    rhs: RightHandSide, x: Tensor, solver: Solver, *, integrals: int, reverse: bool = False
+    rhs: RightHandSide,
+    x: Tensor,
+    solver: Solver,
+    *,
+    integrals: int,
+    span: tuple[float, float] = (0.0, 1.0),
+    steps: int = SIZES[3],
+    gradient: str = "backprop",
+    parameters: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor | None, SolveStats]:
-    """Integrate from s = 0 to 1, or back from 1 to 0.
+    """Integrate from one end of a span of s to the other.
 
     Args:
         rhs: the velocity and the rates, see ``RightHandSide``.
         x: the state at the start, (N, D).
         solver: how.
-        integrals: m; 0 where rhs returns None.
-        reverse: whether to go from s = 1 to 0; the integrals then are ∫₁⁰, with that sign.
+        integrals: m; 0 where rhs returns None. The first is held to the tolerance like x; the
+            others ride along.
+        span: (a, b); with a > b the path is run backwards, and the integrals are ∫_a^b as written.
+        steps: of a ``Lagged`` solve; 0 for an adaptive one.
+        gradient: ``"backprop"`` through the steps; ``"checkpoint"``, the same with each step of a
+            grid computed again on the way back, which keeps memory flat; ``"adjoint"``, a second
+            adaptive solve backwards (Chen et al. 2018), with a seminorm (Kidger et al. 2021).
+        parameters: the tensors whose gradient the adjoint is to find.
 
     Returns:
         x at the end (N, D); the integrals (N, m) or None; what was done.
@@ -152,100 +239,220 @@ def solve(
 
     """
     stats = SolveStats()
-
     if x.shape[0] == 0:
         return x, x.new_zeros(0, integrals) if integrals else None, stats
-    if isinstance(solver, FixedGrid):
-        end, total = _fixed_grid(rhs, x, solver, reverse, stats)
+    if isinstance(solver, Lagged) and steps == 0:
+        solver = Adaptive("dopri5", solver.tolerance, solver.tolerance)
+        stats.status = "adaptive"
+    if isinstance(solver, Adaptive):
+        system = _System(rhs, x.shape[1], integrals, solver, span, stats)
+        y = torch.cat([x, x.new_zeros(len(x), integrals)], dim=1) if integrals else x
+        y = system.solved(y, parameters if gradient == "adjoint" else None)
+        x, total = y[:, : x.shape[1]], y[:, x.shape[1] :] if integrals else None
     else:
-        end, total = _adaptive(rhs, x, solver, integrals, reverse, stats)
-    return end, total, stats
+        lagged = isinstance(solver, Lagged)
+        count = steps if lagged else solver.steps  # type: ignore[union-attr]
+        grid = _Grid(TABLEAUS[solver.method], count, span, lagged, stats)
+        x, total = grid.solved(rhs, x, recompute=gradient == "checkpoint")
+    return x, total, stats
 
 
-def _fixed_grid(
-    rhs: RightHandSide, x: Tensor, solver: FixedGrid, reverse: bool, stats: SolveStats
-) -> tuple[Tensor, Tensor | None]:
-    tableau, h = TABLEAUX[solver.method], 1.0 / solver.steps
-    times = [(step + c) * h for step in range(solver.steps) for c in tableau.c]
-    if reverse:
-        times, h = [1.0 - time for time in times], -h
-    # One transfer for the whole solve; the steps' sizes stay on the Python side.
-    stages = iter(rhs(torch.tensor(times, dtype=x.dtype, device=x.device)))
-    total: Tensor | None = None
-    for _ in range(solver.steps):
-        slopes: list[Tensor] = []
-        for earlier, weight in zip(tableau.a, tableau.b, strict=True):
-            slope, rate = next(stages)(_advance(x, slopes, earlier, h))
-            slopes.append(slope)
-            if rate is not None and weight:
-                total = rate * (h * weight) if total is None else total.add(rate, alpha=h * weight)
-        x = _advance(x, slopes, tableau.b, h)
-    stats.nfe += len(times)
-    return x, total
+class _Grid:
+    """A loop over equal steps; all that is known beforehand stays on the Python side."""
+
+    def __init__(
+        self,
+        tableau: Tableau,
+        steps: int,
+        span: tuple[float, float],
+        estimates: bool,
+        stats: SolveStats,
+    ) -> None:
+        self.tableau, self.steps, self.estimates, self.stats = tableau, steps, estimates, stats
+        self.h = (span[1] - span[0]) / steps
+        self.times = [span[0] + (k + c) * self.h for k in range(steps) for c in tableau.c]
+        if estimates:
+            self.times.append(span[1])
+
+    def solved(
+        self, rhs: RightHandSide, x: Tensor, *, recompute: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """X at the end and the integrals; the error's estimate goes into the statistics."""
+        # One transfer for the whole solve.
+        stages = iter(rhs(torch.tensor(self.times, dtype=x.dtype, device=x.device)))
+        total: Tensor | None = None
+        estimate = _Estimate(self.tableau, self.h) if self.estimates else None
+        for _ in range(self.steps):
+            here = [next(stages) for _ in self.tableau.c]
+            if recompute and torch.is_grad_enabled():
+                x, gained, slopes = _checkpointed(self._step, here, x)
+            else:
+                x, gained, slopes = self._step(here, x)
+            if gained is not None:
+                total = gained if total is None else total + gained
+            if estimate is not None:
+                estimate.add(slopes)
+        self.stats.nfe = len(self.times)
+        self.stats.accepted = self.steps
+        if estimate is not None:
+            with torch.no_grad():
+                estimate.close(next(stages)(x))
+                self.stats.error = estimate.of_solve(x, total)
+        return x, total
+
+    def _step(self, stages: list[Stage], x: Tensor) -> tuple[Tensor, Tensor | None, list[Slope]]:
+        slopes: list[Slope] = []
+        for stage, earlier in zip(stages, self.tableau.a, strict=True):
+            slopes.append(stage(_advance(x, slopes, earlier, self.h)))
+        rates = [rate for _, rate in slopes]
+        gained = None if rates[0] is None else _combine(rates, self.tableau.b, self.h)
+        return _advance(x, slopes, self.tableau.b, self.h), gained, slopes
 
 
-def _advance(x: Tensor, slopes: list[Tensor], weights: tuple[float, ...], h: float) -> Tensor:
-    for slope, weight in zip(slopes, weights, strict=True):
+class _Estimate:
+    """The embedded error of a solve, a step behind: it waits for the slope of the step's end."""
+
+    def __init__(self, tableau: Tableau, h: float) -> None:
+        self.weights, self.h = tableau.e, h
+        self.open: list[Slope] = []
+        self.x: Tensor | None = None
+        self.total: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, slopes: list[Slope]) -> None:
+        """Take a step's slopes; the first of them closes the step before."""
+        if self.open:
+            self.close(slopes[0])
+        self.open = slopes
+
+    @torch.no_grad()
+    def close(self, end: Slope) -> None:
+        """Add the errors of the open step, given the slope of its end."""
+        velocities, rates = ([slope[k] for slope in [*self.open, end]] for k in (0, 1))
+        error = _combine(velocities, self.weights, self.h).square().mean(1).sqrt()
+        self.x = error if self.x is None else self.x + error
+        if rates[0] is not None:
+            error = _combine([r[:, 0] for r in rates if r is not None], self.weights, self.h).abs()
+            self.total = error if self.total is None else self.total + error
+
+    def of_solve(self, x: Tensor, total: Tensor | None) -> Tensor:
+        """The 99 % quantile over rows, not a number where any row is not one; a scalar."""
+        assert self.x is not None
+        error = self.x / (1 + x.square().mean(1).sqrt())
+        if self.total is not None and total is not None:
+            error = torch.maximum(error, self.total / (1 + total[:, 0].abs()))
+        worst = error.topk(math.ceil(0.01 * len(error))).values[-1]
+        return worst + 0 * error.sum()
+
+
+def _checkpointed(
+    step: Callable[..., tuple[Tensor, Tensor | None, list[Slope]]], *arguments: Any
+) -> tuple[Tensor, Tensor | None, list[Slope]]:
+    result: tuple[Tensor, Tensor | None, list[Slope]] = checkpoint(
+        step, *arguments, use_reentrant=False, preserve_rng_state=False
+    )
+    x, gained, slopes = result
+    # Kept for the estimate alone: with a graph they would hold the step's memory.
+    return x, gained, [(v.detach(), None if r is None else r.detach()) for v, r in slopes]
+
+
+def _advance(x: Tensor, slopes: Sequence[Slope], weights: tuple[float, ...], h: float) -> Tensor:
+    """x + h Σ_i weight_i velocity_i."""
+    for (slope, _), weight in zip(slopes, weights, strict=True):
         if weight:
             x = x.add(slope, alpha=h * weight)
     return x
 
 
-def _adaptive(
-    rhs: RightHandSide,
-    x: Tensor,
-    solver: Adaptive,
-    integrals: int,
-    reverse: bool,
-    stats: SolveStats,
-) -> tuple[Tensor, Tensor | None]:
-    from torchdiffeq import odeint  # half a second of import, paid at the first adaptive solve
+def _combine(slopes: Sequence[Tensor | None], weights: tuple[float, ...], h: float) -> Tensor:
+    """h Σ_i weight_i slope_i."""
+    terms = [(s, h * w) for s, w in zip(slopes, weights, strict=True) if w and s is not None]
+    total = terms[0][0] * terms[0][1]
+    for slope, weight in terms[1:]:
+        total = total.add(slope, alpha=weight)
+    return total
 
-    features = x.shape[1]
-    last: Tensor = x.new_zeros(())
 
-    def system(u: Tensor, y: Tensor) -> Tensor:
-        nonlocal last
-        last = u
-        if stats.nfe >= solver.max_nfe:
-            raise _failure("max_nfe was reached", u, stats, solver, reverse)
-        stats.nfe += 1
-        # torchdiffeq runs upwards; backwards in s, u = 1 - s and the sign turns.
-        (stage,) = rhs((1 - u if reverse else u).reshape(1))
-        slope, rate = stage(y[:, :features])
-        change = slope if rate is None else torch.cat([slope, rate], dim=1)
-        return -change if reverse else change
+class _System:
+    """The state and its integrals as one tensor (N, D + m), as torchdiffeq takes it."""
 
-    def norm(y: Tensor) -> Tensor:
-        state = y[:, :features].square().mean(1).sqrt()
-        return (
-            torch.maximum(state, y[:, features:].abs().amax(1)).amax()
-            if integrals
-            else state.amax()
+    def __init__(
+        self,
+        rhs: RightHandSide,
+        features: int,
+        integrals: int,
+        solver: Adaptive,
+        span: tuple[float, float],
+        stats: SolveStats,
+    ) -> None:
+        self.rhs, self.features, self.integrals = rhs, features, integrals
+        self.solver, self.start, self.length = solver, span[0], span[1] - span[0]
+        self.stats = stats
+        self.backward = False
+        self.last: Tensor | None = None
+
+    def __call__(self, u: Tensor, y: Tensor) -> Tensor:
+        """dy/du with s = a + (b - a) u: torchdiffeq always runs upwards, over u in [0, 1]."""
+        self.last = u
+        if self.stats.nfe + self.stats.nfe_backward >= self.solver.max_nfe:
+            raise self._failure("max_nfe was reached")
+        if self.backward:
+            self.stats.nfe_backward += 1
+        else:
+            self.stats.nfe += 1
+        (stage,) = self.rhs((self.start + self.length * u).reshape(1))
+        slope, rate = stage(y[:, : self.features])
+        return self.length * (slope if rate is None else torch.cat([slope, rate], dim=1))
+
+    def callback_accept_step(self, *_: Any) -> None:
+        self.stats.accepted += 1
+
+    def callback_reject_step(self, *_: Any) -> None:
+        self.stats.rejected += 1
+
+    def norm(self, y: Tensor) -> Tensor:
+        """The largest row: root mean square of the state, magnitude of the first integral."""
+        state = y[:, : self.features].square().mean(1).sqrt()
+        if not self.integrals:
+            return state.amax()
+        return torch.maximum(state, y[:, self.features].abs()).amax()
+
+    def solved(self, y: Tensor, adjoint: Sequence[Tensor] | None) -> Tensor:
+        """Y at u = 1, from y at u = 0."""
+        from torchdiffeq import odeint, odeint_adjoint  # half a second, at the first such solve
+
+        solver = self.solver
+        ends = torch.tensor([0.0, 1.0], dtype=y.dtype, device=y.device)
+        options: dict[str, Any] = {"norm": self.norm}
+        if solver.method in ADAPTIVE:
+            # Without it the last step overshoots the end, and the answer is interpolated.
+            options["step_t"] = ends[1:]
+        elif solver.method in FIXED_STEP:
+            options = {"step_size": solver.step_size}
+        else:
+            options = {"solver": "RK45"}
+        settings: dict[str, Any] = {
+            "rtol": solver.rtol, "atol": solver.atol, "method": solver.method, "options": options,
+        }  # fmt: skip
+        if adjoint is not None:
+            settings["adjoint_params"] = tuple(p for p in adjoint if p.requires_grad)
+            settings["adjoint_options"] = {"norm": "seminorm", "step_t": ends[:1]}
+        try:
+            end: Tensor = (odeint if adjoint is None else odeint_adjoint)(
+                self, y, ends, **settings
+            )[-1]
+        except AssertionError as error:
+            # torchdiffeq's way of saying that its step vanished, or left the numbers.
+            raise self._failure(f"the step vanished ({error})") from None
+        self.backward = True
+        return end
+
+    def _failure(self, reason: str) -> SolverError:
+        self.stats.status = reason
+        u = 0.0 if self.last is None else float(self.last)
+        return SolverError(
+            f"{reason} at s = {self.start + self.length * u:.4g} of [0, 1] after "
+            f"{self.stats.nfe + self.stats.nfe_backward} evaluations ({self.solver}): the field is "
+            "stiff or not finite there; train with a penalty or a smaller learning rate, check the "
+            "inputs for outliers, or raise the tolerance or max_nfe"
         )
-
-    start = torch.cat([x, x.new_zeros(len(x), integrals)], dim=1) if integrals else x
-    ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
-    # Without step_t the last step overshoots the end, and the answer is interpolated.
-    options: dict[str, Any] = {"norm": norm, "step_t": ends[1:]}
-    try:
-        end = odeint(
-            system, start, ends,
-            rtol=solver.rtol, atol=solver.atol, method=solver.method, options=options,
-        )[-1]  # fmt: skip
-    except AssertionError as error:
-        # torchdiffeq's way of saying that its step vanished, or left the numbers.
-        raise _failure(f"the step vanished ({error})", last, stats, solver, reverse) from None
-    return end[:, :features], end[:, features:] if integrals else None
-
-
-def _failure(
-    reason: str, u: Tensor, stats: SolveStats, solver: Adaptive, reverse: bool
-) -> SolverError:
-    stats.status = reason
-    time = 1 - float(u) if reverse else float(u)
-    return SolverError(
-        f"{reason} at s = {time:.4g} of [0, 1] after {stats.nfe} evaluations ({solver}): the field "
-        "is stiff or not finite there; train with a penalty or a smaller learning rate, check the "
-        "inputs for outliers, or raise the tolerance or max_nfe"
-    )

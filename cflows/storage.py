@@ -14,6 +14,7 @@ import functools
 import importlib
 import inspect
 import json
+import numbers
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -87,16 +88,27 @@ def save(flow: nn.Module, path: str | os.PathLike[str]) -> None:
         path: the file.
 
     Raises:
-        TypeError: a part is of a class that was not registered; the message names it.
+        TypeError: a part is of a class that was not registered, or the flow is no longer what its
+            constructors build; the message names it.
         OSError: the file cannot be written.
 
     """
+    configuration = json.dumps(_encode(flow))
+    _check_rebuilds(flow, configuration)
     content = {
         "format": FORMAT,
-        "configuration": json.dumps(_encode(flow)),
+        "configuration": configuration,
         "state": {name: value.detach() for name, value in flow.state_dict().items()},
     }
     write_beside(path, lambda beside: torch.save(content, beside))
+
+
+def configuration_of(module: nn.Module) -> str:
+    """The calls that build a module, as JSON; its class's name where a part is unknown."""
+    try:
+        return json.dumps(_encode(module))
+    except TypeError:
+        return type(module).__qualname__
 
 
 def load(path: str | os.PathLike[str], classes: Mapping[str, type] | None = None) -> Flow:
@@ -119,19 +131,40 @@ def load(path: str | os.PathLike[str], classes: Mapping[str, type] | None = None
             f"{path} is of format {content['format']}, this version reads {FORMAT}: update cflows"
         )
     state: dict[str, Tensor] = content["state"]
-    # Constructors draw initial weights: loading leaves the caller's random numbers alone.
-    with torch.random.fork_rng(devices=[]):
-        flow: Flow = _decode(json.loads(content["configuration"]), dict(classes or {}), path)
-    for value in state.values():
-        if value.is_floating_point():
-            flow.to(value.dtype)
-            break
     try:
-        flow.load_state_dict(state)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())
+        flow: Flow = _rebuilt(content["configuration"], dict(classes or {}), path)
+        # assign: each tensor keeps the dtype it was saved in.
+        flow.load_state_dict(state, assign=True)
+        return flow.eval()
+    except LoadError:
+        raise
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        detail = " ".join(f"{type(error).__name__}: {error}".split())
         raise LoadError(f"{path} does not fit the classes of this version: {detail}") from None
-    return flow.eval()
+
+
+def _rebuilt(configuration: str, classes: dict[str, type], path: object) -> Any:
+    # Constructors draw initial weights: the caller's random numbers are left alone.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return _decode(json.loads(configuration), classes, path)
+
+
+def _check_rebuilds(module: nn.Module, configuration: str) -> None:
+    """Refuse what was changed after it was built: a file would not bring it back."""
+    again = _rebuilt(configuration, dict(_registry), "the configuration")
+    for kind in ("named_parameters", "named_buffers"):
+        here, there = (
+            {name: tuple(value.shape) for name, value in getattr(m, kind)(remove_duplicate=False)}
+            for m in (module, again)
+        )
+        if changed := sorted(set(here.items()) ^ set(there.items())):
+            raise TypeError(
+                f"cannot save: {changed[0][0]} is not as the constructors build it; build the flow "
+                "anew with the change as an argument, or register a class that makes it"
+            )
+    shared = len(list(module.parameters())) != len(list(again.parameters()))
+    if shared:
+        raise TypeError("cannot save: a part is used twice, and would be loaded as two")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -153,6 +186,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Call ``write`` on a new file in the same folder and rename it into place when complete."""
     place = Path(path)
+    if not place.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{place}: there is no such folder to write to")
     beside = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
     with _removed_on_failure(beside):
         write(beside)
@@ -182,6 +217,8 @@ def _flatten(bound: inspect.BoundArguments) -> dict[str, Any]:
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             flat["*"] = list(value)
+        elif isinstance(value, list | dict):
+            flat[name] = value.copy()
         elif kind is inspect.Parameter.VAR_KEYWORD:
             flat.update(value)
         else:
@@ -201,7 +238,11 @@ def _encode(value: Any) -> Any:
         dtype = str(value.dtype).removeprefix("torch.")
         return {"tensor": value.detach().cpu().tolist(), "dtype": dtype}
     cls = type(value)
-    recorded = dataclasses.is_dataclass(value) or ARGUMENTS in value.__dict__
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    recorded = dataclasses.is_dataclass(value) or ARGUMENTS in getattr(value, "__dict__", ())
     if _registry.get(_tag(cls)) is not cls or not recorded:
         raise TypeError(
             f"cannot save a {cls.__qualname__}: call cflows.register({cls.__qualname__}) "

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .flow import Flow, evaluating
-from .objectives import OBJECTIVES, Batch
-from .storage import LoadError, read, write_beside
+from .objectives import OBJECTIVES, Batch, ForwardKL
+from .solvers import SolverError
+from .storage import LoadError, configuration_of, read, write_beside
 
 __all__ = ["History", "Record", "TrainingError", "fit", "log_likelihood"]
 
@@ -37,7 +38,7 @@ class Record:
     Attributes:
         step: optimiser steps so far.
         seconds: training seconds so far, added up across resumes.
-        loss: mean of the objective since the line before.
+        loss: mean of the objective since the line before, None at the start.
         validation: mean validation log-likelihood in nats, or None without validation rows.
         nfe: network evaluations a step since the line before.
         learning_rate: at this step.
@@ -46,7 +47,7 @@ class Record:
 
     step: int
     seconds: float
-    loss: float
+    loss: float | None
     validation: float | None
     nfe: float
     learning_rate: float
@@ -57,7 +58,7 @@ class History:
     """What happened in a run of ``fit``.
 
     Attributes:
-        records: a line at each validation.
+        records: a line at each validation, the first at step 0 where there are validation rows.
         best_step: the step whose state the flow was left in.
         best_validation: its mean validation log-likelihood, None without validation rows.
         stopped: ``"steps"``, ``"seconds"`` or ``"patience"``, or ``""`` while running.
@@ -97,6 +98,7 @@ def fit(
     learning_rate: float = 1e-3,
     schedule: str = "cosine",
     clip_norm: float | None = 5.0,
+    penalties: Mapping[str, float] | None = None,
     validate_every: int = 100,
     patience: int | None = 30,
     seed: int = 0,
@@ -120,6 +122,7 @@ def fit(
         batch_size: rows a step.
         learning_rate: Adam's, in front of the schedule.
         schedule: ``"cosine"`` (to zero at the end of the steps or seconds) or ``"constant"``.
+        penalties: weights of the penalties that a continuous flow was built with, by name.
         clip_norm: gradients of a larger norm are scaled down to it; None leaves them.
         validate_every: steps between two validations, which are also the checkpoints.
         patience: validations without a better one after which training stops; None for never.
@@ -156,22 +159,28 @@ def fit(
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, number in (("seconds", seconds), ("learning_rate", learning_rate)):
+    for name, number in (
+        ("seconds", seconds),
+        ("learning_rate", learning_rate),
+        ("clip_norm", clip_norm),
+    ):
         if number is not None and not number > 0:
             raise ValueError(f"{name} must be positive, got {number}")
+    if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{checkpoint}: there is no folder to write this checkpoint to")
     flow.to(_device(device))
     rows = _rows(flow, train, "train")
     held_out = None if validation is None else _rows(flow, validation, "validation")
     run = _Run(
         flow=flow,
-        objective=_objective(objective),
+        objective=_objective(objective, penalties).to(_device(device)),
         rows=rows,
         held_out=held_out,
         batch_size=min(batch_size, len(rows[0])),
         steps=math.inf if steps is None else steps,
         seconds=math.inf if seconds is None else seconds,
         learning_rate=learning_rate,
-        constant=schedule == "constant",
+        schedule=schedule,
         clip_norm=clip_norm,
         validate_every=validate_every,
         patience=math.inf if patience is None else patience,
@@ -184,17 +193,31 @@ def fit(
             run.train(checkpoint, bar)
         finally:
             run.restore_best()
+    if held_out is not None and run.history.best_validation is None:
+        raise TrainingError(
+            "the validation log-likelihood was never finite: look for outliers in the validation "
+            "rows; the flow is in its state before training"
+        )
     return run.history
 
 
 def log_likelihood(
     flow: Flow, x: Tensor, context: Tensor | None = None, *, batch_size: int = 2000
 ) -> Tensor:
-    """Log-density of every row in evaluation mode, in batches, without gradient: (N, D) -> (N,)."""
-    chunks = torch.split(x, batch_size)
-    contexts = [None] * len(chunks) if context is None else torch.split(context, batch_size)
+    """Log-density of every row in evaluation mode, in batches, without gradient: (N, D) -> (N,).
+
+    Batches are moved to the flow's device one by one; the answer is where x is.
+    """
+    place = next((value.device for value in (*flow.parameters(), *flow.buffers())), x.device)
+    if context is not None:
+        context = context.expand(len(x), -1)
+    found = []
     with torch.no_grad(), evaluating(flow):
-        return torch.cat([flow.log_prob(a, b) for a, b in zip(chunks, contexts, strict=True)])
+        for first in range(0, max(len(x), 1), batch_size):
+            part = slice(first, first + batch_size)
+            seen = None if context is None else context[part].to(place)
+            found.append(flow.log_prob(x[part].to(place), seen).to(x.device))
+    return torch.cat(found)
 
 
 @dataclass
@@ -209,14 +232,16 @@ class _Run:
     steps: float
     seconds: float
     learning_rate: float
-    constant: bool
+    schedule: str
     clip_norm: float | None
     validate_every: int
     patience: float
     seed: int
 
     def __post_init__(self) -> None:
-        self.parameters = [*self.flow.parameters(), *self.objective.parameters()]
+        # An objective may hold the flow; what is frozen stays as it is.
+        own = dict.fromkeys([*self.flow.parameters(), *self.objective.parameters()])
+        self.parameters = [parameter for parameter in own if parameter.requires_grad]
         self.optimizer = (
             torch.optim.Adam(self.parameters, lr=self.learning_rate) if self.parameters else None
         )
@@ -229,6 +254,9 @@ class _Run:
     def train(self, checkpoint: str | os.PathLike[str] | None, bar: Callable[..., None]) -> None:
         bar(self.step, None, self.history)
         self.flow.train()
+        if self.step == 0 and self.held_out is not None:
+            # What training must beat: a flow may be given that is good already.
+            self._validate(None, 0.0)
         started, before = time.perf_counter() - self.elapsed, self.flow.evaluations
         losses: list[Tensor] = []
         while not self.history.stopped:
@@ -262,6 +290,11 @@ class _Run:
                 group["lr"] = self._rate()
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if not self.flow.review():
+                # The solver's error was far above its tolerance: once more, on more steps.
+                self.optimizer.zero_grad()
+                loss = self.objective(self.flow, batch)
+                loss.backward()  # type: ignore[no-untyped-call]
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
             self.optimizer.step()
@@ -272,12 +305,12 @@ class _Run:
         x = self.rows[0]
         epoch, position = divmod(self.step, len(x) // self.batch_size)
         if position == 0 or not hasattr(self, "order"):
-            generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
-            self.order = torch.randperm(len(x), generator=generator).to(x.device)
+            generator = torch.Generator("cpu").manual_seed(hash((self.seed, epoch)) % 2**63)
+            self.order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)
         return self.order[position * self.batch_size : (position + 1) * self.batch_size]
 
     def _rate(self) -> float:
-        if self.constant:
+        if self.schedule == "constant":
             return self.learning_rate
         done = min(1.0, max(self.step / self.steps, self.elapsed / self.seconds))
         return 0.5 * self.learning_rate * (1 + math.cos(math.pi * done))
@@ -292,10 +325,8 @@ class _Run:
             )
         return mean
 
-    def _validate(self, loss: float, nfe: float) -> None:
-        score = None
-        if self.held_out is not None:
-            score = float(log_likelihood(self.flow, *self.held_out).double().mean())
+    def _validate(self, loss: float | None, nfe: float) -> None:
+        score = self._score()
         best = self.history.best_validation
         if score is None or (math.isfinite(score) and (best is None or score > best)):
             self.history.best_validation, self.history.best_step = score, self.step
@@ -307,6 +338,16 @@ class _Run:
         )
         if not self.history.stopped and self.stale >= self.patience:
             self.history.stopped = "patience"
+
+    def _score(self) -> float | None:
+        """Mean validation log-likelihood; -inf where it cannot be computed, None without rows."""
+        if self.held_out is None:
+            return None
+        try:
+            score = float(log_likelihood(self.flow, *self.held_out).double().mean())
+        except SolverError:
+            return -math.inf
+        return score if math.isfinite(score) else -math.inf
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.flow.state_dict().items()}
@@ -350,26 +391,32 @@ class _Run:
         past = json.loads(content["history"])
         past["records"] = [Record(**record) for record in past["records"]]
         self.history = History(**past)
-        if self.history.stopped in ("steps", "seconds"):
-            # A longer run than before may go on.
-            unfinished = self.step < self.steps and self.elapsed < self.seconds
-            self.history.stopped = "" if unfinished else self.history.stopped
+        # A run that is allowed more than before may go on.
+        if self.step < self.steps and self.elapsed < self.seconds and self.stale < self.patience:
+            self.history.stopped = ""
         torch.set_rng_state(content["random"])
         if content["random_cuda"] is not None and device.type == "cuda":
             torch.cuda.set_rng_state(content["random_cuda"], device)
 
     def _identity(self) -> str:
         """What two runs must share for one to go on where the other stopped."""
-        x, context = self.rows
-        shapes = {name: list(value.shape) for name, value in self.flow.state_dict().items()}
+        tensors = [*self.rows, *(self.held_out or ())]
         return json.dumps(
             {
-                "rows": [list(x.shape), None if context is None else list(context.shape)],
-                "sum": float(x.double().sum()),
-                "state": shapes,
+                "rows": [
+                    None if t is None else [*t.shape, float(t.double().sum())] for t in tensors
+                ],
+                "flow": configuration_of(self.flow),
+                "state": {name: list(v.shape) for name, v in self.flow.state_dict().items()},
+                "objective": [
+                    type(self.objective).__name__,
+                    str(getattr(self.objective, "penalties", None)),
+                ],
                 "seed": self.seed,
                 "batch_size": self.batch_size,
                 "learning_rate": self.learning_rate,
+                "schedule": self.schedule,
+                "clip_norm": self.clip_norm,
                 "validate_every": self.validate_every,
             }
         )
@@ -377,6 +424,11 @@ class _Run:
 
 def _rows(flow: Flow, data: Data, name: str) -> Batch:
     """The rows on the flow's device and in its dtype, checked once."""
+    if not isinstance(data, Tensor | tuple | Dataset):
+        raise TypeError(
+            f"{name} must be a tensor, a pair (x, context) of tensors or a Dataset, "
+            f"got {type(data).__name__}: torch.as_tensor turns arrays into tensors"
+        )
     x, context = _stacked(data) if isinstance(data, Dataset) else _pair(data)
     example = next((v for v in flow.state_dict().values() if v.is_floating_point()), None)
     like = x.float() if example is None else example
@@ -408,7 +460,11 @@ def _stacked(data: Dataset[Any]) -> Batch:
     return columns[0], columns[1] if len(columns) > 1 else None
 
 
-def _objective(objective: str | nn.Module) -> nn.Module:
+def _objective(objective: str | nn.Module, penalties: Mapping[str, float] | None) -> nn.Module:
+    if penalties:
+        if objective != "forward_kl":
+            raise ValueError('penalties go with objective="forward_kl"; give others their own')
+        return ForwardKL(penalties)
     if isinstance(objective, nn.Module):
         return objective
     if objective not in OBJECTIVES:

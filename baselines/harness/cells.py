@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from baselines.harness import data, likelihood, models, sampling
-from cflows import fit, load
+from cflows import __version__, fit, load
 from cflows.storage import write_beside
 
 __all__ = ["Cell", "cost_of", "fail", "finished", "rows_of", "run"]
@@ -50,6 +50,11 @@ class Cell:
         learning_rate: Adam's.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: of rows and weights.
+        configuration: a hash of the model's preset, see ``models.configuration``.
+        batch_size: rows a step.
+        validation_rows: about how many of the validation rows choose the best state.
+        validations: how often they do in a run of known steps.
+        version: of this package, so that another one's results are not taken for its own.
 
     """
 
@@ -64,6 +69,11 @@ class Cell:
     learning_rate: float
     device: str = "cpu"
     dtype: str = "float32"
+    configuration: str = ""
+    batch_size: int = BATCH_SIZE
+    validation_rows: int = VALIDATION_ROWS
+    validations: int = VALIDATIONS
+    version: str = __version__
 
     @property
     def key(self) -> str:
@@ -83,7 +93,7 @@ def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
     """The result of a cell that is done and did not fail, else None."""
     try:
         result: dict[str, Any] = json.loads((cell.folder(out) / "result.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
     return result if result.get("status") == "ok" else None
 
@@ -101,13 +111,12 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", asdict(cell))
-    _forget_peak_memory()
+    _forget_peak_memory(cell.device)
     before = _resident_mb("VmRSS")
     try:
         result = _train_and_evaluate(cell, folder)
     except Exception as error:  # whatever it was, it is this cell's and the report says it
-        (folder / "traceback.txt").write_text(traceback.format_exc())
-        return fail(cell, out, f"{type(error).__name__}: {error}")
+        return _fail_with(cell, out, error)
     peak = max(0.0, _resident_mb("VmHWM") - before)
     if cell.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
@@ -125,22 +134,38 @@ def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
 
 
 def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
-    """Time a finished cell's model, unless that was done; nothing else should run meanwhile."""
-    place = cell.folder(out) / "cost.json"
-    if place.exists():
+    """Time a finished cell's model, unless that was done on a processor like the present one.
+
+    Nothing else should run meanwhile. An exception makes the cell a failed one, and what is
+    returned is its result: what cannot be timed does not stop the others.
+    """
+    place, processor = cell.folder(out) / "cost.json", sampling.processor(cell.device)
+    with contextlib.suppress(FileNotFoundError, ValueError):
         cost: dict[str, Any] = json.loads(place.read_text())
-        return cost
+        if cost.get("processor") == processor:
+            return cost
     torch.set_num_threads(1)
-    flow = load(cell.folder(out) / "model.pt").to(cell.device)
-    cost = sampling.measure(flow, rows_of(cell.source, cell.dtype, cell.device)[2])
+    try:
+        flow = load(cell.folder(out) / "model.pt").to(cell.device)
+        test = rows_of(cell.source, cell.checksum, cell.dtype, cell.device)[2]
+        cost = {**sampling.measure(flow, test), "processor": processor}
+    except Exception as error:  # as in run
+        return _fail_with(cell, out, error, "timing: ")
     _write_json(place, cost)
     return cost
 
 
 @functools.lru_cache(maxsize=2)
-def rows_of(name: str, dtype: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, validation and test rows as tensors."""
-    rows = data.load(name)
+def rows_of(source: str, checksum: str, dtype: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test rows as tensors.
+
+    Raises:
+        DataError: the rows are not those of the checksum.
+
+    """
+    rows = data.load(source)
+    if rows.checksum != checksum:
+        raise data.DataError(f"{source} has changed since the command was planned: run it again")
     train, validation, test = (
         torch.from_numpy(part).to(device, getattr(torch, dtype))
         for part in (rows.train, rows.validation, rows.test)
@@ -148,22 +173,28 @@ def rows_of(name: str, dtype: str, device: str) -> tuple[Tensor, Tensor, Tensor]
     return train, validation, test
 
 
+def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dict[str, Any]:
+    """Fail with an exception's text; the traceback stays beside the result."""
+    (cell.folder(out) / "traceback.txt").write_text(traceback.format_exc())
+    return fail(cell, out, f"{prefix}{type(error).__name__}: {error}")
+
+
 def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
-    train, validation, test = rows_of(cell.source, cell.dtype, cell.device)
+    train, validation, test = rows_of(cell.source, cell.checksum, cell.dtype, cell.device)
     flow = models.build(cell.model, cell.depth, train, cell.seed).to(cell.device)
     result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
     if cell.model != models.GAUSSIAN:
         # Evenly spaced, since neighbouring rows of a validation set may come from one place.
-        stride = max(1, len(validation) // VALIDATION_ROWS)
+        stride = max(1, len(validation) // cell.validation_rows)
         history = fit(
             flow,
             train,
             validation[::stride],
             steps=cell.steps,
             seconds=cell.seconds,
-            batch_size=BATCH_SIZE,
+            batch_size=cell.batch_size,
             learning_rate=cell.learning_rate,
-            validate_every=100 if cell.steps is None else max(1, cell.steps // VALIDATIONS),
+            validate_every=100 if cell.steps is None else max(1, cell.steps // cell.validations),
             seed=cell.seed,
             device=cell.device,
             checkpoint=folder / "checkpoint.pt",
@@ -215,9 +246,9 @@ def _resident_mb(field: str) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def _forget_peak_memory() -> None:
+def _forget_peak_memory(device: str) -> None:
     """Let the peak start anew for this cell, where the system allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
+    if device == "cuda":  # else a GPU that nobody uses would be given a context
         torch.cuda.reset_peak_memory_stats()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
 import shlex
 import sys
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _replace_what_cannot_be_printed()
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options, shlex.join(["cflows", *arguments]))
@@ -96,8 +99,10 @@ def _compare(options: argparse.Namespace, command: str) -> int:
                         ("--jobs", options.jobs)):  # fmt: skip
         if value is not None and value <= 0:
             _fail(f"{name} must be positive, got {value}")
-    if any(seed < 0 for seed in options.seeds):
-        _fail(f"--seeds must not be negative, got {options.seeds}")
+    if options.budget is not None and not math.isfinite(options.budget):
+        _fail(f"--budget must be a finite number of seconds, got {options.budget}")
+    if not all(0 <= seed < 2**63 for seed in options.seeds):
+        _fail(f"--seeds must lie between 0 and 2**63 - 1, got {options.seeds}")
     import torch
 
     from .runner import Plan, execute
@@ -145,6 +150,13 @@ def _data(options: argparse.Namespace, command: str) -> int:
             f"{name:14} {rows.features:3} columns {len(rows.train):7,} training rows  {rows.source}"
         )
     return 0
+
+
+def _replace_what_cannot_be_printed() -> None:
+    """Let a character that the encoding lacks, such as ±, become a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _processors() -> int:

@@ -27,7 +27,8 @@ def evaluate(flow: Flow, test: Tensor) -> tuple[dict[str, Any], Tensor]:
     Returns:
         the entries of result.json: the mean log-density of a row in nats with twice its standard
         error over rows; the solver's gap, mean and maximum (None for a discrete flow); the largest
-        |f(f⁻¹(x)) - x| in units of the data's standard deviation. And log p of every row, (N,).
+        |f(f⁻¹(x)) - x| in units of the data's standard deviation, in the data's own where these
+        rows have none. And log p of every row, (N,).
 
     """
     log_prob = log_likelihood(flow, test).double()
@@ -62,11 +63,10 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
         samples: how many to draw.
 
     """
-    low, high = (torch.quantile(rows, q, dim=0) for q in (0.001, 0.999))
-    margin = 0.08 * (high - low)
-    (x0, y0), (x1, y1) = (low - margin).tolist(), (high + margin).tolist()
+    (x0, x1), (y0, y1) = (_limits(column) for column in rows.T.double().cpu().numpy())
     grid = torch.cartesian_prod(
-        torch.linspace(y0, y1, GRID), torch.linspace(x0, x1, GRID)
+        torch.linspace(y0, y1, GRID, dtype=torch.float64),
+        torch.linspace(x0, x1, GRID, dtype=torch.float64),
     ).flip(1)  # fmt: skip
     density = log_likelihood(flow, grid.to(rows), batch_size=GRID * 40)
     torch.manual_seed(0)
@@ -78,7 +78,20 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
     }
 
 
+def _limits(column: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Where a picture of this column begins and ends; never nothing, whatever the column holds."""
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(column, (0.001, 0.999)).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return -1.0, 1.0
+    # Steps of the grid must stay apart in float32 too.
+    least = 1e-4 * max(abs(low), abs(high)) or 1.0
+    middle, half = (low + high) / 2, 0.58 * max(high - low, least)
+    return middle - half, middle + half
+
+
 @torch.no_grad()
 def _round_trip_error(flow: Flow, x: Tensor) -> float:
     back = flow.bijector.forward(flow.bijector.inverse(x))
-    return float(((back - x).abs() / x.std(0)).max())
+    std = x.double().std(0)  # squares of what float32 can hold may leave it
+    return float(((back - x).abs() / std.where(std > 0, 1.0)).max())

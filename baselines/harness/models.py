@@ -6,7 +6,10 @@ starts at the Gaussian that it has to beat and its densities and samples are in 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +18,20 @@ from torch import Tensor
 
 from baselines.autoregressive import IAF, MAF
 from baselines.coupling import NICE, RealNVP
-from cflows import FFJORD, Chain, FixedGrid, Flow, whiten
+from cflows import FFJORD, Chain, Flow, ODEBijector, whiten
+from cflows.storage import _encode
 
-__all__ = ["GAUSSIAN", "MODELS", "Model", "ModelError", "build", "find"]
+__all__ = [
+    "GAUSSIAN",
+    "MODELS",
+    "Model",
+    "ModelError",
+    "build",
+    "configuration",
+    "find",
+    "preset",
+    "solvers",
+]
 
 GAUSSIAN = "gaussian"
 
@@ -53,9 +67,7 @@ class Model:
 MODELS: dict[str, Model] = {
     "ffjord": Model(
         "FFJORD",
-        lambda features, depth: FFJORD(
-            features, blocks=depth, hidden=(64, 64), training_solver=FixedGrid("rk4", 4)
-        ),
+        lambda features, depth: FFJORD(features, blocks=depth, hidden=(64, 64)),
         depths=(1, 2),
         unit="blocks",
         steps=1200,
@@ -131,7 +143,47 @@ def build(name: str, depth: int | None, rows: Tensor, seed: int) -> Flow:
         return Flow(data_end)
     if depth is None or depth < 1:
         raise ModelError(f"{name} needs a depth of at least 1, got {depth}")
+    core = preset(name, rows.shape[1], depth, seed)
+    return Flow(Chain(core.bijector, data_end), core.base)
+
+
+def preset(name: str, features: int, depth: int, seed: int = 0) -> Flow:
+    """Build a model for white data; the caller's random numbers are left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        core = find(name).core(rows.shape[1], depth)
-    return Flow(Chain(core.bijector, data_end), core.base)
+        return find(name).core(features, depth)
+
+
+def configuration(name: str, features: int, depth: int | None) -> str:
+    """Return a hash of the constructor calls behind a model, which changes with its preset.
+
+    ``""`` for the Gaussian, which has no settings, and for a model that cannot be built: its cell
+    will fail and give the reason.
+    """
+    if name == GAUSSIAN or depth is None:
+        return ""
+    with contextlib.suppress(Exception):
+        core = preset(name, features, depth)
+        # The parts as well as the flow: a call records what was passed, and a subclass of Flow
+        # passes its own defaults on to its parts.
+        calls = [_encode(part) for part in (core, core.bijector, core.base)]
+        return hashlib.sha256(json.dumps(calls, sort_keys=True).encode()).hexdigest()
+    return ""
+
+
+def solvers(name: str) -> dict[str, str]:
+    """Return a continuous model's solvers in training and in evaluation; empty for a discrete one.
+
+    Example:
+        >>> sorted(solvers("ffjord")), solvers("maf")
+        (['evaluation', 'training'], {})
+
+    """
+    with contextlib.suppress(Exception):  # one that cannot be built: its cells say so
+        for part in preset(name, 2, min(find(name).depths)).modules():
+            if isinstance(part, ODEBijector):
+                return {
+                    "training": repr(part.training_solver),
+                    "evaluation": repr(part.evaluation_solver),
+                }
+    return {}

@@ -146,13 +146,18 @@ def densities(
         tiles.append((title, _density(picture), picture["extent"], picture["samples"]))
     bands = math.ceil(len(tiles) / width)
     across = math.ceil(len(tiles) / bands)
-    height = 1.55 * float(np.clip(abs((extent[3] - extent[2]) / (extent[1] - extent[0])), 0.4, 2))
+    height = 1.55 * float(np.clip(_shape(extent), 0.4, 2))
     with _drawing():
         figure, grid = _grid(2 * bands, across, 1.55, height + 0.08, tight=True)
         for i, (title, density, box, points) in enumerate(tiles):
             upper, lower = grid[2 * (i // across) : 2 * (i // across) + 2, i % across]
             image = _tile(upper, box).imshow(
-                density, extent=tuple(box), origin="lower", cmap="magma", norm=Normalize(0.0, top)
+                density,
+                extent=tuple(box),
+                origin="lower",
+                cmap="magma",
+                norm=Normalize(0.0, top),
+                aspect="auto",  # the tile has its shape already
             )
             upper.set_title(title, fontsize=9, fontweight="normal", linespacing=1.3)
             x, y = points[np.isfinite(points).all(axis=1)].T
@@ -336,8 +341,14 @@ def _legend(figure: Figure, models: Sequence[str], style: Mapping[str, Mark]) ->
 
 
 def _tile(axes: Axes, box: Array) -> Axes:
-    axes.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:], aspect="equal")
+    axes.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:], box_aspect=_shape(box))
     return axes
+
+
+def _shape(box: Array) -> float:
+    """Height over width at equal units, within what a tile can show: a sliver has no room."""
+    width, height = abs(box[1] - box[0]), abs(box[3] - box[2])
+    return float(np.clip(height / width, 0.25, 4)) if width > 0 else 1.0
 
 
 def _density(picture: Picture) -> Array:

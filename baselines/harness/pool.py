@@ -19,9 +19,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Killed:
-    """What stands for a result where the process died: its exit code, negative for a signal."""
+    """What stands for a result where the process died.
+
+    Attributes:
+        exit_code: of the process, negative for a signal.
+        started: whether it had come as far as to ask for work.
+
+    """
 
     exit_code: int | None
+    started: bool = True
 
 
 def side_by_side(
@@ -50,7 +57,10 @@ def side_by_side(
                     result: Result | Killed = worker.connection.recv()
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
-                    result = Killed(worker.process.exitcode)
+                    result = Killed(worker.process.exitcode, worker.started)
+                if not worker.started and not isinstance(result, Killed):
+                    worker.started = True
+                    continue
                 item = worker.item
                 if isinstance(result, Killed) or not waiting:
                     workers.remove(worker)
@@ -69,6 +79,7 @@ class _Worker(Generic[Item]):
 
     def __init__(self, work: Callable[[Item], Any], item: Item) -> None:
         context = get_context("spawn")
+        self.started = False
         self.connection, other = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(work, other), daemon=True)
         self.process.start()
@@ -89,6 +100,7 @@ class _Worker(Generic[Item]):
 def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
     # Ctrl-C goes to all processes of a terminal: only the first one answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection.send(None)  # a sign of life: from here on a death is the work's, not the script's
     while True:
         try:
             item = connection.recv()

@@ -205,7 +205,7 @@ def _vector(cell: Path, row: Row) -> NDArray[np.float64] | None:
         return None
     try:
         return np.asarray(np.load(path, allow_pickle=False), np.float64).reshape(-1)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy lets out half a dozen types for a damaged file
         raise ReportError(
             f"{path} cannot be read as an array: remove its cell and run again"
         ) from error
@@ -326,7 +326,7 @@ def _picture(results: _Results, s: Setting) -> dict[str, NDArray[np.float64]] | 
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 found = {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # likewise
             raise ReportError(f"{path} cannot be read: remove its cell and run again") from error
         if missing := {"density", "extent", "samples"} - set(found):
             raise ReportError(f"{path} lacks {', '.join(sorted(missing))}: remove its cell")

@@ -7,15 +7,20 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from baselines.harness import cells, data, depth, models, report
+import numpy as np
+import torch
+
+import cflows
+from baselines.harness import cells, checks, data, depth, models, report, sampling
 from baselines.harness.cells import Cell
 from baselines.harness.pool import Killed, side_by_side
 from cflows.storage import write_beside
@@ -81,16 +86,13 @@ def execute(plan: Plan) -> int:
     width = len(str(len(todo)))
     for count, (cell, result) in enumerate(_train(todo, plan), 1):
         _say(f"[{count:{width}}/{len(todo)}] {_line(cell, result)}")
-    failed = [cell for cell in todo if cells.finished(cell, plan.out) is None]
     if plan.comparison != "likelihood":
         _say("timing densities and samples, one model at a time")
-        for cell in todo:
-            if cell not in failed:
-                cells.cost_of(cell, plan.out)
+        _time(todo, plan.out)
     page = report.write(plan.out)
     _say("\n" + report.summary(plan.out))
     _say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
-    return 1 if failed else 0
+    return 0 if all(cells.finished(cell, plan.out) for cell in todo) else 1
 
 
 def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
@@ -98,11 +100,17 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
     listed: list[tuple[int, Cell]] = []
     deepest_only = plan.comparison in ("likelihood", "sampling")
     for name, (source, rows) in sets.items():
-        common = {"data": name, "source": source, "checksum": rows.checksum, "device": plan.device}
+        common: dict[str, Any] = {
+            "data": name,
+            "source": source,
+            "checksum": rows.checksum,
+            "device": plan.device,
+        }
         for model_name in plan.models:
             model = models.find(model_name)
             for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
                 work = WORK.get(model_name, 1) * deep * rows.features
+                configuration = models.configuration(model_name, rows.features, deep)
                 for seed in plan.seeds:
                     cell = Cell(
                         **common,
@@ -112,6 +120,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
                         steps=_steps(plan, model),
                         seconds=plan.budget,
                         learning_rate=model.learning_rate,
+                        configuration=configuration,
                     )
                     listed.append((work, cell))
         gaussian = Cell(
@@ -129,13 +138,22 @@ def _steps(plan: Plan, model: models.Model) -> int | None:
 
 
 def _load(names: Sequence[str]) -> Sets:
-    """The data sets by what tables call them, with where each is loaded from again."""
-    sets: Sets = {}
+    """The data sets by what tables call them, with where each is loaded from again.
+
+    Files of one name are all called by their paths as given: what a data set is called must not
+    hang on which was given first.
+    """
+    found: dict[tuple[str, str], tuple[str, data.Dataset]] = {}
     for name in names:
         rows = data.load(name)
+        checks.refuse_unusable(rows)
         source = str(Path(name).resolve()) if rows.kind == "file" else name
-        sets[rows.name if rows.name not in sets else source] = (source, rows)
-    return sets
+        found.setdefault((rows.name, source), (name, rows))  # ./a.csv and a.csv are one
+    shared = Counter(name for name, _ in found)
+    return {
+        given if shared[name] > 1 else name: (source, rows)
+        for (name, source), (given, rows) in found.items()
+    }
 
 
 def _train(todo: Sequence[Cell], plan: Plan) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -153,9 +171,26 @@ def _train(todo: Sequence[Cell], plan: Plan) -> Iterator[tuple[Cell, dict[str, A
         return
     for cell, result in side_by_side(partial(cells.run, out=plan.out), waiting, plan.jobs):
         if isinstance(result, Killed):
-            reason = f"its process was killed (exit code {result.exit_code}; out of memory?)"
-            result = cells.fail(cell, plan.out, reason)
+            result = cells.fail(cell, plan.out, _why(result))
         yield cell, result
+
+
+def _why(death: Killed) -> str:
+    if death.exit_code == -9:  # what the kernel does to a process when memory runs out
+        return "its process was killed (exit code -9; out of memory?)"
+    reason = f"its worker process ended with exit code {death.exit_code}"
+    if death.started:
+        return reason
+    return f'{reason} before it began: a script must call this below `if __name__ == "__main__":`'
+
+
+def _time(todo: Sequence[Cell], out: Path) -> None:
+    """Time the cells that are finished, and say which cannot be."""
+    for cell in todo:
+        if cells.finished(cell, out) is not None:
+            result = cells.cost_of(cell, out)
+            if result.get("status") == "failed":
+                _say(_line(cell, result))
 
 
 def _line(cell: Cell, result: dict[str, Any]) -> str:
@@ -185,15 +220,18 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
         "quick": plan.quick,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("cflows", "torch", "torchdiffeq", "numpy")},
+            "cflows": cflows.__version__,
+            "torch": torch.__version__,
+            "torchdiffeq": _version("torchdiffeq"),
+            "numpy": np.__version__,
         },
-        "processor": _processor(),
+        "processor": sampling.processor(),
         "processors": os.cpu_count(),
         "threads": 1,
         "jobs": plan.jobs,
         "device": plan.device,
         "dtype": "float32",
-        "solver": {"training": "rk4, 4 steps a block", "evaluation": "dopri5 1e-5, exact trace"},
+        "solver": {name: found for name in plan.models if (found := models.solvers(name))},
         "data": {
             name: {
                 "checksum": rows.checksum,
@@ -220,14 +258,12 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
     write_beside(path, lambda beside: beside.write_text(text))
 
 
-def _processor() -> str:
+def _version(package: str) -> str:
+    """The version of a package that costs too much to import for its number alone."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _say(text: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from cflows import Flow
 
-__all__ = ["REPEATS", "measure"]
+__all__ = ["REPEATS", "measure", "processor"]
 
 REPEATS = 7
 PATIENCE = 3.0
@@ -37,8 +39,8 @@ def measure(flow: Flow, rows: Tensor) -> dict[str, Any]:
     """
     x = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS]
     with torch.no_grad():
-        density, nfe_density = _timed(flow, lambda: flow.log_prob(x))
-        sample, nfe_sample = _timed(flow, lambda: flow.sample(ROWS))
+        density, nfe_density = _timed(flow, lambda: flow.log_prob(x), x.device)
+        sample, nfe_sample = _timed(flow, lambda: flow.sample(ROWS), x.device)
     result: dict[str, Any] = {"repeats": min(len(density), len(sample))}
     for name, seconds, nfe in (("density", density, nfe_density), ("sample", sample, nfe_sample)):
         low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)) * 1e3
@@ -50,20 +52,33 @@ def measure(flow: Flow, rows: Tensor) -> dict[str, Any]:
     return result
 
 
-def _timed(flow: Flow, work: Callable[[], object]) -> tuple[list[float], int]:
+def processor(device: str = "cpu") -> str:
+    """Name what a device is made of: the model of the processor, or of the GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _timed(flow: Flow, work: Callable[[], object], device: torch.device) -> tuple[list[float], int]:
     before = flow.evaluations
     work()
     evaluations = flow.evaluations - before
     seconds: list[float] = []
     while len(seconds) < REPEATS and (len(seconds) < 3 or sum(seconds) < PATIENCE):
-        _wait()
+        _wait(device)
         start = time.perf_counter()
         work()
-        _wait()
+        _wait(device)
         seconds.append(time.perf_counter() - start)
     return seconds, evaluations
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":  # else a GPU that nobody uses would be given a context
+        torch.cuda.synchronize(device)

@@ -6,16 +6,30 @@ from torch.nn import functional as F
 from zoo import ForeignField, perturbed
 
 from cflows import MLP
-from cflows.divergence import divergence_is_cheap, draw_probe, value_and_divergence
-from cflows.fields import ACTIVATIONS, LAYERS
+from cflows.divergence import (
+    draw_probes,
+    exact_is_cheap,
+    linearize,
+    orthonormal_probes,
+    value_and_divergence,
+)
+from cflows.layers import ACTIVATIONS, LAYERS, TimeFeatures
 
 D, C, N = 4, 3, 6
 
 
-def field(layer="concatsquash", activation="tanh", hidden=(7, 5), context=0):
+def field(layer="concatsquash", activation="tanh", hidden=(7, 5), context=0, **more):
     return perturbed(
-        MLP(D, context_features=context, hidden=hidden, layer=layer, activation=activation)
+        MLP(D, context_features=context, hidden=hidden, layer=layer, activation=activation, **more)
     )
+
+
+def applied(layer, t, h):
+    """A layer at one time, as its equation reads."""
+    phi = t.reshape(1)
+    gate, shift = layer.coefficients(phi)
+    value = h @ layer.weight_at(phi).T
+    return (value if gate is None else gate * value) + shift
 
 
 def inputs(context=0):
@@ -38,26 +52,56 @@ def jacobians(f, t, x, c):
 def test_concat_layer_is_ffjords():
     layer = perturbed(LAYERS["concat"](3, 2))
     h, t = torch.randn(5, 3, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
-    weight = torch.cat([layer.time_weight[:, None], layer.weight], dim=1)
+    weight = torch.cat([layer.time_weight, layer.weight], dim=1)
     expected = F.linear(torch.cat([t.expand(5, 1), h], dim=1), weight, layer.bias)
-    torch.testing.assert_close(layer(t, h), expected)
+    torch.testing.assert_close(applied(layer, t, h), expected)
 
 
 def test_concatsquash_layer_is_ffjords():
     layer = perturbed(LAYERS["concatsquash"](3, 2))
     h, t = torch.randn(5, 3, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
-    gate = torch.sigmoid(layer.gate_weight * t + layer.gate_bias)
-    expected = F.linear(h, layer.weight, layer.bias) * gate + layer.time_weight * t
-    torch.testing.assert_close(layer(t, h), expected)
+    gate = torch.sigmoid(layer.gate_weight[:, 0] * t + layer.gate_bias)
+    expected = F.linear(h, layer.weight, layer.bias) * gate + layer.time_weight[:, 0] * t
+    torch.testing.assert_close(applied(layer, t, h), expected)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_slopes_of_activations(name):
-    activate, with_slope = ACTIVATIONS[name]
-    a = torch.linspace(-30, 30, 101, dtype=torch.float64, requires_grad=True)
-    value, slope = with_slope(a)
-    torch.testing.assert_close(value, activate(a))
-    torch.testing.assert_close(slope, torch.autograd.grad(activate(a).sum(), a)[0])
+    activation = perturbed(ACTIVATIONS[name]())
+    a = torch.linspace(-30, 30, 102, dtype=torch.float64, requires_grad=True)
+    value, slope = activation.value_and_slope(a)
+    torch.testing.assert_close(value, activation(a))
+    torch.testing.assert_close(slope, torch.autograd.grad(activation(a).sum(), a)[0])
+
+
+def test_the_layers_of_the_ffjord_code_that_have_no_test_of_their_own():
+    t, h = torch.tensor(0.3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    ignore, squash, blend, hyper, film = (
+        perturbed(LAYERS[name](3, 2)) for name in ("ignore", "squash", "blend", "hyper", "film")
+    )
+    torch.testing.assert_close(applied(ignore, t, h), F.linear(h, ignore.weight, ignore.bias))
+    gate = torch.sigmoid(squash.gate_weight[:, 0] * t + squash.gate_bias)
+    expected = F.linear(h, squash.weight, squash.bias) * gate
+    torch.testing.assert_close(applied(squash, t, h), expected)
+    early = F.linear(h, blend.weight, blend.bias)
+    late = F.linear(h, blend.late_weight, blend.late_bias)
+    torch.testing.assert_close(applied(blend, t, h), early + t * (late - early))
+    weight = hyper.weight + t * hyper.weight_slope[0]
+    expected = F.linear(h, weight, hyper.bias + t * hyper.time_weight[:, 0])
+    torch.testing.assert_close(applied(hyper, t, h), expected)
+    gate = 1 + t * film.gate_weight[:, 0]
+    expected = gate * (h @ film.weight.T) + film.bias + t * film.time_weight[:, 0]
+    torch.testing.assert_close(applied(film, t, h), expected)
+
+
+def test_time_features():
+    t = torch.tensor([0.0, 0.25], dtype=torch.float64)
+    features = TimeFeatures(2).double()(t)
+    expected = torch.stack(
+        [t] + [f(k * torch.pi * t) for f in (torch.sin, torch.cos) for k in (1, 2)], dim=1
+    )
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-7)
+    assert TimeFeatures(0)(t).tolist() == [[0.0], [0.25]]
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -111,9 +155,9 @@ def test_hutchinson_is_the_quadratic_form_of_its_probe(foreign, count):
     f = perturbed(ForeignField(D, 0)) if foreign else field()
     x, _ = inputs()
     t = torch.tensor(0.3, dtype=torch.float64)
-    probe = draw_probe(x, "gaussian", count)
+    probe = draw_probes(x, "gaussian", count)
     _, trace = value_and_divergence(f, t, x, None, probe)
-    expected = torch.einsum("knd,nde,kne->kn", probe, jacobians(f, t, x, None), probe).mean(0)
+    expected = torch.einsum("knd,nde,kne->n", probe, jacobians(f, t, x, None), probe)
     torch.testing.assert_close(trace, expected)
 
 
@@ -123,7 +167,7 @@ def test_hutchinson_is_unbiased_with_the_variance_of_the_theory(kind):
     row, t = torch.randn(1, D, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
     n = 100_000
     x = row.expand(n, -1)
-    _, estimates = value_and_divergence(f, t, x, None, draw_probe(x, kind))
+    _, estimates = value_and_divergence(f, t, x, None, draw_probes(x, kind))
     jacobian = jacobians(f, t, row, None)[0]
     symmetric = (jacobian + jacobian.T) / 2
     variance = 2 * symmetric.square().sum()
@@ -136,11 +180,11 @@ def test_hutchinson_is_unbiased_with_the_variance_of_the_theory(kind):
 
 def test_probes():
     x = torch.zeros(1000, D)
-    signs = draw_probe(x, "rademacher", 2)
+    signs = draw_probes(x, "rademacher", 2)
     assert signs.shape == (2, 1000, D)
-    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert set(draw_probes(x, "rademacher", 4).unique().tolist()) == {-0.5, 0.5}
     assert signs.mean().abs() < 0.05
-    assert draw_probe(x.double(), "gaussian").dtype == torch.float64
+    assert draw_probes(x.double(), "gaussian").dtype == torch.float64
 
 
 @pytest.mark.parametrize("foreign", [False, True])
@@ -149,7 +193,7 @@ def test_divergence_carries_gradients_and_none_under_no_grad(foreign, probe):
     f = perturbed(ForeignField(D, 0)) if foreign else field()
     x, _ = inputs()
     t = torch.tensor(0.3, dtype=torch.float64)
-    eps = draw_probe(x) if probe else None
+    eps = draw_probes(x) if probe else None
     x.requires_grad_()
     value, trace = value_and_divergence(f, t, x, None, eps)
     (gradient,) = torch.autograd.grad(trace.sum(), x, retain_graph=True)
@@ -175,19 +219,149 @@ def test_a_field_that_ignores_x_has_no_divergence():
 
 
 def test_when_the_exact_trace_is_cheap():
-    assert divergence_is_cheap(MLP(50, hidden=(8,)), rows=10)
-    assert divergence_is_cheap(MLP(50, hidden=(8, 8)), rows=50)
-    assert not divergence_is_cheap(MLP(50, hidden=(8, 8)), rows=49)
-    assert not divergence_is_cheap(MLP(2, hidden=(8, 8, 8)), rows=1000)
-    assert not divergence_is_cheap(ForeignField(2, 0), rows=1000)
+    assert exact_is_cheap(MLP(50, hidden=(8,)), rows=1)
+    assert exact_is_cheap(MLP(50, hidden=(64, 64)), rows=100)
+    assert not exact_is_cheap(MLP(50, hidden=(64, 64)), rows=10)
+    assert exact_is_cheap(MLP(2, hidden=(64, 64, 64)), rows=1000)
+    assert not exact_is_cheap(MLP(6, hidden=(60, 60, 60)), rows=1000)
+    assert exact_is_cheap(MLP(6, hidden=(60, 60, 60)), rows=1000, probes=4)
+    assert not exact_is_cheap(ForeignField(2, 0), rows=1000)
+
+
+@pytest.mark.parametrize("layer", ["concatsquash", "film", "hyper"])
+@pytest.mark.parametrize("hidden", [(7,), (7, 5), (7, 3, 6)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"time_frequencies": 2},
+        {"residual": True},
+        {"context": C, "context_mode": "gate"},
+        {"context": C, "context_mode": "gate", "residual": True, "time_frequencies": 1},
+        {"spectral": True},
+    ],
+)
+def test_options_of_the_field(layer, hidden, more):
+    f = field(layer, hidden=hidden, **more)
+    x, c = inputs(more.get("context", 0))
+    for t in (torch.rand((), dtype=torch.float64), torch.rand(N, dtype=torch.float64)):
+        value, trace = value_and_divergence(f, t, x, c)
+        jacobian = jacobians(f, t, x, c)
+        expected = jacobian.diagonal(dim1=1, dim2=2).sum(-1)
+        torch.testing.assert_close(trace, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(value, f(t, x, c))
+        local = linearize(f.frozen(t, c), x)
+        v = torch.randn(2, N, D, dtype=torch.float64)
+        torch.testing.assert_close(
+            local.products(v), torch.einsum("nij,knj->kni", jacobian, v), rtol=1e-9, atol=1e-10
+        )
+        torch.testing.assert_close(local.diagonal(), jacobian.diagonal(dim1=1, dim2=2))
+    if c is not None:
+        assert (f(t, x, c) - f(t, x, 2 * c)).abs().min() > 0
+
+
+def test_residual_subtracts_the_state():
+    x, _ = inputs()
+    t = torch.tensor(0.3, dtype=torch.float64)
+    plain, residual = field(), field(residual=True)
+    residual.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(residual(t, x), plain(t, x) - x)
+
+
+def test_spectral_norm_bounds_the_weights():
+    f = MLP(D, hidden=(16, 16), spectral=True)
+    for layer in f.layers:
+        layer.parametrizations.weight.original.data.mul_(50)
+    for _ in range(50):  # the power iteration of training
+        f(torch.tensor(0.0), torch.zeros(1, D))
+    for layer in f.eval().layers:
+        assert torch.linalg.matrix_norm(layer.weight, 2) < 1.01
+
+
+def test_tangents_go_in_chunks_with_the_same_answer_and_gradient(monkeypatch):
+    f = field(hidden=(7, 6, 5))
+    x, _ = inputs()
+    t = torch.tensor(0.3, dtype=torch.float64)
+    results = []
+    for chunk in (2**24, 2 * N * 7):
+        monkeypatch.setattr("cflows.divergence.CHUNK", chunk)
+        f.zero_grad()
+        _, trace = value_and_divergence(f, t, x)
+        trace.square().sum().backward()
+        results.append(
+            [trace.detach(), *(p.grad.clone() for p in f.parameters() if p.grad is not None)]
+        )
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_narrowest_layer_bounds_the_tangents(monkeypatch):
+    seen = []
+    from cflows import divergence
+
+    original = divergence.pushforward
+    monkeypatch.setattr(
+        divergence,
+        "pushforward",
+        lambda weights, diagonals, v: seen.append(len(v)) or original(weights, diagonals, v),
+    )
+    f = field(hidden=(9, 2, 9))
+    x, _ = inputs()
+    t = torch.tensor(0.3, dtype=torch.float64)
+    _, trace = value_and_divergence(f, t, x)
+    assert seen == [2]
+    expected = jacobians(f, t, x, None).diagonal(dim1=1, dim2=2).sum(-1)
+    torch.testing.assert_close(trace, expected)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_hutch_plus_plus_is_unbiased_with_less_variance(foreign):
+    f = perturbed(ForeignField(D, 0)) if foreign else field(hidden=(2, 2))
+    row, t = torch.randn(1, D, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    n = 20_000
+    x = row.expand(n, -1).contiguous()
+    at = (lambda s: f(t, s, None)) if foreign else f.frozen(t)
+    probes = orthonormal_probes(at, x, count=4)
+    assert not probes.requires_grad
+    assert probes.shape == (4, n, D)
+    second = torch.einsum("knd,kne->de", probes, probes) / n
+    torch.testing.assert_close(second, torch.eye(D).double(), rtol=0, atol=0.05)
+    _, estimates = value_and_divergence(f, t, x, None, probes)
+    _, plain = value_and_divergence(f, t, x, None, draw_probes(x, count=4))
+    exact = jacobians(f, t, row, None)[0].trace()
+    assert (estimates.mean() - exact).abs() < 4 * estimates.std() / n**0.5 + 1e-9
+    if not foreign:
+        # J has rank two, and Q spans it: nothing is left to estimate.
+        assert estimates.std() < 1e-8
+    assert estimates.std() < 0.8 * plain.std()
+
+
+def test_a_field_with_a_forward_of_its_own_is_not_taken_apart():
+    class Damped(MLP):
+        def forward(self, t, x, context=None):
+            return super().forward(t, x, context) - 5 * x
+
+    x, _ = inputs()
+    t = torch.tensor(0.3, dtype=torch.float64)
+    f = perturbed(Damped(D, hidden=(7, 5)))
+    value, trace = value_and_divergence(f, t, x)
+    torch.testing.assert_close(value, f(t, x))
+    expected = jacobians(f, t, x, None).diagonal(dim1=1, dim2=2).sum(-1)
+    torch.testing.assert_close(trace, expected)
+    calls = []
+    watched = field()
+    watched.register_forward_hook(lambda *_: calls.append(1))
+    value_and_divergence(watched, t, x)
+    assert calls
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"layer": "concatenate"}, "layer must be one of concat, concatsquash"),
-        ({"activation": "sigmoid"}, "activation must be one of tanh, softplus"),
+        ({"layer": "concatenate"}, "layer must be one of ignore, concat, squash"),
+        ({"activation": "sigmoid"}, "activation must be one of tanh, softplus, elu, silu, sin"),
         ({"hidden": ()}, "hidden must list"),
+        ({"context_mode": "film"}, "context_mode must be one of additive, gate"),
+        ({"time_frequencies": -1}, "time_frequencies must be at least 0"),
     ],
 )
 def test_bad_arguments(arguments, words):

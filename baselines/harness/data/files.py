@@ -109,7 +109,9 @@ def _read_npy(path: Path) -> _Table:
     try:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy lets out what its zip, header and memory steps raise
         raise DataError(
             f"{path}: not a complete .npy file of plain numbers; "
             "write it with numpy.save from a float array"

@@ -1,0 +1,107 @@
+"""Data for the benchmarks that train: endless batches, and validation rows in float64."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from baselines.harness.data import load, toy
+from baselines.harness.data.toys import TOYS
+
+__all__ = ["batches", "power", "task"]
+
+Matrix = npt.NDArray[np.float64]
+VALIDATION_SEED = 2**31 - 1  # the same validation rows for every seed of training
+
+
+def task(
+    name: str, *, batch: int, validation_rows: int, seed: int
+) -> tuple[Iterator[Tensor], Tensor]:
+    """Batches without end (batch, D) in float32, and the validation rows (N, D) in float64.
+
+    Args:
+        name: ``"power"``, of the folder that the variable CFLOWS_DATA names; a two-dimensional
+            toy, drawn anew for every batch as in the FFJORD code; or a .csv or .npy file, split and
+            standardised by its training rows.
+        batch: rows a batch.
+        validation_rows: how many rows to validate on, at most.
+        seed: fixes the batches.
+
+    Raises:
+        SystemExit: POWER is asked for and CFLOWS_DATA is not set.
+        DataError: neither a known name nor a readable file.
+
+    """
+    if name in TOYS:
+        validation = toy(name, validation_rows, VALIDATION_SEED)
+        return _fresh(name, batch, seed), torch.from_numpy(validation)
+    if name == "power":
+        folder = os.environ.get("CFLOWS_DATA")
+        if not folder:
+            raise SystemExit("set CFLOWS_DATA to the folder that holds power/data.npy")
+        train, validation, _ = power(folder)
+    else:
+        data = load(name)
+        mean, std = data.train.mean(0), data.train.std(0)
+        train, validation = (data.train - mean) / std, (data.validation - mean) / std
+    return batches(train, batch, seed), torch.from_numpy(validation[:validation_rows])
+
+
+def power(folder: str | os.PathLike[str]) -> tuple[Matrix, Matrix, Matrix]:
+    """POWER, prepared as by Papamakarios et al. 2017 (appendix D.1, code of the MAF archive).
+
+    Rows are shuffled; reactive power and intensity are left out; what the meters rounded off is
+    filled up with uniform noise; the last tenth is the test set, the last tenth of the rest
+    validates; both and the training rows are standardised by training and validation together. The
+    random numbers are drawn in the order of that code, so that the full file gives the very rows
+    of the papers.
+
+    Args:
+        folder: holds power/data.npy, (N, 8): active power, reactive power, voltage, intensity,
+            three sub-meterings, minute of the day.
+
+    Returns:
+        Training, validation and test rows, (·, 6).
+
+    """
+    rng = np.random.RandomState(42)
+    raw = np.load(Path(folder) / "power" / "data.npy")
+    rows = len(raw)
+    # The permutation that rng.shuffle(raw) applies, without its slow swapping of rows.
+    data = raw[rng.permutation(rows)][:, [0, 2, 4, 5, 6, 7]]
+    voltage = 0.01 * rng.rand(rows, 1)
+    active_power = 0.001 * rng.rand(rows, 1)
+    meterings = rng.rand(rows, 3)
+    data = data + np.hstack((active_power, voltage, meterings, np.zeros((rows, 1))))
+    seen, test = _split_tenth(data)
+    mean, std = seen.mean(0), seen.std(0)
+    train, validation = _split_tenth((seen - mean) / std)
+    return train, validation, (test - mean) / std
+
+
+def batches(train: npt.NDArray[Any], size: int, seed: int) -> Iterator[Tensor]:
+    """Epoch after epoch of the rows, shuffled anew; the last batch of an epoch may be short."""
+    rows = torch.from_numpy(train).float()
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(rows), generator=generator)
+        for start in range(0, len(rows), size):
+            yield rows[order[start : start + size]]
+
+
+def _fresh(name: str, size: int, seed: int) -> Iterator[Tensor]:
+    rng = np.random.default_rng(seed)
+    while True:
+        yield torch.from_numpy(TOYS[name](size, rng)).float()
+
+
+def _split_tenth(data: Matrix) -> tuple[Matrix, Matrix]:
+    last = int(0.1 * len(data))
+    return data[:-last], data[-last:]
