@@ -270,7 +270,8 @@ class ODEBijector(Bijector):
         self.review()
         # A parametrised weight (spectral norm) is computed once for a solve, not at each call.
         with parametrize.cached():
-            x, total, self.stats = solve(
+            self.stats = SolveStats()
+            x, total, _ = solve(
                 self._right_hand_side(x, context, span[0], traced, penalties),
                 x,
                 self.solver,
@@ -279,9 +280,10 @@ class ODEBijector(Bijector):
                 steps=self.steps,
                 gradient=self.gradient,
                 parameters=[*self.parameters(), *([] if context is None else [context])],
+                stats=self.stats,
             )
         self.evaluations_made += self.stats.nfe
-        self._reviewed = False
+        self._reviewed = not isinstance(self.solver, Lagged)
         x = x.reshape(*batch, self.features)
         if total is None:
             return x, None

@@ -70,8 +70,8 @@ class Adaptive:
 
     Args:
         method: a name of torchdiffeq's registry: one of ``ADAPTIVE``; one of ``FIXED_STEP``, which
-            takes steps of ``step_size`` and heeds no tolerance; or ``"scipy_solver"``, SciPy's RK45
-            on the CPU and without gradient.
+            takes steps of ``step_size`` and heeds no tolerance; or ``"scipy_solver"``, SciPy's
+            LSODA on the CPU and without gradient.
         rtol: relative tolerance.
         atol: absolute tolerance.
         max_nfe: evaluations after which the solve ends in a SolverError.
@@ -215,6 +215,7 @@ def solve(
     steps: int = SIZES[3],
     gradient: str = "backprop",
     parameters: Sequence[Tensor] = (),
+    stats: SolveStats | None = None,
 ) -> tuple[Tensor, Tensor | None, SolveStats]:
     """Integrate from one end of a span of s to the other.
 
@@ -230,6 +231,7 @@ def solve(
             grid computed again on the way back, which keeps memory flat; ``"adjoint"``, a second
             adaptive solve backwards (Chen et al. 2018), with a seminorm (Kidger et al. 2021).
         parameters: the tensors whose gradient the adjoint is to find.
+        stats: where to write what was done, also where the solve fails; by default a new one.
 
     Returns:
         x at the end (N, D); the integrals (N, m) or None; what was done.
@@ -238,7 +240,7 @@ def solve(
         SolverError: the solve left the numbers, its steps vanished, or max_nfe was passed.
 
     """
-    stats = SolveStats()
+    stats = SolveStats() if stats is None else stats
     if x.shape[0] == 0:
         return x, x.new_zeros(0, integrals) if integrals else None, stats
     if isinstance(solver, Lagged) and steps == 0:
@@ -404,11 +406,16 @@ class _System:
         slope, rate = stage(y[:, : self.features])
         return self.length * (slope if rate is None else torch.cat([slope, rate], dim=1))
 
-    def callback_accept_step(self, *_: Any) -> None:
-        self.stats.accepted += 1
+    def _count_steps(self) -> None:
+        """Have torchdiffeq tell of each step; methods of fixed steps warn of such a wish."""
 
-    def callback_reject_step(self, *_: Any) -> None:
-        self.stats.rejected += 1
+        def accept(*_: Any) -> None:
+            self.stats.accepted += 1
+
+        def reject(*_: Any) -> None:
+            self.stats.rejected += 1
+
+        self.callback_accept_step, self.callback_reject_step = accept, reject
 
     def norm(self, y: Tensor) -> Tensor:
         """The largest row: root mean square of the state, magnitude of the first integral."""
@@ -427,10 +434,13 @@ class _System:
         if solver.method in ADAPTIVE:
             # Without it the last step overshoots the end, and the answer is interpolated.
             options["step_t"] = ends[1:]
+            self._count_steps()
         elif solver.method in FIXED_STEP:
+            # Adams methods of the default order, 12, are unstable at any step worth taking.
             options = {"step_size": solver.step_size}
+            options |= {"max_order": 4} if "adams" in solver.method else {}
         else:
-            options = {"solver": "RK45"}
+            options = {"solver": "LSODA"}
         settings: dict[str, Any] = {
             "rtol": solver.rtol, "atol": solver.atol, "method": solver.method, "options": options,
         }  # fmt: skip

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import cflows
 from baselines.harness import cells, cli, models, runner
 from baselines.harness.cells import Cell
+from baselines.harness.pool import Killed
 
 DISCRETE = ["maf", "realnvp"]
 
@@ -169,8 +173,11 @@ def test_a_bad_file_is_one_line_and_status_2(name, tmp_path, capsys):
         (["--steps", "0"], ("--steps must be positive",)),
         (["--steps", "many"], ("--steps", "many")),
         (["--budget", "-1"], ("--budget must be positive",)),
+        (["--budget", "nan"], ("--budget must be", "finite", "nan")),
+        (["--budget", "inf"], ("--budget must be", "finite", "inf")),
         (["--depths", "0"], ("depths",)),
         (["--seeds", "-1"], ("--seeds",)),
+        (["--seeds", "0", str(2**63)], ("--seeds", "2**63 - 1")),
         (["--frobnicate"], ("--frobnicate",)),
     ],
 )
@@ -226,7 +233,7 @@ def test_a_killed_run_goes_on_where_it_stood(table, tmp_path):
     before = found[0].stat().st_mtime_ns
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     history = (cell / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in history] == list(range(20, 401, 20))
+    assert [json.loads(line)["step"] for line in history] == list(range(0, 401, 20))
     assert found[0].stat().st_mtime_ns > before
     timing = {"train_seconds", "peak_memory_mb"}
     expected, got = (
@@ -257,10 +264,108 @@ def _run_or_die(cell: Cell, out: Path):
     return _real_run(cell, out)
 
 
-def test_keys_are_readable_and_tell_cells_apart():
-    first = Cell("my data.csv", "/a/my data.csv", "ab", "maf", 2, 0, 100, None, 1e-3)
-    assert first.key.startswith("my-data-csv-maf-2-seed0-")
-    assert Cell(**{**vars(first), "source": "/b/my data.csv"}).key == first.key
-    for name, value in (("checksum", "ac"), ("depth", 3), ("seed", 1), ("steps", 101),
-                        ("seconds", 1.0), ("learning_rate", 1.0)):  # fmt: skip
-        assert Cell(**{**vars(first), name: value}).key != first.key
+@pytest.mark.parametrize(
+    ("death", "says", "not_said"),
+    [
+        (Killed(-9), "was killed (exit code -9; out of memory?)", "__main__"),
+        (Killed(-9, started=False), "out of memory?", "__main__"),
+        (Killed(-11), "ended with exit code -11", "memory"),
+        (Killed(3), "ended with exit code 3", "memory"),
+        (Killed(1, started=False), 'before it began: a script must call this below `if __name__ =='
+         ' "__main__":`', "memory"),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_worker_is_told_as_it_was(
+    death, says, not_said, table, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        runner, "side_by_side", lambda work, items, jobs: ((i, death) for i in items)
+    )
+    plan = runner.Plan("likelihood", [str(table)], ["maf"], [0], [2], 5, None, False,
+                       "cpu", 2, tmp_path / "out", "test")  # fmt: skip
+    assert runner.execute(plan) == 1
+    for row in results(plan.out):
+        assert row["status"] == "failed"
+        assert says in row["error"]
+        assert not_said not in row["error"]
+
+
+def test_a_model_that_cannot_be_timed_is_a_row_and_stops_nothing(
+    table, tmp_path, monkeypatch, capsys
+):
+    measure = runner.sampling.measure
+
+    def broken(flow, rows):
+        if sum(p.numel() for p in flow.parameters()):
+            raise RuntimeError("no\nsolution")
+        return measure(flow, rows)
+
+    monkeypatch.setattr(runner.sampling, "measure", broken)
+    out = tmp_path / "out"
+    command = ["sampling", "--data", str(table), "--models", "nice", "--steps", "5",
+               "--jobs", "1", "--out", str(out)]  # fmt: skip
+    assert cli.main(command) == 1
+    gaussian, nice = results(out)
+    assert (gaussian["status"], nice["status"]) == ("ok", "failed")
+    assert nice["error"] == "timing: RuntimeError: no solution"
+    assert float(gaussian["sample_ms_per_1000"]) > 0
+    assert "failed: timing: " in capsys.readouterr().out
+    monkeypatch.undo()
+    assert cli.main(command) == 0
+    assert {row["status"] for row in results(out)} == {"ok"}
+
+
+def test_rows_that_float32_cannot_hold_are_refused(tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(100, 2)) * (1.0, 300.0) + (0.0, 1.7e9)
+    path = tmp_path / "clock.csv"
+    np.savetxt(path, rows, delimiter=",", header="a,time", comments="")
+    arguments = ["compare", "--data", str(path), "--out", str(tmp_path / "out")]
+    refused(arguments, ("clock.csv", "'time'", "subtract a constant"), capsys)
+    np.savetxt(path, rows[:, :1] * [1, 2], delimiter=",", header="a,b", comments="")
+    refused(arguments, ("clock.csv", "drop one"), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_are_called_the_same_in_either_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, folder in enumerate(("a", "b", "c")):
+        (tmp_path / folder).mkdir()
+        name = "other.npy" if folder == "c" else "rows.npy"
+        np.save(tmp_path / folder / name, np.random.default_rng(i).normal(size=(50, 2)))
+    given = ["a/rows.npy", "b/rows.npy", "c/other.npy", "./c/other.npy"]
+
+    def keys(data):
+        plan = runner.Plan("likelihood", data, ["maf"], [0], [2], 5, None, False,
+                           "cpu", 1, tmp_path / "out", "test")  # fmt: skip
+        sets = runner._load(data)
+        return set(sets), {cell.key for cell in runner.plan_cells(plan, sets)}
+
+    assert keys(given) == keys(given[::-1])
+    assert keys(given)[0] == {"a/rows.npy", "b/rows.npy", "other.npy"}
+    assert keys(given[:1])[0] == {"rows.npy"}
+
+
+def test_a_terminal_without_the_signs_gets_question_marks(finished, monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert cli.main(["report", str(finished)]) == 0
+    narrow.flush()
+    assert b" ? 2 s.e." in narrow.buffer.getvalue()
+
+
+def test_the_manifest_names_versions_and_solvers_without_an_install(
+    table, tmp_path, monkeypatch, capsys
+):
+    def not_installed(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(runner, "version", not_installed)
+    monkeypatch.setattr(cells, "run", lambda cell, out: cells.fail(cell, out, "not run"))
+    out = tmp_path / "out"
+    assert cli.main(["likelihood", "--data", str(table), "--models", "ffjord", "maf",
+                     "--jobs", "1", "--out", str(out)]) == 1  # fmt: skip
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["versions"]["cflows"] == cflows.__version__
+    assert manifest["versions"]["numpy"] == np.__version__
+    assert manifest["versions"]["torchdiffeq"] == "unknown"
+    assert manifest["solver"] == {"ffjord": models.solvers("ffjord")}

@@ -618,6 +618,31 @@ def test_bytes_refused(tmp_path: Path, name: str, content: bytes, says: list[str
     refused(tmp_path / name, says)
 
 
+def npy(header: str) -> bytes:
+    """Write the start of an .npy file of version 1.0 with a header of one's own."""
+    text = header.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04 and no archive",
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000, 2), }"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (" + "9" * 40 + ", 2), }"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (30, 2), 'x: }"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (30, 2L, }"),
+        npy("{'descr': ['<f8'], 'fortran_order': False, 'shape': (30, 2), }"),
+        npy("((((((((((("),
+        npy("\x00"),
+    ],
+)
+def test_damaged_arrays_refused(tmp_path: Path, content: bytes) -> None:
+    """Whatever numpy raises for one."""
+    (tmp_path / "rows.npy").write_bytes(content)
+    refused(tmp_path / "rows.npy", ["not a complete .npy file of plain numbers", "numpy.save"])
+
+
 def test_archive_refused(tmp_path: Path) -> None:
     """An .npz under the name of an .npy."""
     with (tmp_path / "rows.npy").open("wb") as file:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+from baselines.harness import pool
 from baselines.harness.pool import Killed, side_by_side
 
 
@@ -20,6 +21,20 @@ def test_each_item_ends_once_and_a_death_costs_one():
     assert found == {
         **{x: x * x for x in range(8)}, 3: Killed(-signal.SIGKILL), 5: Killed(7)
     }  # fmt: skip
+
+
+class Unreadable:
+    """An item that ends the process which unpickles it, as a script without a guard does."""
+
+    def __reduce__(self):
+        return os._exit, (5,)
+
+
+def test_a_process_that_dies_before_it_asks_for_work_is_told_apart(monkeypatch):
+    monkeypatch.setattr(pool, "_serve", Unreadable())
+    assert [found for _, found in side_by_side(square, [1, 2], jobs=2)] == [
+        Killed(5, started=False)
+    ] * 2
 
 
 def test_more_jobs_than_items_and_no_items():

@@ -389,7 +389,12 @@ def broken(name: str, content: bytes):
         (broken("cells/toy-maf-4-0/result.json", b"{\n\xff"), "result.json is not JSON"),
         (broken("cells/toy-maf-4-0/config.json", b"[]"), "config.json is not a JSON object"),
         (broken("cells/toy-maf-4-0/test_log_prob.npy", b"no"), "test_log_prob.npy cannot be read"),
+        (
+            broken("cells/toy-maf-4-0/test_log_prob.npy", b"PK\x03\x04"),
+            "cannot be read as an array",
+        ),
         (broken("cells/toy-maf-4-0/picture.npz", b"no"), "picture.npz cannot be read"),
+        (broken("cells/toy-maf-4-0/picture.npz", b"PK\x03\x04"), "picture.npz cannot be read"),
         (
             broken("cells/toy-maf-4-0/result.json", b'{"status": "ok", "parameters": "many"}'),
             "parameters is 'many', not a number",
