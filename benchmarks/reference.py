@@ -13,21 +13,17 @@ As a script it trains by maximum likelihood for so many seconds on one thread, a
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import TextIO
 
 import torch
+from curves import race_parser, train
 from data import task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cflows import MLP, Adaptive, Flow, ODEBijector, SolverError
+from cflows import MLP, Adaptive, Flow, ODEBijector
 
 __all__ = ["ReferenceCNF"]
 
@@ -266,94 +262,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_time=options.end_time, rtol=options.rtol, atol=options.atol,
     )  # fmt: skip
     optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
-    outputs = [sys.stdout]
-    if options.out is not None:
-        outputs.append(options.out.open("a", encoding="utf-8"))
-    try:
-        train(
-            model, optimiser, batches, validation,
-            seconds=options.seconds, every=options.validate_seconds, outputs=outputs,
-        )  # fmt: skip
-    finally:
-        for output in outputs[1:]:
-            output.close()
 
-
-def train(
-    model: ReferenceCNF,
-    optimiser: torch.optim.Optimizer,
-    batches: Iterator[Tensor],
-    validation: Tensor,
-    *,
-    seconds: float,
-    every: float,
-    outputs: Sequence[TextIO],
-) -> None:
-    """Maximum likelihood until ``seconds`` of training have passed; validation is not counted.
-
-    A record has the seconds and steps so far, the exact negative log-likelihood of the validation
-    rows, and, over the steps since the record before, the mean loss and the mean evaluations. A
-    record comes before the first step, after every ``every`` seconds, and at the end.
-    """
-    spent, step, due = 0.0, 0, 0.0
-    recent: list[tuple[float, int, int]] = []
-    while True:
-        if spent >= min(due, seconds):
-            loss, forward, backward = (
-                (sum(column) / len(recent) for column in zip(*recent, strict=True))
-                if recent
-                else (None, None, None)
-            )
-            record = {
-                "seconds": spent,
-                "step": step,
-                "loss": loss,
-                "validation_nll": _exact_nll(model, validation),
-                "nfe_forward": forward,
-                "nfe_backward": backward,
-            }
-            for output in outputs:
-                print(json.dumps(record), file=output, flush=True)
-            if spent >= seconds:
-                return
-            recent, due = [], spent + every
-        start = time.perf_counter()
+    def update(x: Tensor) -> tuple[float, int, int]:
         optimiser.zero_grad()
-        value = -model.log_prob(next(batches)).mean()
+        value = -model.log_prob(x).mean()
         value.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        recent.append((value.item(), model.nfe_forward, model.nfe_backward))
-        spent += time.perf_counter() - start
-        step += 1
+        return value.item(), model.nfe_forward, model.nfe_backward
 
-
-@torch.no_grad()
-def _exact_nll(model: ReferenceCNF, rows: Tensor) -> float | None:
-    """Mean -log p in nats; None, with the reason on stderr, where the field is too stiff for it."""
-    try:
-        return -model.flow().log_prob(rows).mean().item()
-    except SolverError as error:
-        print(f"validation: {error}", file=sys.stderr)
-        return None
+    train(
+        update, lambda: model.flow(), batches, validation,
+        seconds=options.seconds, every=options.validate_seconds, out=options.out,
+    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--data", default="pinwheel", help="power, a two-dimensional toy or a file")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[60, 60, 60], metavar="WIDTH")
-    parser.add_argument("--activation", choices=list(ACTIVATIONS), default="tanh")
-    parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and probes")
-    parser.add_argument("--batch", type=int, default=1000, help="rows a step")
-    parser.add_argument("--seconds", type=float, default=600.0, help="of training")
+    parser = race_parser(str(main.__doc__))
     parser.add_argument("--rtol", type=float, default=1e-5)
     parser.add_argument("--atol", type=float, default=1e-5)
-    parser.add_argument("--end-time", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the records here")
-    parser.add_argument("--validate-seconds", type=float, default=60.0, help="of training between")
-    parser.add_argument("--validation-rows", type=int, default=2000)
     return parser
 
 

@@ -204,7 +204,8 @@ def _vector(cell: Path, row: Row) -> NDArray[np.float64] | None:
     if row["status"] != "ok" or not path.exists():
         return None
     try:
-        return np.asarray(np.load(path, allow_pickle=False), np.float64).reshape(-1)
+        with path.open("rb") as file:
+            return np.asarray(np.load(file, allow_pickle=False), np.float64).reshape(-1)
     except Exception as error:  # numpy lets out half a dozen types for a damaged file
         raise ReportError(
             f"{path} cannot be read as an array: remove its cell and run again"
@@ -324,7 +325,8 @@ def _picture(results: _Results, s: Setting) -> dict[str, NDArray[np.float64]] | 
         if not path.exists():
             continue
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here: numpy leaves a file open that it finds to be no archive.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 found = {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
         except Exception as error:  # likewise
             raise ReportError(f"{path} cannot be read: remove its cell and run again") from error

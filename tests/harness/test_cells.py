@@ -159,10 +159,7 @@ def test_a_picture_has_an_extent_and_can_be_drawn(test):
     plots.encode(figure)
 
 
-def test_the_round_trip_error_is_finite_where_rows_have_no_spread_or_a_huge_one():
-    for column in (torch.zeros(300), 1e30 * PLANE[:, 1]):
-        test = torch.stack([PLANE[:, 0], column], 1)
-        fitted = whiten(torch.stack([PLANE[:, 0], 1e30 * PLANE[:, 1]], 1))
-        scores, _ = likelihood.evaluate(Flow(fitted).eval(), test)
-        assert np.isfinite(scores["round_trip_error"])
-    assert 0 < scores["round_trip_error"] < 1e-4
+def test_the_round_trip_error_is_finite_where_rows_have_no_spread():
+    test = PLANE * torch.tensor([1.0, 0.0])
+    scores, _ = likelihood.evaluate(Flow(whiten(PLANE)).eval(), test)
+    assert scores["round_trip_error"] < 1e-5
