@@ -134,6 +134,7 @@ class ODEBijector(Bijector):
         self.steps = SIZES[3]
         self._stage = torch.compile(_stage) if compiled else _stage
         self._reviewed = True
+        self._warned = False
         self._override: dict[str, Any] = {}
         self._collected: dict[str, Tensor] | None = None
 
@@ -237,10 +238,12 @@ class ODEBijector(Bijector):
             torch.distributed.all_reduce(error, torch.distributed.ReduceOp.MAX)
         value = float(error)
         self.steps = solver.steps_for(value, stats.accepted)
-        if self.steps == 0:
+        if self.steps == 0 and not self._warned:
+            self._warned = True
             warnings.warn(
-                f"{solver} cannot keep its tolerance on {SIZES[-1]} steps (error {value:.1e}): the "
-                "next solve is adaptive; a penalty or a smaller learning rate keeps fields smooth",
+                f"{solver} cannot keep its tolerance on {SIZES[-1]} steps (error {value:.1e}): "
+                "such solves are adaptive, and slower; a penalty or a smaller learning rate keeps "
+                "fields smooth",
                 stacklevel=2,
             )
         return value <= 10 * solver.tolerance

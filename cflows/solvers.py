@@ -141,7 +141,7 @@ class Lagged:
     square over D) and for each integral, relative to 1 + |y|; a row's is the largest of these, and
     what counts is the 99 % quantile over rows. It stays on the device until the next solve begins,
     or until ``review`` asks for it. The next solve takes the fewest steps out of ``SIZES`` that
-    keep half the tolerance; beyond the largest size it is solved adaptively at the tolerance, and
+    keep half the tolerance (the largest: all of it); beyond the largest size it is solved adaptively at the tolerance, and
     ``SolveStats.status`` and a warning say so.
 
     Args:
@@ -175,7 +175,9 @@ class Lagged:
             return 0
         order = TABLEAUS[self.method].estimate
         for size in SIZES:
-            if error * (steps / size) ** order <= self.tolerance / 2:
+            # Half the tolerance, since a field grows stiffer; the largest grid has no room to give.
+            room = self.tolerance if size == SIZES[-1] else self.tolerance / 2
+            if error * (steps / size) ** order <= room:
                 return size
         return 0
 

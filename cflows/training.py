@@ -25,6 +25,7 @@ __all__ = ["History", "Record", "TrainingError", "fit", "log_likelihood"]
 
 Data = Tensor | tuple[Tensor, Tensor] | Dataset[Any]
 CHECKPOINT_FORMAT = 1
+ATTEMPTS = 3
 
 
 class TrainingError(RuntimeError):
@@ -284,17 +285,18 @@ class _Run:
         x, context = self.rows
         chosen = self._indices()
         batch = (x[chosen], None if context is None else context[chosen])
-        loss: Tensor = self.objective(self.flow, batch)
-        if self.optimizer is not None:
+        if self.optimizer is None:
+            loss: Tensor = self.objective(self.flow, batch)
+        else:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate()
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if not self.flow.review():
-                # The solver's error was far above its tolerance: once more, on more steps.
+            # Where a solver's error is far above its tolerance: once more, on more steps.
+            for _ in range(ATTEMPTS):
                 self.optimizer.zero_grad()
                 loss = self.objective(self.flow, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
+                if self.flow.review():
+                    break
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
             self.optimizer.step()

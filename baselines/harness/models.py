@@ -18,7 +18,7 @@ from torch import Tensor
 
 from baselines.autoregressive import IAF, MAF
 from baselines.coupling import NICE, RealNVP
-from cflows import FFJORD, Chain, Flow, ODEBijector, whiten
+from cflows import FFJORD, Chain, Flow, Lagged, ODEBijector, whiten
 from cflows.storage import _encode
 
 __all__ = [
@@ -67,11 +67,13 @@ class Model:
 MODELS: dict[str, Model] = {
     "ffjord": Model(
         "FFJORD",
-        lambda features, depth: FFJORD(features, blocks=depth, hidden=(64, 64)),
+        lambda features, depth: FFJORD(
+            features, blocks=depth, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2)
+        ),
         depths=(1, 2),
         unit="blocks",
-        steps=1200,
-        quick_steps=150,
+        steps=400,
+        quick_steps=80,
         learning_rate=1e-2,
     ),
     "maf": Model(

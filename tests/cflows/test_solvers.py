@@ -76,6 +76,8 @@ def test_steps_follow_the_error():
     assert solver.steps_for(5e-4, 8) == 8
     assert solver.steps_for(6e-4, 8) == 12
     assert solver.steps_for(1e-2, 8) == 24
+    assert solver.steps_for(9e-4, 32) == 32, "the largest grid may use all of the tolerance"
+    assert solver.steps_for(1.1e-3, 32) == 0
     assert solver.steps_for(1e9, 8) == 0
     assert solver.steps_for(math.nan, 8) == 0
     assert solver.steps_for(0.0, 0) == SIZES[-1]
@@ -124,7 +126,7 @@ def test_review_asks_for_a_second_solve_and_goes_adaptive_with_a_warning():
     ode = ODEBijector(Relaxing(), training_solver=Lagged("dopri5", 1e-9)).train()
     ode.forward_and_log_det(starts())
     assert ode.stats.error is not None
-    with pytest.warns(UserWarning, match="the next solve is adaptive"):
+    with pytest.warns(UserWarning, match="such solves are adaptive"):
         assert not ode.review()
     assert ode.steps == 0
     ode.forward_and_log_det(starts())
