@@ -11,12 +11,14 @@ from .divergence import value_and_divergence
 from .elementwise import Affine, DiagonalScale
 from .ffjord import FFJORD
 from .fields import MLP
-from .flow import Flow, FlowDistribution
+from .flow import Flow, FlowDistribution, log_likelihood
+from .grids import SolveStats
+from .loop import History, TrainingError
 from .normalization import BatchNorm
 from .preprocessing import Whitening, standardise, whiten
-from .solvers import Adaptive, FixedGrid, Lagged, SolverError, SolveStats
+from .solvers import Adaptive, FixedGrid, Lagged, SolverError
 from .storage import LoadError, load, register
-from .training import History, TrainingError, fit, log_likelihood
+from .training import fit
 
 __all__ = [
     "FFJORD",

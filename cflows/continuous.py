@@ -24,19 +24,9 @@ from .divergence import (
     linearize,
     orthonormal_probes,
 )
+from .grids import RightHandSide, Slope, SolveStats, Stage
 from .penalties import PENALTIES, rates
-from .solvers import (
-    GRADIENTS,
-    SIZES,
-    Adaptive,
-    Lagged,
-    RightHandSide,
-    Slope,
-    Solver,
-    SolveStats,
-    Stage,
-    solve,
-)
+from .solvers import GRADIENTS, SIZES, Adaptive, Lagged, Solver, solve
 from .storage import register
 
 __all__ = ["ODEBijector"]

@@ -16,7 +16,7 @@ from .bijector import Bijector
 from .storage import register, save
 from .trajectory import trajectory
 
-__all__ = ["Flow", "FlowDistribution", "evaluating"]
+__all__ = ["Flow", "FlowDistribution", "evaluating", "log_likelihood"]
 
 
 @register
@@ -289,6 +289,25 @@ class FlowDistribution(Distribution):
     def _leading(self, sample_shape: Any) -> tuple[int, ...]:
         batch = self.batch_shape if self.context is None else ()
         return (*tuple(sample_shape), *batch)
+
+
+def log_likelihood(
+    flow: Flow, x: Tensor, context: Tensor | None = None, *, batch_size: int = 2000
+) -> Tensor:
+    """Log-density of every row in evaluation mode, in batches, without gradient: (N, D) -> (N,).
+
+    Batches are moved to the flow's device one by one; the answer is where x is.
+    """
+    place = next((value.device for value in (*flow.parameters(), *flow.buffers())), x.device)
+    if context is not None:
+        context = context.expand(len(x), -1)
+    found = []
+    with torch.no_grad(), evaluating(flow):
+        for first in range(0, max(len(x), 1), batch_size):
+            part = slice(first, first + batch_size)
+            seen = None if context is None else context[part].to(place)
+            found.append(flow.log_prob(x[part].to(place), seen).to(x.device))
+    return torch.cat(found)
 
 
 @contextmanager
