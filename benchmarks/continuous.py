@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import alternate, machine, pin, ratio, spread, table, write_result
+from continuous_peers import PEERS
 from data import power
 from reference import ReferenceCNF
 from torch import Tensor
@@ -82,12 +83,12 @@ def iteration(names: Sequence[str], *, runs: int, trained: int) -> str:
         torch.manual_seed(0)
         field, x = _trained(case, trained)
         reference = _reference(case, field)
-        probe = draw_probes(x)[0]
-        own = _errors(
-            reference.log_prob(x, probe), _reference_exact(case, reference).log_prob(
-                x.double(), probe.double()
-            ),
-        )  # fmt: skip
+        seen = x[: case.checked]
+        probe = draw_probes(seen)[0]
+        twin = _reference_exact(case, reference)
+        own = _errors(reference.log_prob(seen, probe), twin.log_prob(seen.double(), probe.double()))
+        run = _reference_step(reference, x)
+        run()
         arms: dict[str, Callable[[], object]] = {"reference": run}
         shown: dict[str, tuple[str, tuple[float, float], str]] = {
             "reference": (
@@ -107,6 +108,13 @@ def iteration(names: Sequence[str], *, runs: int, trained: int) -> str:
                 arms[arm] = _step(flow, x)
                 nfe = solver.steps * len(TABLEAUS[solver.method].c)
                 shown[arm] = (f"{solver.method}, {solver.steps} steps", errors, str(nfe))
+        for peer, arm_of in PEERS.items():
+            found_peer = arm_of(field, case.end_time, x, seen, probe, 1e-3)
+            if found_peer is None:
+                print(f"{name}: {peer} keeps 1e-3 at no tolerance that was tried")
+                continue
+            arms[peer], how, errors = found_peer
+            shown[peer] = (how, errors, "")
         arms["default"] = _step(_ours(case, field, Lagged("dopri5", 1e-3), "auto"), x)
         times = alternate(arms, runs=runs)
         for arm, seconds in times.items():
@@ -299,7 +307,8 @@ def main() -> None:
         text = trace(runs=options.runs)
     facts = ", ".join(f"{name} {value}" for name, value in machine().items())
     print("\n" + text + "\n" + facts)
-    write_result(f"continuous_{options.what}", text + "\n" + facts)
+    name = "_".join([options.what, *(options.case if options.what == "iteration" else [])])
+    write_result(f"continuous_{name}", text + "\n" + facts)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def main() -> None:
     facts = ", ".join(f"{key} {value}" for key, value in machine().items())
     text = table(header, rows) + f"\nweight {options.weight} each; {facts}"
     print("\n" + text)
-    write_result("penalties", text)
+    write_result("penalties_" + "_".join(options.data), text)
 
 
 if __name__ == "__main__":

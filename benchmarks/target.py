@@ -102,9 +102,13 @@ def compare(reference: Path, ours: Path, target: float | None, name: str) -> str
     gain = f"{first / second:.1f}x" if first and second else "not reached"
     facts = ", ".join(f"{key} {value}" for key, value in machine().items())
     return (
-        f"{name}: to a validation NLL of {goal:.4f}, the reference took {first} s, cflows {second} "
-        f"s of training: {gain}\n\n{facts}"
+        f"{name}: to a validation NLL of {goal:.4f}, the reference took {_shown(first)}, cflows "
+        f"{_shown(second)} of training: {gain}\n\n{facts}"
     )
+
+
+def _shown(seconds: float | None) -> str:
+    return "longer than it ran" if seconds is None else f"{seconds:.1f} s"
 
 
 def _evaluated(flow: Flow) -> Flow:
