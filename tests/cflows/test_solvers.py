@@ -293,7 +293,7 @@ from cflows import MLP, FixedGrid, ODEBijector
 torch.set_num_threads(1)
 ode = ODEBijector(MLP(8, hidden=(128, 128)), training_solver=FixedGrid("rk4", {steps}),
                   gradient="{gradient}", divergence="hutchinson").train()
-_, log_det = ode.inverse_and_log_det(torch.randn(4000, 8))
+_, log_det = ode.inverse_and_log_det(torch.randn(800, 8))
 log_det.sum().backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -320,7 +320,7 @@ def test_checkpointed_memory_is_flat():
         return many / few
 
     assert growth("checkpoint") < 1.3
-    assert growth("backprop") > 3
+    assert growth("backprop") > 2
 
 
 def test_stats_of_adaptive_solves():
