@@ -19,8 +19,8 @@ from cflows import FFJORD, Adaptive, Lagged
 
 SETTINGS = {
     # hidden, end time, batch, steps, learning rate
-    "pinwheel": ((64, 64, 64), 0.5, 512, 2000, 3e-3),
-    "power": ((60, 60, 60), 1.0, 1000, 1500, 3e-3),
+    "pinwheel": ((64, 64), 0.5, 512, 2000, 1e-2),
+    "power": ((80, 80), 1.0, 1000, 1500, 1e-2),
 }
 
 
@@ -33,8 +33,8 @@ def measure(name: str, weight: float, seed: int, scale: float) -> tuple[int, flo
         validation.shape[1],
         hidden=hidden,
         end_time=end_time,
-        divergence="hutchinson",
-        training_solver=Lagged("rk4", 1e-3),
+        divergence="exact",
+        training_solver=Lagged("rk4", 1e-2),
         evaluation_solver=Adaptive("dopri5", rtol=1e-5, atol=1e-5),
         penalties=("kinetic", "frobenius"),
     ).train()
