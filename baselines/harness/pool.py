@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Killed", "side_by_side"]
@@ -100,6 +102,7 @@ class _Worker(Generic[Item]):
 def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
     # Ctrl-C goes to all processes of a terminal: only the first one answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     connection.send(None)  # a sign of life: from here on a death is the work's, not the script's
     while True:
         try:
@@ -107,3 +110,11 @@ def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
         except EOFError:
             return
         connection.send(work(item))
+
+
+def _end_with_parent() -> None:
+    """Die with the first process: an orphan would go on with a cell that the next run takes up."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

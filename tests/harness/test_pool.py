@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 from baselines.harness import pool
 from baselines.harness.pool import Killed, side_by_side
@@ -48,3 +51,35 @@ def test_leaving_early_ends_the_processes():
     next(iterator)
     iterator.close()
     assert time.monotonic() - started < 30
+
+
+def linger(place: str) -> None:
+    with open(place, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_workers_die_with_the_first_process(tmp_path):
+    place = tmp_path / "pid"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_pool as t; "
+        "from baselines.harness.pool import side_by_side; "
+        "list(side_by_side(t.linger, [sys.argv[2]], jobs=2))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code, os.path.dirname(__file__), str(place)])
+    while not (place.exists() and place.read_text()):
+        assert first.poll() is None
+        time.sleep(0.02)
+    worker = int(place.read_text())
+    first.kill()
+    first.wait()
+    for _ in range(500):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        stat = Path(f"/proc/{worker}/stat")
+        if stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return  # dead; whoever inherited it has not looked yet
+        time.sleep(0.02)
+    raise AssertionError("the worker lives on")
