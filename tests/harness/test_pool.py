@@ -76,10 +76,10 @@ def test_workers_die_with_the_first_process(tmp_path):
     for _ in range(500):
         try:
             os.kill(worker, 0)
-        except ProcessLookupError:
+            state = Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
             return
-        stat = Path(f"/proc/{worker}/stat")
-        if stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+        if state == "Z":
             return  # dead; whoever inherited it has not looked yet
         time.sleep(0.02)
     raise AssertionError("the worker lives on")
