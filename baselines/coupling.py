@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cflows import Bijector, Chain, DiagonalScale, Flow, register
 
 from .autoregressive import bounded
-from .made import ACTIVATIONS
+from .made import ACTIVATIONS, check_activation
 
 __all__ = ["MASKS", "NICE", "Conditioner", "Coupling", "RealNVP", "coupling_mask"]
 
@@ -83,10 +83,7 @@ class Conditioner(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}"
-            )
+        check_activation(activation)
         widths = [inputs + context_features, *hidden, outputs * size]
         layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         # Zero last weights: every flow of these starts at the identity.

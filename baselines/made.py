@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cflows import register
 
-__all__ = ["ACTIVATIONS", "MADE", "ORDERS", "input_degrees"]
+__all__ = ["ACTIVATIONS", "MADE", "ORDERS", "check_activation", "input_degrees"]
 
 ORDERS = ("sequential", "reversed", "random")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,6 +26,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "silu": F.silu,
 }
+
+
+def check_activation(name: str) -> None:
+    """Raise a ValueError unless the name is one of ``ACTIVATIONS``."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
 
 
 def input_degrees(features: int, order: str) -> Tensor:
@@ -86,10 +92,7 @@ class MADE(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}"
-            )
+        check_activation(activation)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden must list at least one width of at least 1, got {hidden}")
         self.features = features

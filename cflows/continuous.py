@@ -220,8 +220,9 @@ class ODEBijector(Bijector):
         if self._reviewed or not isinstance(solver, Lagged):
             return True
         self._reviewed = True
-        if stats.error is None:
+        if stats.status == "adaptive":
             self.steps = solver.steps_for(0.0, 0)
+        if stats.error is None:  # adaptive, or a batch without rows: there is nothing to learn
             return True
         error = stats.error
         if torch.distributed.is_available() and torch.distributed.is_initialized():

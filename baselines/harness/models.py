@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from baselines.autoregressive import IAF, MAF
 from baselines.coupling import NICE, RealNVP
 from cflows import FFJORD, Chain, Flow, Lagged, ODEBijector, whiten
-from cflows.storage import _encode
+from cflows.storage import configuration_of
 
 __all__ = [
     "GAUSSIAN",
@@ -168,8 +167,8 @@ def configuration(name: str, features: int, depth: int | None) -> str:
         core = preset(name, features, depth)
         # The parts as well as the flow: a call records what was passed, and a subclass of Flow
         # passes its own defaults on to its parts.
-        calls = [_encode(part) for part in (core, core.bijector, core.base)]
-        return hashlib.sha256(json.dumps(calls, sort_keys=True).encode()).hexdigest()
+        calls = [configuration_of(part) for part in (core, core.bijector, core.base)]
+        return hashlib.sha256("\n".join(calls).encode()).hexdigest()
     return ""
 
 

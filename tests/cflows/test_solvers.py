@@ -152,6 +152,15 @@ def test_an_evaluation_between_two_steps_leaves_the_control_alone():
     assert part.stats.accepted == chosen
 
 
+def test_a_batch_without_rows_leaves_the_control_alone():
+    model = FFJORD(2, hidden=(8, 8), training_solver=Lagged("rk4", 1e-3)).train()
+    part = model.bijector.parts[0]
+    before = part.steps
+    model.log_prob(torch.randn(0, 2))
+    assert model.review()
+    assert part.steps == before
+
+
 def test_steps_are_part_of_the_state(tmp_path):
     import cflows
 
