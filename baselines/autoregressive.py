@@ -15,44 +15,111 @@ The **inverse autoregressive flow** (Kingma et al. 2016) conditions on the noise
 
 and turns the cost round: one pass to draw, D to score a point that it did not draw itself.
 
+One pass, or D: that is how it stood, because the slow direction was computed by passing D times
+through a network of which each pass needs one output more. Walking the units in the order of their
+degrees computes each of them once (``inversion="cached"``, see ``baselines.inversion``), and both
+directions of both flows cost about one pass.
+
 Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a network's output s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from cflows import Bijector, Chain, Flow, register
+from cflows import BatchNorm, Bijector, Chain, Flow, register
 
+from .inversion import INVERSIONS
 from .made import MADE, ORDERS
+from .mixtures import MADEMoG
+from .transformers import AffineScale, Transformer
 
-__all__ = ["IAF", "INVERSIONS", "MAF", "AutoregressiveAffine", "bounded"]
-
-BOUND = 5.0
-INVERSIONS = ("sequential",)
-
-
-def bounded(log_scale: Tensor) -> Tensor:
-    """A tanh(s / a), a = 5: near s for small s, and never past ±a."""
-    return BOUND * torch.tanh(log_scale / BOUND)
+__all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine"]
 
 
 @register
-class AutoregressiveAffine(Bijector):
+class Autoregressive(Bijector):
+    """One layer x_i = τ(z_i; h_i), h_i of the coordinates before i of x or of z.
+
+    Args:
+        features: D.
+        transformer: τ, of as many parameters as the MADE has outputs per coordinate.
+        context_features: C.
+        conditions_on: ``"data"``, h_i(x_<i): a MAF layer, its inverse one pass; ``"noise"``,
+            h_i(z_<i): an IAF layer, its forward one pass. The other direction is ``inversion``'s.
+        inversion: how the slow direction is computed: ``"cached"``, one walk through the degrees,
+            about the price of a pass; ``"jacobi"``, sweeps of all coordinates until nothing moves,
+            D at most; ``"sequential"``, D passes. All give the same values and gradients; only
+            through ``"sequential"`` can gradients be differentiated again.
+        made: further arguments of the ``MADE``: hidden, activation, order, hidden_degrees,
+            residual.
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        transformer: Transformer,
+        *,
+        context_features: int = 0,
+        conditions_on: str = "data",
+        inversion: str = "cached",
+        **made: object,
+    ) -> None:
+        super().__init__(features, context_features)
+        if conditions_on not in ("data", "noise"):
+            raise ValueError(f'conditions_on must be "data" or "noise", got {conditions_on!r}')
+        if inversion not in INVERSIONS:
+            raise ValueError(f"inversion must be one of {', '.join(INVERSIONS)}; got {inversion!r}")
+        self.transformer = transformer
+        self.conditions_on = conditions_on
+        self.inversion = inversion
+        self.made = MADE(
+            features,
+            context_features=context_features,
+            outputs=transformer.size,
+            **made,  # type: ignore[arg-type]
+        )
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x = τ(z); D coordinates at once for an IAF layer, ``inversion`` for a MAF layer."""
+        z, context = self.broadcast(z, context)
+        if self.conditions_on == "noise":
+            x, log_det = self.transformer.forward(z, self._conditional(z, context))
+            return x, log_det.sum(-1)
+        invert, tau = INVERSIONS[self.inversion], self.transformer
+        return invert(self.made, z, context, tau.forward, tau.forward_vjp)
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """z = τ⁻¹(x); D coordinates at once for a MAF layer, ``inversion`` for an IAF layer."""
+        x, context = self.broadcast(x, context)
+        if self.conditions_on == "data":
+            z, log_det = self.transformer.inverse(x, self._conditional(x, context))
+            return z, log_det.sum(-1)
+        invert, tau = INVERSIONS[self.inversion], self.transformer
+        return invert(self.made, x, context, tau.inverse, tau.inverse_vjp)
+
+    def _conditional(self, condition: Tensor, context: Tensor | None) -> Tensor:
+        # Under autocast the network is in low precision, its answer must not stay so.
+        return self.made.parameters_of(condition, context).to(condition.dtype)
+
+
+@register
+class AutoregressiveAffine(Autoregressive):
     """One layer x_i = μ_i + exp(α_i) z_i, conditioned on the coordinates before i of x or of z.
 
     Args:
         features: D.
         context_features: C.
-        hidden: widths of the MADE's hidden layers.
-        activation: the MADE's.
-        order: of the coordinates, ``"sequential"``, ``"reversed"`` or ``"random"``.
-        conditions_on: ``"data"``, μ(x_<i): a MAF layer, its inverse one pass; ``"noise"``, μ(z_<i):
-            an IAF layer, its forward one pass. The other direction is ``inversion``'s.
-        inversion: how the slow direction is computed: ``"sequential"``, one MADE pass a coordinate.
+        conditions_on: ``"data"`` or ``"noise"``, see ``Autoregressive``.
+        inversion: ``"cached"``, ``"jacobi"`` or ``"sequential"``, see ``Autoregressive``.
+        made: further arguments of the ``MADE``.
 
     """
 
@@ -61,77 +128,18 @@ class AutoregressiveAffine(Bijector):
         features: int,
         *,
         context_features: int = 0,
-        hidden: Sequence[int] = (128, 128),
-        activation: str = "relu",
-        order: str = "sequential",
         conditions_on: str = "data",
-        inversion: str = "sequential",
+        inversion: str = "cached",
+        **made: object,
     ) -> None:
-        super().__init__(features, context_features)
-        if conditions_on not in ("data", "noise"):
-            raise ValueError(f'conditions_on must be "data" or "noise", got {conditions_on!r}')
-        if inversion not in INVERSIONS:
-            raise ValueError(f"inversion must be one of {', '.join(INVERSIONS)}; got {inversion!r}")
-        self.conditions_on = conditions_on
-        self.inversion = inversion
-        self.made = MADE(
+        super().__init__(
             features,
+            AffineScale(),
             context_features=context_features,
-            hidden=hidden,
-            outputs=2,
-            order=order,
-            activation=activation,
+            conditions_on=conditions_on,
+            inversion=inversion,
+            **made,
         )
-
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """x = μ + exp(α) z; one pass for an IAF layer, D for a MAF layer."""
-        z, context = self.broadcast(z, context)
-        if self.conditions_on == "noise":
-            shift, log_scale = self._shift_and_log_scale(z, context)
-            x = _scale_and_shift(z, shift, log_scale)
-        else:
-            x, log_scale = self._one_by_one(z, context, _scale_and_shift)
-        return x, log_scale.sum(-1)
-
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """z = (x - μ) exp(-α); one pass for a MAF layer, D for an IAF layer."""
-        x, context = self.broadcast(x, context)
-        if self.conditions_on == "data":
-            shift, log_scale = self._shift_and_log_scale(x, context)
-            z = _shift_and_scale_back(x, shift, log_scale)
-        else:
-            z, log_scale = self._one_by_one(x, context, _shift_and_scale_back)
-        return z, -log_scale.sum(-1)
-
-    def _shift_and_log_scale(
-        self, condition: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        shift, log_scale = self.made(condition, context)
-        # Under autocast the network is in low precision, its answer must not stay so.
-        return shift.to(condition.dtype), bounded(log_scale.to(condition.dtype))
-
-    def _one_by_one(
-        self,
-        given: Tensor,
-        context: Tensor | None,
-        transform: Callable[[Tensor, Tensor, Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Solve y_i = transform(given_i, μ_i(y_<i), α_i(y_<i)) in the order of the degrees.
-
-        Coordinates not reached yet stay at zero: their garbage would grow from pass to pass, and
-        an infinity times a masked weight of zero is NaN.
-        """
-        y, log_scales = torch.zeros_like(given), torch.zeros_like(given)
-        for degree in range(1, self.features + 1):
-            reached = self.made.degrees == degree
-            shift, log_scale = self._shift_and_log_scale(y, context)
-            y = torch.where(reached, transform(given, shift, log_scale), y)
-            log_scales = torch.where(reached, log_scale, log_scales)
-        return y, log_scales
 
 
 class _Autoregressive(Flow):
@@ -143,27 +151,49 @@ class _Autoregressive(Flow):
         layers: int,
         order: str,
         base: nn.Module | None,
-        **settings: object,
+        *,
+        components: int = 1,
+        batch_norm: bool,
+        inversion: str,
+        conditions_on: str,
+        **made: object,
     ) -> None:
         if layers < 1:
             raise ValueError(f"layers must be at least 1, got {layers}")
-        orders = ("sequential", "reversed") if order == "alternate" else (order,)
-        if orders[0] not in ORDERS:
-            raise ValueError(f"order must be one of alternate, {', '.join(ORDERS)}; got {order!r}")
-        super().__init__(
-            Chain(
-                *(
-                    AutoregressiveAffine(features, order=orders[k % len(orders)], **settings)  # type: ignore[arg-type]
-                    for k in range(layers)
+        if components < 1 or (components > 1 and base is not None):
+            raise ValueError(
+                f"components must be at least 1, and 1 beside a base of your own; got {components}"
+            )
+        parts: list[Bijector] = []
+        for k in range(layers):
+            if batch_norm:
+                parts.append(BatchNorm(features))
+            parts.append(
+                AutoregressiveAffine(
+                    features,
+                    conditions_on=conditions_on,
+                    inversion=inversion,
+                    order=_order(order, k),
+                    **made,  # type: ignore[arg-type]
                 )
-            ),
-            base,
-        )
+            )
+        if components > 1:
+            # The base goes on with the orders where the layers end, seen from the data.
+            base = MADEMoG(features, components, order=_order(order, layers), **made)  # type: ignore[arg-type]
+        super().__init__(Chain(*parts), base)
+
+
+def _order(order: str, layer: int) -> str:
+    if order == "alternate":
+        return ("sequential", "reversed")[layer % 2]
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of alternate, {', '.join(ORDERS)}; got {order!r}")
+    return order
 
 
 @register
 class MAF(_Autoregressive):
-    """Masked autoregressive flow: a density in one pass a layer, a sample in D.
+    """Masked autoregressive flow: one pass a layer for a density, one walk for a sample.
 
     Args:
         features: D.
@@ -173,7 +203,14 @@ class MAF(_Autoregressive):
         activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
         order: ``"alternate"`` (sequential, reversed, ...), ``"sequential"``, ``"reversed"`` or
             ``"random"`` (drawn anew for each layer).
-        inversion: of sampling; ``"sequential"``, D passes a layer.
+        components: above 1, the base is a ``MADEMoG`` of that many components a conditional, as in
+            the paper's MAF MoG.
+        batch_norm: whether a ``BatchNorm`` follows each layer on its noise side, as in the MAF
+            paper, section 4.
+        inversion: of sampling; ``"cached"``, ``"jacobi"`` or ``"sequential"``, see
+            ``Autoregressive``.
+        hidden_degrees: ``"sequential"`` or ``"random"``, see ``MADE``.
+        residual: whether the MADEs are of residual blocks.
         base: the distribution of z; by default the standard normal.
 
     Example:
@@ -193,7 +230,11 @@ class MAF(_Autoregressive):
         hidden: Sequence[int] = (128, 128),
         activation: str = "relu",
         order: str = "alternate",
-        inversion: str = "sequential",
+        components: int = 1,
+        batch_norm: bool = False,
+        inversion: str = "cached",
+        hidden_degrees: str = "sequential",
+        residual: bool = False,
         base: nn.Module | None = None,
     ) -> None:
         super().__init__(
@@ -201,17 +242,21 @@ class MAF(_Autoregressive):
             layers,
             order,
             base,
+            components=components,
+            batch_norm=batch_norm,
+            inversion=inversion,
+            conditions_on="data",
             context_features=context_features,
             hidden=hidden,
             activation=activation,
-            conditions_on="data",
-            inversion=inversion,
+            hidden_degrees=hidden_degrees,
+            residual=residual,
         )
 
 
 @register
 class IAF(_Autoregressive):
-    """Inverse autoregressive flow: a sample in one pass a layer, a density in D.
+    """Inverse autoregressive flow: one pass a layer for a sample, one walk for a density.
 
     Args:
         features: D.
@@ -219,8 +264,14 @@ class IAF(_Autoregressive):
         layers: K.
         hidden: widths of each MADE's hidden layers.
         activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
-        order: ``"alternate"``, ``"sequential"``, ``"reversed"`` or ``"random"``.
-        inversion: of the density; ``"sequential"``, D passes a layer.
+        order: ``"alternate"`` (sequential, reversed, ...), ``"sequential"``, ``"reversed"`` or
+            ``"random"`` (drawn anew for each layer).
+        batch_norm: whether a ``BatchNorm`` follows each layer on its noise side, as in the MAF
+            paper, section 4.
+        inversion: of the density; ``"cached"``, ``"jacobi"`` or ``"sequential"``, see
+            ``Autoregressive``.
+        hidden_degrees: ``"sequential"`` or ``"random"``, see ``MADE``.
+        residual: whether the MADEs are of residual blocks.
         base: the distribution of z; by default the standard normal.
 
     Example:
@@ -239,7 +290,10 @@ class IAF(_Autoregressive):
         hidden: Sequence[int] = (128, 128),
         activation: str = "relu",
         order: str = "alternate",
-        inversion: str = "sequential",
+        batch_norm: bool = False,
+        inversion: str = "cached",
+        hidden_degrees: str = "sequential",
+        residual: bool = False,
         base: nn.Module | None = None,
     ) -> None:
         super().__init__(
@@ -247,17 +301,12 @@ class IAF(_Autoregressive):
             layers,
             order,
             base,
+            batch_norm=batch_norm,
+            inversion=inversion,
+            conditions_on="noise",
             context_features=context_features,
             hidden=hidden,
             activation=activation,
-            conditions_on="noise",
-            inversion=inversion,
+            hidden_degrees=hidden_degrees,
+            residual=residual,
         )
-
-
-def _scale_and_shift(z: Tensor, shift: Tensor, log_scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, log_scale.exp(), z)
-
-
-def _shift_and_scale_back(x: Tensor, shift: Tensor, log_scale: Tensor) -> Tensor:
-    return (x - shift) * torch.exp(-log_scale)

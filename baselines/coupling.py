@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from cflows import Bijector, Chain, DiagonalScale, Flow, register
 
-from .autoregressive import bounded
-from .made import ACTIVATIONS, check_activation
+from .activations import ACTIVATIONS, check_activation
+from .transformers import bounded
 
 __all__ = ["MASKS", "NICE", "Conditioner", "Coupling", "RealNVP", "coupling_mask"]
 
@@ -97,7 +97,7 @@ class Conditioner(nn.Module):
     def forward(self, passive: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """(*B, inputs) and (*B, C) -> ``outputs`` tensors (*B, size)."""
         self.evaluations_made += 1
-        activate = ACTIVATIONS[self.activation]
+        activate = ACTIVATIONS[self.activation].call
         h = passive if context is None else torch.cat([passive, context], dim=-1)
         for index, layer in enumerate(self.layers):
             h = layer(activate(h) if index else h)

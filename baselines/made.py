@@ -5,33 +5,29 @@ Germain, Gregor, Murray and Larochelle 2015, "MADE: Masked Autoencoder for Distr
 Every unit has a degree. Input x_i has the place of i in the order, 1 to D; a hidden unit of degree
 m depends on the inputs of degree at most m; an output of degree d depends on hidden units of degree
 less than d. So the parameters of p(x_i | x_before) depend on the inputs before i and on no other.
+
+Which unit of a layer has which degree is a matter of names, so that they are kept sorted: masks
+between hidden layers are then block-triangular, and half of their products need not be done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cflows import register
 
-__all__ = ["ACTIVATIONS", "MADE", "ORDERS", "check_activation", "input_degrees"]
+from .activations import ACTIVATIONS, check_activation
+from .masked import MaskedLinear, Staircase, staircase_of
+
+__all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
 
 ORDERS = ("sequential", "reversed", "random")
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "elu": F.elu,
-    "silu": F.silu,
-}
-
-
-def check_activation(name: str) -> None:
-    """Raise a ValueError unless the name is one of ``ACTIVATIONS``."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
+STAIRCASE_FROM = 256  # units a layer, from which on smaller products are faster products
 
 
 def input_degrees(features: int, order: str) -> Tensor:
@@ -51,20 +47,60 @@ def input_degrees(features: int, order: str) -> Tensor:
     raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Degrees on the Python side, where loops and slices want them.
+
+    Attributes:
+        features: D.
+        hidden: degrees of each hidden layer's units, ascending.
+
+    """
+
+    features: int
+    hidden: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, ...], ...]:
+        """``edges[l][m]`` is how many units of hidden layer l have a degree below m, m = 0..D."""
+        found = []
+        for degrees in self.hidden:
+            counts = [0] * (self.features + 1)
+            for degree in degrees:
+                counts[degree + 1] += 1
+            found.append(tuple(torch.tensor(counts).cumsum(0).tolist()))
+        return tuple(found)
+
+    @cached_property
+    def staircases(self) -> tuple[Staircase | None, ...]:
+        """For each layer of the network the blocks that its mask leaves, None for a full one."""
+        between = [
+            staircase_of(before, after, 4) if min(len(before), len(after)) >= STAIRCASE_FROM
+            else None
+            for before, after in zip(self.hidden, self.hidden[1:], strict=False)
+        ]  # fmt: skip
+        return (None, *between, None)
+
+
 @register
 class MADE(nn.Module):
     """A masked perceptron with ``outputs`` numbers for each of the D inputs.
 
-    Hidden degrees are spread evenly over 1..D-1, sorted. With a context (or for D = 1) they start
-    at 0: units that see the context alone, without which p(x_1 | context) would not depend on it.
+    With a context (or for D = 1) hidden degrees start at 0 instead of 1: units that see the context
+    alone, without which p(x_1 | context) would not depend on it.
 
     Args:
         features: D.
         context_features: C; the context enters the first layer and is seen by every unit.
-        hidden: widths of the hidden layers, at least one.
+        hidden: widths of the hidden layers, at least one. With ``residual``, of the blocks.
         outputs: numbers per input, such as 2 for a shift and a log-scale.
         order: of the inputs, see ``input_degrees``.
+        hidden_degrees: ``"sequential"``, spread evenly over 1..D-1; or ``"random"``, each degree
+            once where the width allows it, the rest drawn from torch's generator.
         activation: a name in ``ACTIVATIONS``.
+        residual: whether each entry of ``hidden``, all equal, is a block h + W₂ a(W₁ a(h)) behind
+            a first masked layer (Nash and Durkan 2019, "Autoregressive Energy Machines", section
+            4.1), instead of one layer.
 
     Attributes:
         degrees: the inputs' degrees, (D,).
@@ -89,21 +125,35 @@ class MADE(nn.Module):
         hidden: Sequence[int] = (128, 128),
         outputs: int = 2,
         order: str = "sequential",
+        hidden_degrees: str = "sequential",
         activation: str = "relu",
+        residual: bool = False,
     ) -> None:
         super().__init__()
         check_activation(activation)
+        if features < 1 or outputs < 1:
+            raise ValueError(
+                f"features and outputs must be at least 1, got {features} and {outputs}"
+            )
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden must list at least one width of at least 1, got {hidden}")
+        if residual and len(set(hidden)) > 1:
+            raise ValueError(f"residual blocks must be of one width, got {tuple(hidden)}")
         self.features = features
         self.context_features = context_features
         self.outputs = outputs
         self.activation = activation
+        self.residual = residual
         self.evaluations_made = 0
+        widths = [hidden[0]] * (2 * len(hidden) + 1) if residual else list(hidden)
         self.register_buffer("degrees", input_degrees(features, order))
         layers, before = [], self.degrees
-        for width in hidden:
-            after = _hidden_degrees(width, features, from_zero=context_features > 0)
+        least = 0 if context_features > 0 or features == 1 else 1
+        for number, width in enumerate(widths):
+            # Blocks add to the units that they read: one set of degrees for all of them.
+            if number == 0 or not residual:
+                after = _hidden_degrees(width, features, least, hidden_degrees)
+            self.register_buffer(f"hidden_degrees_{number}", after)
             layers.append(MaskedLinear(after[:, None] >= before))
             before = after
         layers.append(MaskedLinear(self.degrees.repeat(outputs)[:, None] > before))
@@ -112,39 +162,59 @@ class MADE(nn.Module):
         nn.init.zeros_(layers[-1].weight)
         nn.init.zeros_(layers[-1].bias)
         self.context_weight = (
-            nn.Linear(context_features, hidden[0], bias=False).weight if context_features else None
+            nn.Linear(context_features, widths[0], bias=False).weight if context_features else None
         )
+        self._planned: tuple[list[tuple[Tensor, int]], Plan] | None = None
+
+    @property
+    def masked(self) -> list[MaskedLinear]:
+        """The masked layers, the last one included."""
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def skip(self, layer: int) -> int | None:
+        """The hidden layer whose values are added to this one's, None where there is none."""
+        return layer - 2 if self.residual and layer >= 2 and layer % 2 == 0 else None
+
+    def plan(self) -> Plan:
+        """Degrees as Python numbers; read from the device once after each change of them."""
+        buffers = [getattr(self, f"hidden_degrees_{k}") for k in range(len(self.layers) - 1)]
+        if self._planned is None or any(
+            kept is not buffer or version != buffer._version
+            for (kept, version), buffer in zip(self._planned[0], buffers, strict=True)
+        ):
+            plan = Plan(self.features, tuple(tuple(buffer.tolist()) for buffer in buffers))
+            self._planned = [(buffer, buffer._version) for buffer in buffers], plan
+        return self._planned[1]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """(*B, D), (*B, C) -> ``outputs`` tensors (*B, D), entry i a function of those before i."""
+        return self.parameters_of(x, context).unbind(-1)
+
+    def parameters_of(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(*B, D), (*B, C) -> (*B, D, outputs), row i a function of the coordinates before i."""
         self.evaluations_made += 1
-        activate = ACTIVATIONS[self.activation]
-        h: Tensor = self.layers[0](x)
-        if self.context_weight is not None:
-            assert context is not None
-            h = h + context @ self.context_weight.mT
-        for layer in self.layers[1:]:
-            h = layer(activate(h))
-        return torch.chunk(h, self.outputs, dim=-1)
+        activate = ACTIVATIONS[self.activation].call
+        staircases = self.plan().staircases
+        hidden: list[Tensor] = []
+        for number, layer in enumerate(self.masked):
+            h = layer(activate(hidden[-1]) if number else x, staircases[number])
+            if number == 0 and self.context_weight is not None:
+                assert context is not None
+                h = h + context @ self.context_weight.mT
+            if (skip := self.skip(number)) is not None and number < len(self.layers) - 1:
+                h = h + hidden[skip]
+            hidden.append(h)
+        by_output = hidden[-1].reshape(*x.shape[:-1], self.outputs, self.features)
+        return by_output.mT
 
 
-class MaskedLinear(nn.Module):
-    """y = (M ∘ W) x + b with a fixed mask M (outputs, inputs) of ones and zeros."""
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        linear = nn.Linear(mask.shape[1], mask.shape[0])
-        self.weight, self.bias = linear.weight, linear.bias
-        self.register_buffer("mask", mask.to(linear.weight.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(*B, inputs) -> (*B, outputs)."""
-        return F.linear(x, self.weight * self.mask, self.bias)
-
-
-def _hidden_degrees(width: int, features: int, *, from_zero: bool) -> Tensor:
-    """Sorted degrees that cover their range evenly; none is left out where the width allows it."""
-    least = 0 if from_zero or features == 1 else 1
-    return least + torch.arange(width) * (features - least) // width
+def _hidden_degrees(width: int, features: int, least: int, kind: str) -> Tensor:
+    """Sorted degrees that cover their range; none is left out where the width allows it."""
+    count = max(features - least, 1)
+    if kind == "sequential":
+        return least + torch.arange(width) * count // width
+    if kind == "random":
+        every = torch.randperm(count)
+        more = torch.randint(count, (max(width - count, 0),))
+        return least + torch.cat([every, more])[:width].sort().values
+    raise ValueError(f"hidden_degrees must be sequential or random; got {kind!r}")

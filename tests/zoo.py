@@ -93,6 +93,13 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "maf-random-tanh": lambda d, c: MAF(
         d, context_features=c, layers=3, order="random", activation="tanh", **SMALL
     ),
+    "maf-residual-batch-norm": lambda d, c: MAF(
+        d, context_features=c, layers=2, residual=True, batch_norm=True, **SMALL
+    ),
+    "maf-jacobi": lambda d, c: MAF(d, context_features=c, layers=2, inversion="jacobi", **SMALL),
+    "maf-sequential": lambda d, c: MAF(
+        d, context_features=c, layers=2, inversion="sequential", hidden_degrees="random", **SMALL
+    ),
     "iaf": lambda d, c: IAF(d, context_features=c, layers=3, **SMALL),
     "iaf-random": lambda d, c: IAF(d, context_features=c, layers=3, order="random", **SMALL),
     "realnvp": lambda d, c: RealNVP(d, context_features=c, layers=3, **SMALL),

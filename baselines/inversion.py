@@ -1,0 +1,374 @@
+r"""Inverting an autoregressive layer: three ways to the same values.
+
+Wanted is y with y_d = τ(g_d; h_d(y_<d)) for every coordinate d, the parameters h_d a MADE's
+outputs: a sample of a MAF, or the noise behind a point under an IAF.
+
+* ``sequential``: D passes of the MADE, one coordinate more right after each. The yardstick.
+* ``jacobi``: all coordinates at once from the last sweep's, y ← τ(g; h(y)). After k sweeps the
+  first k coordinates are exact, so that D are enough; it stops where a sweep changes nothing more
+  (Song, Meng, Liao and Ermon 2021, "Accelerating Feedforward Computation via Parallel Nonlinear
+  Equation Solving").
+* ``cached``: one pass. A hidden unit of degree m depends on y_1..y_m and on nothing later, so it is
+  computed once, as soon as y_m is known. Walk the degrees upwards,
+
+      h_d from the units of degree < d;  y_d = τ(g_d; h_d);  then the units of degree d,
+
+  and every product of the masked network is done once, against D times. Its gradient walks down:
+  when the cotangents of everything of a degree above m are known, those of the units of degree m
+  are, then that of y_m. Each again takes one pass, and O(N H) memory a layer.
+
+Degrees are taken some at a time: what earlier ones contribute to them is one large product, and
+only what they contribute to each other is done in small steps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import ACTIVATIONS
+from .made import MADE
+from .transformers import pull_back
+
+__all__ = ["INVERSIONS", "cached", "jacobi", "sequential", "walk"]
+
+UNITS_AT_A_TIME = 32
+
+# given (*S), parameters (*S, P) -> value (*S), log-derivative (*S)
+Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# given, parameters, value, for_value, for_log_det -> for_given (*S), for_parameters (*S, P)
+Pullback = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def sequential(
+    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
+) -> tuple[Tensor, Tensor]:
+    """D passes: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,)."""
+    # Coordinates not reached yet stay at zero: their garbage would grow from pass to pass, and an
+    # infinity times a masked weight of zero is NaN.
+    y, log_det = torch.zeros_like(given), torch.zeros_like(given)
+    for degree in range(1, made.features + 1):
+        reached = made.degrees == degree
+        value, slope = solve(given, made.parameters_of(y, context).to(given.dtype))
+        y, log_det = torch.where(reached, value, y), torch.where(reached, slope, log_det)
+    return y, log_det.sum(-1)
+
+
+def jacobi(
+    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
+) -> tuple[Tensor, Tensor]:
+    """At most D sweeps: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
+
+    Sweeps end when none moved a coordinate by more than a few units in the last place. Gradients
+    are those of the fixed point, by as many sweeps of the transposed equation; they cannot be
+    differentiated again.
+    """
+
+    def sweep(y: Tensor) -> tuple[Tensor, Tensor]:
+        return solve(given, made.parameters_of(y, context).to(given.dtype))
+
+    with torch.no_grad():
+        y = _settled(lambda y: sweep(y)[0], torch.zeros_like(given), made.features)
+    if not torch.is_grad_enabled():
+        # At the fixed point one sweep more gives y again, and its log-determinant.
+        value, slope = sweep(y)
+        return value, slope.sum(-1)
+    start = y.requires_grad_()
+    value, slope = sweep(start)
+    value, slope = _FixedPoint.apply(value, slope, start, made.features)  # type: ignore[no-untyped-call]
+    return value, slope.sum(-1)
+
+
+def _settled(sweep: Callable[[Tensor], Tensor], y: Tensor, most: int) -> Tensor:
+    """Iterate y ← sweep(y), exact after ``most`` times, until it moves no more."""
+    tolerance = 4 * torch.finfo(y.dtype).eps
+    for _ in range(most):
+        # What is not exact yet may overflow; where it does, any finite number serves.
+        after = sweep(y).nan_to_num(0.0, 0.0, 0.0)
+        moved = ((after - y).abs() > tolerance * (1 + after.abs())).any()
+        y = after
+        if not bool(moved):
+            break
+    return y
+
+
+def _first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that works without a graph and refuses to be differentiated again."""
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *gradients: Tensor) -> Any:
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return found
+        return tuple(None if one is None else _Refuse.apply(one.requires_grad_()) for one in found)  # type: ignore[no-untyped-call]
+
+    return wrapped
+
+
+class _Refuse(torch.autograd.Function):
+    """The identity of what must not be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise RuntimeError(
+            "the gradient through a cached or jacobi inversion cannot be differentiated again: "
+            'build the layer with inversion="sequential"'
+        )
+
+
+class _FixedPoint(torch.autograd.Function):
+    """The identity on (y, log-derivatives), whose gradient accounts for y being a fixed point.
+
+    With y = F(y, θ) and cotangents (v, w) of y and of the log-derivatives L(y, θ), the cotangent of
+    F is u = v + (∂L/∂y)ᵀ w + (∂F/∂y)ᵀ u. ∂F/∂y is strictly triangular, so that iterating ends.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, slope: Tensor, start: Tensor, most: int) -> Any:
+        ctx.graph, ctx.most = (value, slope, start), most
+        return value.clone(), slope.clone()
+
+    @staticmethod
+    @_first_order_only
+    def backward(ctx: Any, for_value: Tensor, for_slope: Tensor) -> Any:
+        value, slope, start = ctx.graph
+
+        def sweep(u: Tensor) -> Tensor:
+            (back,) = pull_back((value, slope), (start,), (u, for_slope))
+            return for_value + back
+
+        return _settled(sweep, for_value, ctx.most + 1), for_slope, None, None
+
+
+def cached(
+    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
+) -> tuple[Tensor, Tensor]:
+    """One pass: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
+
+    Gradients cannot be differentiated again: a RuntimeError says so.
+    """
+    rows = given.reshape(-1, made.features)
+    seen = None if context is None else context.reshape(-1, made.context_features)
+    y, slopes = walk(made, rows, seen, solve, pullback)
+    return y.reshape(given.shape), slopes.sum(0).reshape(given.shape[:-1])
+
+
+def walk(
+    made: MADE,
+    given: Tensor,
+    context: Tensor | None,
+    solve: Solve,
+    pullback: Pullback | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Walk the degrees: (N, D, *G) and (N, C) -> y (N, D) and log-derivatives (D, N) by degree.
+
+    Args:
+        made: whose outputs are the parameters.
+        given: what ``solve`` is given of each coordinate, (N, *G).
+        context: of each row.
+        solve: (N, *G), (N, P) -> y_d (N,), log-derivative (N,).
+        pullback: its gradient; without one there is none.
+
+    """
+    made.evaluations_made += 1
+    by_degree = made.degrees.argsort()
+    with torch.autocast(given.device.type, enabled=False):
+        layers = made.masked
+        offset: Tensor = layers[0].bias[:, None]
+        if made.context_weight is not None:
+            assert context is not None
+            offset = offset + made.context_weight @ context.mT
+        weights = [layer.effective() for layer in layers]
+        weights[0] = weights[0][:, by_degree]
+        # Outputs of one coordinate side by side, coordinates in the order of their degrees.
+        shape = (made.outputs, made.features)
+        weights[-1] = weights[-1].view(*shape, -1)[:, by_degree].transpose(0, 1).flatten(0, 1)
+        biases: list[Tensor] = [layer.bias for layer in layers]
+        biases[-1] = biases[-1].view(shape)[:, by_degree].mT.flatten()
+        # Feature by row: what the walk slices then lies in one piece.
+        rows = given.transpose(0, 1)[by_degree]
+        y, slopes = _Walk.apply(  # type: ignore[no-untyped-call]
+            _Network(made), solve, pullback, rows, offset, *weights, *biases[1:]
+        )
+    return y[made.degrees - 1].mT.contiguous(), slopes
+
+
+INVERSIONS = {"cached": cached, "jacobi": jacobi, "sequential": sequential}
+
+
+class _Network:
+    """A MADE with its coordinates in the order of their degrees, and how to walk it."""
+
+    def __init__(self, made: MADE) -> None:
+        self.features = made.features
+        self.outputs = made.outputs
+        self.edges = made.plan().edges
+        self.activation = ACTIVATIONS[made.activation]
+        self.skips = [made.skip(layer) for layer in range(len(self.edges))]
+
+    @property
+    def depth(self) -> int:
+        """How many hidden layers there are."""
+        return len(self.edges)
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of degrees p..q-1 that cover 0..D; the last has no hidden unit."""
+        p = 0
+        while p <= self.features:
+            q = p + 1
+            while (
+                q <= self.features
+                and q - p < UNITS_AT_A_TIME
+                and self.most(p, q + 1) <= UNITS_AT_A_TIME
+            ):
+                q += 1
+            yield p, q
+            p = q
+
+    def most(self, p: int, q: int) -> int:
+        """The largest number of a layer's units with degrees p..q-1."""
+        return max(edge[min(q, self.features)] - edge[p] for edge in self.edges)
+
+    def block(self, layer: int, p: int, q: int) -> slice:
+        """Units of a hidden layer with degrees p..q-1."""
+        edge = self.edges[layer]
+        return slice(edge[min(p, self.features)], edge[min(q, self.features)])
+
+    def inputs(self, layer: int, p: int, q: int) -> slice:
+        """What a layer reads of degrees p..q-1: coordinates, or units of the layer before."""
+        return self.block(layer - 1, p, q) if layer else slice(max(p - 1, 0), max(q - 1, 0))
+
+    def parameters(self, p: int, q: int) -> slice:
+        """Rows of the last layer for the coordinates of degrees p..q-1."""
+        return slice(max(p - 1, 0) * self.outputs, max(q - 1, 0) * self.outputs)
+
+
+class _Walk(torch.autograd.Function):
+    """(g, offset, weights, biases) -> (y, log-derivatives), all feature by row.
+
+    Degrees 0..D in turn: coordinate d, if d ≥ 1, then the hidden units of degree d, if d < D.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        network: _Network,
+        solve: Solve,
+        pullback: Pullback | None,
+        given: Tensor,
+        offset: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        depth, edges = network.depth, network.edges
+        weights, biases = (
+            tensors[: depth + 1],
+            (offset, *(b[:, None] for b in tensors[depth + 1 :])),
+        )
+        count = given.shape[1]
+        needed = any(ctx.needs_input_grad)
+        y, slopes = (weights[0].new_empty(network.features, count) for _ in range(2))
+        before = [weights[0].new_empty(edge[-1], count) for edge in edges]
+        # What the activation is applied to is kept only for a skip or for the derivative.
+        apart = needed or any(skip is not None for skip in network.skips)
+        after = [torch.empty_like(h) for h in before] if apart else before
+        parameters = weights[0].new_empty(weights[-1].shape[0], count)
+        sources = [y, *after]
+        for p, q in network.chunks():
+            for layer in range(depth):
+                rows, known = network.block(layer, p, q), network.inputs(layer, 0, p)
+                if rows.stop > rows.start:
+                    torch.addmm(biases[layer][rows], weights[layer][rows, known],
+                                sources[layer][known], out=before[layer][rows])  # fmt: skip
+            rows, known = network.parameters(p, q), network.inputs(depth, 0, p)
+            torch.addmm(biases[-1][rows], weights[-1][rows, known], after[-1][known],
+                        out=parameters[rows])  # fmt: skip
+            for m in range(p, q):
+                if m:
+                    rows, known = network.parameters(m, m + 1), network.inputs(depth, p, m)
+                    if known.stop > known.start:
+                        parameters[rows].addmm_(weights[-1][rows, known], after[-1][known])
+                    y[m - 1], slopes[m - 1] = solve(given[m - 1], parameters[rows].mT)
+                for layer in range(depth if m < network.features else 0):
+                    rows, known = network.block(layer, m, m + 1), network.inputs(layer, p, m + 1)
+                    if rows.stop == rows.start:
+                        continue
+                    h = before[layer][rows]
+                    if known.stop > known.start:
+                        h.addmm_(weights[layer][rows, known], sources[layer][known])
+                    if (skip := network.skips[layer]) is not None:
+                        h += before[skip][rows]
+                    if apart:
+                        after[layer][rows] = h
+                    network.activation.in_place(after[layer][rows])
+        ctx.network, ctx.pullback = network, pullback
+        if needed:
+            ctx.save_for_backward(given, y, parameters, offset, *weights, *before, *after)
+        return y, slopes
+
+    @staticmethod
+    @_first_order_only
+    def backward(ctx: Any, for_y: Tensor, for_slopes: Tensor) -> Any:
+        network: _Network = ctx.network
+        depth, most = network.depth, network.features + 1
+        given, y, parameters, offset, *rest = ctx.saved_tensors
+        weights, before, after = rest[: depth + 1], rest[depth + 1 : -depth], rest[-depth:]
+        for_y = for_y.clone()
+        for_given = torch.empty_like(given)
+        # Cotangents of the layers' values, h and parameters; under a, before a' is multiplied in.
+        forms = [*(torch.empty_like(h) for h in before), torch.empty_like(parameters)]
+
+        def gather(source: int, columns: slice, rows: slice) -> Tensor:
+            weight: Tensor = weights[source][rows, columns]
+            return weight.mT @ forms[source][rows]
+
+        for p, q in reversed(list(network.chunks())):
+            later = [network.block(layer, q, most) for layer in range(depth)]
+            later.append(network.parameters(q, most))
+            columns = network.inputs(0, p, q)
+            for_y[columns] += gather(0, columns, later[0])
+            for layer in range(depth):
+                columns = network.block(layer, p, q)
+                forms[layer][columns] = gather(layer + 1, columns, later[layer + 1])
+            for m in reversed(range(p, q)):
+                for layer in reversed(range(depth if m < network.features else 0)):
+                    columns = network.block(layer, m, m + 1)
+                    if columns.stop == columns.start:
+                        continue
+                    rows = (network.block(layer + 1, m, q) if layer + 1 < depth
+                            else network.parameters(m + 1, q))  # fmt: skip
+                    form = forms[layer][columns]
+                    if rows.stop > rows.start:
+                        form.addmm_(weights[layer + 1][rows, columns].mT, forms[layer + 1][rows])
+                    form *= network.activation.derivative(
+                        before[layer][columns], after[layer][columns]
+                    )
+                    if layer in network.skips:
+                        form += forms[network.skips.index(layer)][columns]
+                if m:
+                    column, rows = network.inputs(0, m, m + 1), network.block(0, m, q)
+                    if rows.stop > rows.start:
+                        for_y[column].addmm_(weights[0][rows, column].mT, forms[0][rows])
+                    rows = network.parameters(m, m + 1)
+                    for_given[m - 1], for_parameters = ctx.pullback(
+                        given[m - 1], parameters[rows].mT, y[m - 1], for_y[m - 1], for_slopes[m - 1]
+                    )
+                    forms[-1][rows] = for_parameters.mT
+        needs = ctx.needs_input_grad[5 : 5 + depth + 1]
+        for_weights = [
+            form @ source.mT if need else None
+            for need, form, source in zip(needs, forms, [y, *after], strict=True)
+        ]
+        for_offset = (
+            forms[0] if offset.shape[1] == given.shape[1] else forms[0].sum(1, keepdim=True)
+        )
+        for_biases = [form.sum(1) for form in forms[1:]]
+        return None, None, None, for_given, for_offset, *for_weights, *for_biases

@@ -1,0 +1,131 @@
+r"""What an autoregressive or coupling layer does to one coordinate, given its parameters.
+
+A transformer is a strictly increasing map x = τ(z; h) of R to R, with h ∈ R^P from a network that
+sees other coordinates only (Papamakarios et al. 2021, section 3.1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cflows import register
+
+__all__ = ["Additive", "AffineScale", "Transformer", "bounded"]
+
+BOUND = 5.0
+
+
+def bounded(log_scale: Tensor) -> Tensor:
+    """A tanh(s / a), a = 5: near s for small s, and never past ±a."""
+    return BOUND * torch.tanh(log_scale / BOUND)
+
+
+class Transformer(ABC):
+    """A strictly increasing map of each coordinate. Parameters of zero give the identity.
+
+    Attributes:
+        size: P, parameters per coordinate.
+
+    """
+
+    size: int
+
+    @abstractmethod
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise to data: z (*S), (*S, P) -> x (*S), log dx/dz (*S)."""
+
+    @abstractmethod
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to noise: x (*S), (*S, P) -> z (*S), log dz/dx (*S)."""
+
+    def forward_vjp(
+        self, z: Tensor, parameters: Tensor, x: Tensor, for_x: Tensor, for_log_det: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cotangents of z (*S) and of the parameters (*S, P), given those of ``forward``."""
+        return _vjp(self.forward, z, parameters, for_x, for_log_det)
+
+    def inverse_vjp(
+        self, x: Tensor, parameters: Tensor, z: Tensor, for_z: Tensor, for_log_det: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cotangents of x (*S) and of the parameters (*S, P), given those of ``inverse``."""
+        return _vjp(self.inverse, x, parameters, for_z, for_log_det)
+
+
+def pull_back(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Cotangents of the inputs, zero where no output depends on them; the graph is kept."""
+    live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    return torch.autograd.grad(
+        [o for o, _ in live], inputs, [c for _, c in live], retain_graph=True,
+        allow_unused=True, materialize_grads=True,
+    )  # fmt: skip
+
+
+def _vjp(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    given: Tensor,
+    parameters: Tensor,
+    *cotangents: Tensor,
+) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        inputs = given.detach().requires_grad_(), parameters.detach().requires_grad_()
+        for_given, for_parameters = pull_back(function(*inputs), inputs, cotangents)
+    return for_given, for_parameters
+
+
+@register
+@dataclass(frozen=True)
+class AffineScale(Transformer):
+    """x = μ + exp(α) z with α = a tanh(s / a), a = 5, and parameters (μ, s)."""
+
+    size = 2
+
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """μ + exp(α) z, α."""
+        log_scale = bounded(parameters[..., 1])
+        return torch.addcmul(parameters[..., 0], log_scale.exp(), z), log_scale
+
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """(x - μ) exp(-α), -α."""
+        minus = -bounded(parameters[..., 1])
+        return (x - parameters[..., 0]) * minus.exp(), minus
+
+    def forward_vjp(
+        self, z: Tensor, parameters: Tensor, x: Tensor, for_x: Tensor, for_log_det: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """∂x = (exp(α), 1, x - μ) in (z, μ, α)."""
+        slope = torch.tanh(parameters[..., 1] / BOUND)
+        for_scale = torch.addcmul(for_log_det, for_x, x - parameters[..., 0])
+        for_scale = for_scale * (1 - slope * slope)
+        return for_x * (BOUND * slope).exp(), torch.stack((for_x, for_scale), -1)
+
+    def inverse_vjp(
+        self, x: Tensor, parameters: Tensor, z: Tensor, for_z: Tensor, for_log_det: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """∂z = (exp(-α), -exp(-α), -z) in (x, μ, α)."""
+        slope = torch.tanh(parameters[..., 1] / BOUND)
+        for_x = for_z * (-BOUND * slope).exp()
+        for_scale = -torch.addcmul(for_log_det, for_z, z) * (1 - slope * slope)
+        return for_x, torch.stack((-for_x, for_scale), -1)
+
+
+@register
+@dataclass(frozen=True)
+class Additive(Transformer):
+    """x = μ + z, with parameter (μ)."""
+
+    size = 1
+
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """μ + z, 0."""
+        return z + parameters[..., 0], torch.zeros_like(z)
+
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """X - μ, 0."""
+        return x - parameters[..., 0], torch.zeros_like(x)

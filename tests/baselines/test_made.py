@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.nn import functional as F
+from zoo import perturbed
+
+from baselines import MADE, MAF, AutoregressiveAffine, MADEMoG
+from baselines.masked import MaskedLinear, staircase_linear, staircase_of
+from cflows import Affine, Flow
+
+D = 5
+
+
+@pytest.mark.parametrize("order", ["sequential", "reversed", "random"])
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("hidden_degrees", ["sequential", "random"])
+def test_residual_made_sees_exactly_what_came_before(order, context, hidden_degrees):
+    made = perturbed(
+        MADE(
+            D,
+            hidden=(16, 16),
+            order=order,
+            context_features=context,
+            activation="tanh",
+            residual=True,
+            hidden_degrees=hidden_degrees,
+        )
+    )
+    c = torch.randn(context, dtype=torch.float64) if context else None
+    x = torch.randn(D, dtype=torch.float64)
+    before = made.degrees[None, :] < made.degrees[:, None]
+    for output in (0, 1):
+        pattern = torch.autograd.functional.jacobian(lambda v: made(v, c)[output], x) != 0  # noqa: B023
+        assert torch.equal(pattern, before)
+
+
+def test_residual_blocks_are_what_the_docstring_says():
+    made = perturbed(MADE(D, hidden=(8, 8), residual=True, activation="tanh"))
+    w = [layer.weight * layer.mask for layer in made.layers]
+    b = [layer.bias for layer in made.layers]
+    x = torch.randn(3, D, dtype=torch.float64)
+    h = x @ w[0].T + b[0]
+    for k in (1, 3):
+        inner = torch.tanh(h) @ w[k].T + b[k]
+        h = h + torch.tanh(inner) @ w[k + 1].T + b[k + 1]
+    out = torch.tanh(h) @ w[5].T + b[5]
+    torch.testing.assert_close(torch.cat(made(x), dim=-1), out)
+
+
+@pytest.mark.parametrize("width", [3, 4, 5, 20])
+def test_random_degrees_leave_none_empty(width):
+    made = MADE(D, hidden=(width,), hidden_degrees="random")
+    degrees = made.hidden_degrees_0.tolist()
+    assert degrees == sorted(degrees)
+    if width >= D - 1:
+        assert set(degrees) == set(range(1, D))
+    assert len(set(degrees)) == min(width, D - 1)
+
+
+def test_random_degrees_differ_from_layer_to_layer():
+    torch.manual_seed(0)
+    made = MADE(20, hidden=(50, 50), hidden_degrees="random")
+    assert not torch.equal(made.hidden_degrees_0, made.hidden_degrees_1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"hidden_degrees": "uneven"}, "hidden_degrees must be sequential or random"),
+        ({"residual": True, "hidden": (4, 5)}, "residual blocks must be of one width"),
+        ({"outputs": 0}, "outputs must be at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        MADE(3, **arguments)
+
+
+def multiplications(module: torch.nn.Module, call) -> int:
+    """How often a call multiplies weights by masks."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    shapes = {tuple(m.mask.shape) for m in module.modules() if isinstance(m, MaskedLinear)}
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mul.Tensor and tuple(out.shape) in shapes:
+                Counter.count += 1
+            return out
+
+    with Counter():
+        call()
+    return Counter.count
+
+
+def test_masks_are_not_multiplied_again_when_nothing_changed():
+    flow = MAF(7, layers=2, hidden=(11, 13)).eval()
+    x = torch.randn(3, 7)
+    with torch.no_grad():
+        assert multiplications(flow, lambda: flow.log_prob(x)) == 6
+        assert multiplications(flow, lambda: flow.log_prob(x)) == 0
+        assert multiplications(flow, lambda: flow.sample(3)) == 0
+    assert multiplications(flow, lambda: flow.log_prob(x)) == 6, "with gradient: always"
+
+
+def mend(flow):
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.mul_(1.5)
+
+
+def step(flow):
+    flow.log_prob(torch.randn(5, 7)).sum().backward()
+    torch.optim.SGD(flow.parameters(), 1e-4).step()
+
+
+def swap(flow):
+    for parameter in flow.parameters():
+        parameter.data = 1.5 * parameter.data
+
+
+def silent(flow):
+    flow.train()
+    for parameter in flow.parameters():
+        parameter.data.mul_(1.5)
+    flow.eval()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        mend,
+        step,
+        swap,
+        silent,
+        lambda flow: flow.load_state_dict({k: 1.1 * v for k, v in flow.state_dict().items()}),
+        lambda flow: flow.double().float(),
+    ],
+)
+def test_every_change_of_the_weights_is_seen(change):
+    flow = perturbed(MAF(7, layers=2, hidden=(11, 13)), torch.float32)
+    x = torch.randn(3, 7)
+    for _ in range(3):
+        with torch.no_grad():
+            flow.log_prob(x)
+        change(flow)
+        with torch.no_grad():
+            kept = flow.log_prob(x)
+        fresh = copy.deepcopy(flow)  # a copy keeps no product
+        with torch.no_grad():
+            assert torch.equal(kept, fresh.log_prob(x))
+
+
+def test_a_kept_product_is_neither_saved_nor_trained():
+    flow = MAF(7, layers=1, hidden=(11,)).eval()
+    names = set(flow.state_dict())
+    with torch.no_grad():
+        flow.log_prob(torch.randn(3, 7))
+    assert set(flow.state_dict()) == names
+    torch.save(flow, io.BytesIO())
+    flow.log_prob(torch.randn(3, 7)).sum().backward()
+    assert all(p.grad is not None for p in flow.parameters())
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch", [(6,), (), (2, 3)])
+def test_staircase_is_the_full_product(blocks, batch):
+    before, after = [1, 1, 2, 4, 5, 5, 6], [1, 2, 2, 3, 5, 5, 5, 5]
+    staircase = staircase_of(before, after, blocks)
+    mask = torch.tensor(after)[:, None] >= torch.tensor(before)
+    weight = (torch.randn(8, 7, dtype=torch.float64) * mask).requires_grad_()
+    bias = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(*batch, 7, dtype=torch.float64, requires_grad=True)
+
+    def masked(x, weight, bias):
+        return staircase_linear(x, weight * mask, bias, staircase)
+
+    torch.testing.assert_close(masked(x, weight, bias), F.linear(x, weight, bias))
+    assert torch.autograd.gradcheck(masked, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(masked, (x, weight, bias))
+    rows = torch.randn(5, 7, dtype=torch.float64)
+    by_row = torch.func.vmap(lambda row: masked(row, weight, bias))(rows)
+    torch.testing.assert_close(by_row, F.linear(rows, weight, bias))
+
+
+@pytest.mark.parametrize("hidden_degrees", ["sequential", "random"])
+def test_wide_layers_leave_out_products_and_change_nothing(hidden_degrees):
+    torch.manual_seed(0)
+    f = AutoregressiveAffine(6, hidden=(300, 280), hidden_degrees=hidden_degrees).double()
+    assert [s is not None for s in f.made.plan().staircases] == [False, True, False]
+    for parameter in f.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    h = x
+    for number, masked in enumerate(f.made.masked):
+        h = F.linear(torch.relu(h) if number else h, masked.weight * masked.mask, masked.bias)
+    torch.testing.assert_close(torch.cat(f.made(x), dim=-1), h)
+
+
+def mog(context: int = 0) -> MADEMoG:
+    return perturbed(
+        MADEMoG(3, 4, context_features=context, hidden=(12,), order="random", activation="tanh")
+    )
+
+
+def test_mixture_conditionals_are_those_of_torch():
+    base = mog()
+    z = torch.randn(6, 3, dtype=torch.float64)
+    parts = base.made(z)
+    total = 0
+    for d in range(3):
+        logits, means, scales = (
+            torch.stack([parts[4 * kind + k][:, d] for k in range(4)], -1) for kind in range(3)
+        )
+        scales = (5 * torch.tanh(scales / 5)).exp()
+        total = total + torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(logits=logits),
+            torch.distributions.Normal(means, scales),
+        ).log_prob(z[:, d])
+    torch.testing.assert_close(base.log_prob(z), total)
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_mixture_draws_have_the_density(context):
+    base = mog(context)
+    c = torch.randn(context, dtype=torch.float64) if context else None
+    torch.manual_seed(0)
+    z = base.sample((20000,), c)
+    assert z.shape == (20000, 3)
+    # E[q/p] = 1 for any density q that p covers.
+    q = torch.distributions.Normal(z.median(0).values, 0.4 * z.std(0).clamp(max=2))
+    ratio = (q.log_prob(z).sum(-1) - base.log_prob(z, c)).exp().detach()
+    error = float(ratio.std()) / len(z) ** 0.5
+    assert error < 0.1
+    assert abs(float(ratio.mean()) - 1) < 4 * error
+
+
+def test_components_start_apart_and_train():
+    torch.manual_seed(0)
+    flow = Flow(Affine([0.0], [1.0]), MADEMoG(1, 2, hidden=(8,)))
+    x = torch.cat([torch.randn(500, 1) * 0.1 - 2, torch.randn(500, 1) * 0.1 + 2])
+    optimiser = torch.optim.Adam(flow.parameters(), 0.05)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = -flow.log_prob(x).mean()
+        loss.backward()
+        optimiser.step()
+    # The entropy of two equal normals of deviation 0.1: log 2 + log(0.1 sqrt(2 pi e)).
+    assert abs(loss.item() - (0.6931 + 1.4189 - 2.3026)) < 0.05
+
+
+def test_maf_mog():
+    flow = perturbed(MAF(4, layers=2, hidden=(10,), components=3))
+    assert isinstance(flow.base, MADEMoG)
+    x, log_prob = flow.sample_and_log_prob(5)
+    torch.testing.assert_close(flow.log_prob(x), log_prob)
+    with pytest.raises(TypeError, match="no reparameterised draws"):
+        flow.rsample(3)
+    with pytest.raises(ValueError, match="beside a base of your own"):
+        MAF(4, components=3, base=flow.base)
+    before = flow.evaluations
+    flow.sample(10)
+    assert flow.evaluations - before == 3, "one walk through each layer, one through the base"
+
+
+def test_batch_norm_follows_each_layer():
+    flow = MAF(4, layers=2, hidden=(10,), batch_norm=True)
+    kinds = [type(part).__name__ for part in flow.bijector.parts]
+    assert kinds == ["BatchNorm", "AutoregressiveAffine"] * 2
