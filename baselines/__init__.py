@@ -1,4 +1,4 @@
-"""Discrete normalizing flows: MAF, IAF, RealNVP, NICE and their parts.
+"""Discrete normalizing flows: MAF, IAF, RealNVP, NICE, planar, radial, Sylvester, and their parts.
 
 ``forward`` is noise to data, ``inverse`` is data to noise, as in ``cflows``.
 """
@@ -6,5 +6,24 @@
 from .autoregressive import IAF, MAF, AutoregressiveAffine
 from .coupling import NICE, Coupling, RealNVP
 from .made import MADE
+from .planar import Planar, PlanarFlow, Radial, RadialFlow
+from .roots import InversionError, InversionStatus
+from .sylvester import Sylvester, SylvesterFlow
 
-__all__ = ["IAF", "MADE", "MAF", "NICE", "AutoregressiveAffine", "Coupling", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MADE",
+    "MAF",
+    "NICE",
+    "AutoregressiveAffine",
+    "Coupling",
+    "InversionError",
+    "InversionStatus",
+    "Planar",
+    "PlanarFlow",
+    "Radial",
+    "RadialFlow",
+    "RealNVP",
+    "Sylvester",
+    "SylvesterFlow",
+]
