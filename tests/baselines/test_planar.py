@@ -110,8 +110,7 @@ def test_far_and_near_inputs(name, scale, dtype):
     assert (f.inverse(z) - z).abs().max() < 100
 
 
-@pytest.mark.parametrize("context", [0, C])
-@pytest.mark.parametrize("features", [1, 3])
+@pytest.mark.parametrize(("features", "context"), [(3, 0), (1, C)])
 @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
 @pytest.mark.parametrize("name", MAPS)
 def test_gradients_in_inputs_and_parameters(name, method, features, context):
@@ -128,7 +127,7 @@ def test_gradients_in_inputs_and_parameters(name, method, features, context):
         )
 
     assert gradcheck(run, (value, *seen, *parameters))
-    assert gradgradcheck(run, (value, *seen, *parameters))
+    assert gradgradcheck(run, (value, *seen, *parameters), fast_mode=True)
 
 
 class Both(torch.nn.Module):
@@ -281,12 +280,12 @@ def test_flows_learn_a_shifted_density_by_maximum_likelihood(build):
     data = torch.randn(256, 2) * torch.tensor([0.7, 1.5]) + torch.tensor([1.0, -0.5])
     optimiser = torch.optim.Adam(flow.parameters(), lr=3e-2)
     losses = []
-    for _ in range(60):
+    for _ in range(30):
         optimiser.zero_grad()
         loss = -flow.log_prob(data).mean()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
 
 
