@@ -38,7 +38,8 @@ class InversionStatus:
         converged: whether every row reached its root, to rounding.
         iterations: evaluations of g after the bracket, the most that any row needed, rounded up
             to the next test.
-        residual: the largest |g(a) - t| / (1 + |t|) over rows.
+        residual: the largest |g(a) - t| / (1 + |t|) over rows, before the two steps that carry the
+            gradient.
 
     """
 
@@ -143,9 +144,10 @@ def _newton(
     function: ScalarFunction, target: Tensor, low: Tensor, high: Tensor, max_iterations: int
 ) -> tuple[Tensor, InversionStatus]:
     limits = torch.finfo(target.dtype)
-    a, step = low + (high - low) / 2, high - low
+    a, step = torch.lerp(low, high, 0.5), high - low
     done = ~target.isfinite()
     residual = torch.zeros_like(target)
+    allowed = ROUNDINGS * limits.eps * target.abs() + limits.tiny
     iterations = 0
     while iterations < max_iterations:
         iterations += 1
@@ -154,11 +156,11 @@ def _newton(
         residual = torch.where(done, residual, error.abs())
         low, high = torch.where(error < 0, a, low), torch.where(error > 0, a, high)
         newton = a - error / slope
-        inside = (newton > low) & (newton < high) & (2 * (newton - a).abs() < step)
-        following = torch.where(inside, newton, low + (high - low) / 2)
-        step = (following - a).abs()
-        at_root = residual <= ROUNDINGS * limits.eps * (a.abs() + target.abs()) + limits.tiny
-        done = done | at_root | (step <= limits.eps * a.abs())
+        inside = (newton > low) & (newton < high) & ((newton - a).abs() < step / 2)
+        following = torch.where(inside, newton, torch.lerp(low, high, 0.5))
+        step, size = (following - a).abs(), a.abs()
+        at_root = residual <= torch.add(allowed, size, alpha=ROUNDINGS * limits.eps)
+        done = done | at_root | (step <= limits.eps * size)
         a = torch.where(done, a, following)
         if iterations % CHECK_EVERY == 0 and bool(done.all()):
             break
