@@ -12,7 +12,20 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from baselines import IAF, MAF, NICE, AutoregressiveAffine, Coupling, RealNVP
+from baselines import (
+    IAF,
+    MAF,
+    NICE,
+    AutoregressiveAffine,
+    Coupling,
+    Planar,
+    PlanarFlow,
+    Radial,
+    RadialFlow,
+    RealNVP,
+    Sylvester,
+    SylvesterFlow,
+)
 from cflows import (
     FFJORD,
     MLP,
@@ -106,6 +119,12 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "realnvp-halves": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="halves", **SMALL),
     "realnvp-random": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="random", **SMALL),
     "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
+    "planar": lambda d, c: PlanarFlow(d, context_features=c, layers=4),
+    "radial": lambda d, c: RadialFlow(d, context_features=c, layers=4),
+    "sylvester": lambda d, c: SylvesterFlow(d, context_features=c, layers=3, hidden=max(1, d // 2)),
+    "sylvester-alternate": lambda d, c: SylvesterFlow(
+        d, context_features=c, layers=2, orthogonal="alternate"
+    ),
     "chain": lambda d, c: Flow(
         Chain(
             AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
@@ -128,6 +147,13 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "coupling-additive": lambda d, c: Coupling(
         d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), additive=True
     ),
+    "planar": lambda d, c: Planar(d, context_features=c),
+    "radial": lambda d, c: Radial(d, context_features=c),
+    "sylvester-identity": lambda d, c: Sylvester(
+        d, context_features=c, hidden=max(1, d - 1), orthogonal="identity"
+    ),
+    "sylvester-reversed": lambda d, c: Sylvester(d, context_features=c, orthogonal="reversed"),
+    "sylvester-householder": lambda d, c: Sylvester(d, context_features=c, hidden=max(1, d - 1)),
     "ode-concatsquash": lambda d, c: _ode(d, c),
     "ode-concat": lambda d, c: _ode(d, c, layer="concat", end_time=0.7),
     "ode-softplus-one-layer": lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)),
