@@ -8,7 +8,7 @@ from .bases import Base, Normal
 from .bijector import Bijector, Chain, Inverse
 from .continuous import ODEBijector
 from .divergence import value_and_divergence
-from .elementwise import Affine, DiagonalScale
+from .elementwise import Affine, DiagonalScale, ElementwiseAffine, LeakyReLU, SinhArcsinh
 from .ffjord import FFJORD
 from .fields import MLP
 from .flow import Flow, FlowDistribution, log_likelihood
@@ -17,6 +17,7 @@ from .loop import History, TrainingError
 from .normalization import BatchNorm
 from .preprocessing import Whitening, standardise, whiten
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
+from .squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from .storage import LoadError, load, register
 from .training import fit
 
@@ -30,17 +31,27 @@ __all__ = [
     "Bijector",
     "Chain",
     "DiagonalScale",
+    "ElementwiseAffine",
+    "Exp",
     "FixedGrid",
     "Flow",
     "FlowDistribution",
     "History",
     "Inverse",
     "Lagged",
+    "LeakyReLU",
     "LoadError",
+    "Log",
+    "Logit",
     "Normal",
     "ODEBijector",
+    "Sigmoid",
+    "SinhArcsinh",
+    "Softplus",
+    "Softsign",
     "SolveStats",
     "SolverError",
+    "Tanh",
     "TrainingError",
     "Whitening",
     "__version__",

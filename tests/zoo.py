@@ -21,10 +21,20 @@ from cflows import (
     Bijector,
     Chain,
     DiagonalScale,
+    ElementwiseAffine,
+    Exp,
     Flow,
     Inverse,
+    LeakyReLU,
+    Log,
+    Logit,
     Normal,
     ODEBijector,
+    Sigmoid,
+    SinhArcsinh,
+    Softplus,
+    Softsign,
+    Tanh,
     Whitening,
 )
 
@@ -126,6 +136,18 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "ode-softplus-one-layer": lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)),
     "ode-three-layers": lambda d, c: _ode(d, c, hidden=(8, 6, 7)),
     "ode-foreign": _foreign,
+    "elementwise-affine": lambda d, c: ElementwiseAffine(d),
+    "sinh-arcsinh": lambda d, c: SinhArcsinh(d),
+    "leaky-relu": lambda d, c: LeakyReLU(d, slope=0.3),
+    "softsign": lambda d, c: Softsign(d),
+    "tanh": lambda d, c: Tanh(d),
+    "sigmoid": lambda d, c: Sigmoid(d),
+    "sigmoid-alpha": lambda d, c: Sigmoid(d, alpha=0.05),
+    "logit": lambda d, c: Logit(d),
+    "logit-alpha": lambda d, c: Logit(d, alpha=0.05),
+    "exp": lambda d, c: Exp(d),
+    "log": lambda d, c: Log(d),
+    "softplus": lambda d, c: Softplus(d),
     "inverse": lambda d, c: Inverse(AutoregressiveAffine(d, context_features=c, hidden=(12,))),
     "chain": lambda d, c: Chain(
         DiagonalScale(d),
@@ -135,7 +157,16 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
 }
 
 NEEDS_TWO = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "coup"))}
-NO_CONTEXT = {"affine", "diagonal-scale", "whitening"}
+# Where forward is defined on a part of R^D: a map of all of R^D into it.
+DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "logit": torch.sigmoid,
+    "logit-alpha": torch.sigmoid,
+    "log": torch.exp,
+}
+# Whose forward does not reach all of R^D: inverse takes values of forward only.
+PARTIAL_RANGE = {"softsign", "tanh", "sigmoid", "sigmoid-alpha", "exp", "softplus"}
+NO_PARAMETERS = {"affine", "whitening", "leaky-relu", *DOMAINS, *PARTIAL_RANGE}
+NO_CONTEXT = {"diagonal-scale", "elementwise-affine", "sinh-arcsinh", *NO_PARAMETERS}
 CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
 
 
