@@ -4,7 +4,7 @@
 """
 
 from ._version import __version__
-from .bases import Base, Normal
+from .bases import Base, Logistic, MixtureOfGaussians, Normal, StudentT
 from .bijector import Bijector, Chain, Inverse
 from .continuous import ODEBijector
 from .divergence import value_and_divergence
@@ -19,6 +19,7 @@ from .preprocessing import Whitening, standardise, whiten
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
 from .squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from .storage import LoadError, load, register
+from .torch_bases import TorchBase
 from .training import fit
 
 __all__ = [
@@ -42,7 +43,9 @@ __all__ = [
     "LeakyReLU",
     "LoadError",
     "Log",
+    "Logistic",
     "Logit",
+    "MixtureOfGaussians",
     "Normal",
     "ODEBijector",
     "Sigmoid",
@@ -51,7 +54,9 @@ __all__ = [
     "Softsign",
     "SolveStats",
     "SolverError",
+    "StudentT",
     "Tanh",
+    "TorchBase",
     "TrainingError",
     "Whitening",
     "__version__",

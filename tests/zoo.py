@@ -27,14 +27,18 @@ from cflows import (
     Inverse,
     LeakyReLU,
     Log,
+    Logistic,
     Logit,
+    MixtureOfGaussians,
     Normal,
     ODEBijector,
     Sigmoid,
     SinhArcsinh,
     Softplus,
     Softsign,
+    StudentT,
     Tanh,
+    TorchBase,
     Whitening,
 )
 
@@ -83,6 +87,13 @@ def _foreign(d: int, c: int) -> ODEBijector:
     return ODEBijector(ForeignField(d, c), evaluation_solver=TIGHT)
 
 
+def _correlated(features: int) -> TorchBase:
+    law = torch.distributions.MultivariateNormal(
+        torch.arange(features) / features, scale_tril=(0.5 * _matrix(features).float()).tril()
+    )
+    return TorchBase.of(law, learnable=True)
+
+
 SMALL = {"hidden": (12, 12)}
 
 FLOWS: dict[str, Callable[[int, int], Flow]] = {
@@ -109,6 +120,18 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "realnvp-halves": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="halves", **SMALL),
     "realnvp-random": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="random", **SMALL),
     "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
+    "realnvp-logistic": lambda d, c: RealNVP(
+        d, context_features=c, layers=2, base=Logistic(d, learnable=True), **SMALL
+    ),
+    "maf-student": lambda d, c: MAF(
+        d, context_features=c, layers=1, base=StudentT(d, df=30.0), **SMALL
+    ),
+    "maf-mixture-base": lambda d, c: MAF(
+        d, context_features=c, layers=2, base=MixtureOfGaussians(d, 3), **SMALL
+    ),
+    "iaf-torch-base": lambda d, c: IAF(
+        d, context_features=c, layers=2, base=_correlated(d), **SMALL
+    ),
     "chain": lambda d, c: Flow(
         Chain(
             AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
@@ -167,6 +190,7 @@ DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 PARTIAL_RANGE = {"softsign", "tanh", "sigmoid", "sigmoid-alpha", "exp", "softplus"}
 NO_PARAMETERS = {"affine", "whitening", "leaky-relu", *DOMAINS, *PARTIAL_RANGE}
 NO_CONTEXT = {"diagonal-scale", "elementwise-affine", "sinh-arcsinh", *NO_PARAMETERS}
+NO_RSAMPLE = {"maf-mixture-base"}
 CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
 
 
