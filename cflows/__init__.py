@@ -14,7 +14,7 @@ from .fields import MLP
 from .flow import Flow, FlowDistribution, log_likelihood
 from .grids import SolveStats
 from .loop import History, TrainingError
-from .normalization import BatchNorm
+from .normalization import ActNorm, BatchNorm
 from .preprocessing import Whitening, standardise, whiten
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
 from .squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
@@ -25,6 +25,7 @@ from .training import fit
 __all__ = [
     "FFJORD",
     "MLP",
+    "ActNorm",
     "Adaptive",
     "Affine",
     "Base",

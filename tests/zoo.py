@@ -16,8 +16,10 @@ from baselines import IAF, MAF, NICE, AutoregressiveAffine, Coupling, RealNVP
 from cflows import (
     FFJORD,
     MLP,
+    ActNorm,
     Adaptive,
     Affine,
+    BatchNorm,
     Bijector,
     Chain,
     DiagonalScale,
@@ -94,6 +96,20 @@ def _correlated(features: int) -> TorchBase:
     return TorchBase.of(law, learnable=True)
 
 
+def _act_norm(features: int, **settings: object) -> ActNorm:
+    """Initialised on a batch of its own."""
+    layer = ActNorm(features, **settings)  # type: ignore[arg-type]
+    layer.train().inverse(1 + 2 * torch.randn(9, features))
+    return layer
+
+
+def _batch_norm(features: int, **settings: object) -> BatchNorm:
+    """With the averages of a batch."""
+    layer = BatchNorm(features, **settings)  # type: ignore[arg-type]
+    layer.train().inverse(1 + 2 * torch.randn(9, features))
+    return layer
+
+
 SMALL = {"hidden": (12, 12)}
 
 FLOWS: dict[str, Callable[[int, int], Flow]] = {
@@ -132,6 +148,13 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "iaf-torch-base": lambda d, c: IAF(
         d, context_features=c, layers=2, base=_correlated(d), **SMALL
     ),
+    "normalised": lambda d, c: Flow(
+        Chain(
+            _batch_norm(d),
+            AutoregressiveAffine(d, context_features=c, hidden=(12,)),
+            _act_norm(d),
+        )
+    ),
     "chain": lambda d, c: Flow(
         Chain(
             AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
@@ -159,6 +182,10 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "ode-softplus-one-layer": lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)),
     "ode-three-layers": lambda d, c: _ode(d, c, hidden=(8, 6, 7)),
     "ode-foreign": _foreign,
+    "act-norm": lambda d, c: _act_norm(d),
+    "act-norm-channels": lambda d, c: _act_norm(d, shape=(d // 2, 2, 1)),
+    "batch-norm": lambda d, c: _batch_norm(d),
+    "batch-norm-moving": lambda d, c: _batch_norm(d, moving=True),
     "elementwise-affine": lambda d, c: ElementwiseAffine(d),
     "sinh-arcsinh": lambda d, c: SinhArcsinh(d),
     "leaky-relu": lambda d, c: LeakyReLU(d, slope=0.3),
@@ -189,7 +216,12 @@ DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 # Whose forward does not reach all of R^D: inverse takes values of forward only.
 PARTIAL_RANGE = {"softsign", "tanh", "sigmoid", "sigmoid-alpha", "exp", "softplus"}
 NO_PARAMETERS = {"affine", "whitening", "leaky-relu", *DOMAINS, *PARTIAL_RANGE}
-NO_CONTEXT = {"diagonal-scale", "elementwise-affine", "sinh-arcsinh", *NO_PARAMETERS}
+NORMALIZATIONS = {"act-norm", "act-norm-channels", "batch-norm", "batch-norm-moving"}
+NO_CONTEXT = {
+    *("diagonal-scale", "elementwise-affine", "sinh-arcsinh"),
+    *NORMALIZATIONS,
+    *NO_PARAMETERS,
+}
 NO_RSAMPLE = {"maf-mixture-base"}
 CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
 
