@@ -95,8 +95,8 @@ class ActNorm(Bijector):
             if values.shape[1] < 2:
                 return
             std, mean = torch.std_mean(values, dim=1, correction=0)
-            # Rounding gives a constant column a tiny spread: ask the values themselves.
-            varies = (values.amax(1) > values.amin(1)) & (std >= torch.finfo(std.dtype).tiny)
+            # torch's recurrence (Welford) gives a constant column a spread of exactly zero.
+            varies = std >= torch.finfo(std.dtype).tiny
             self.shift.copy_(mean)
             self.log_scale.copy_(torch.where(varies, std, 1.0).log())
             self.initialised.fill_(True)

@@ -16,6 +16,7 @@ __all__ = ["TorchBase"]
 
 # Names for what another argument says already: torch takes one of each group.
 REDUNDANT = ("covariance_matrix", "precision_matrix", "probs")
+REMEDY = "write a subclass of cflows.Base with log_prob and sample"
 
 
 @register
@@ -124,9 +125,6 @@ class TorchBase(Base):
     @staticmethod
     def _size(shape: tuple[int, ...], context: Tensor | None) -> torch.Size:
         return torch.Size((*shape, *(() if context is None else context.shape[:-1])))
-
-
-REMEDY = "write a subclass of cflows.Base with log_prob and sample"
 
 
 def _class(name: str) -> Any:

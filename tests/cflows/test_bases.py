@@ -160,15 +160,26 @@ def test_student_tends_to_the_normal_in_float32():
     torch.testing.assert_close(near, Normal(D).log_prob(z), rtol=0, atol=2e-3)
 
 
-def test_outside_of_a_support_the_density_is_zero(dtype):
-    base = TorchBase.of(td.Gamma(torch.full((2,), 3.0), torch.ones(2)), learnable=True).to(dtype)
-    z = torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=dtype, requires_grad=True)
+@pytest.mark.parametrize("law", [td.Gamma, td.LogNormal, td.Weibull], ids=lambda law: law.__name__)
+def test_outside_of_a_support_the_density_is_zero(law, dtype):
+    base = TorchBase.of(law(torch.full((2,), 1.5), torch.ones(2)), learnable=True).to(dtype)
+    z = torch.tensor([[1.2, 2.0], [1.0, -2.0]], dtype=dtype, requires_grad=True)
     log_prob = base.log_prob(z)
     assert log_prob[0].isfinite()
     assert log_prob[1] == -math.inf
     log_prob[0].backward()
     assert z.grad.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in base.parameters())
+
+
+def test_components_are_drawn_by_their_weights(dtype, device):
+    base = MixtureOfGaussians(1, 3, learnable=False).to(device, dtype)
+    weights = torch.tensor([0.6, 0.3, 0.1], dtype=dtype, device=device)
+    base.logits.copy_(weights.log() + 2)
+    base.loc.copy_(torch.tensor([[0.0], [100.0], [200.0]]))
+    chosen = (base.sample((20_000,)).squeeze(-1) / 100).round().long()
+    frequencies = torch.bincount(chosen, minlength=3).to(dtype) / 20_000
+    torch.testing.assert_close(frequencies, weights, rtol=0, atol=0.02)
 
 
 def test_wrapping_an_independent_or_its_scalars_is_the_same(dtype):
