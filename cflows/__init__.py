@@ -4,25 +4,28 @@
 """
 
 from ._version import __version__
-from .bases import Base, Normal
+from .bases import Base, Logistic, MixtureOfGaussians, Normal, StudentT
 from .bijector import Bijector, Chain, Inverse
 from .continuous import ODEBijector
 from .divergence import value_and_divergence
-from .elementwise import Affine, DiagonalScale
+from .elementwise import Affine, DiagonalScale, ElementwiseAffine, LeakyReLU, SinhArcsinh
 from .ffjord import FFJORD
 from .fields import MLP
 from .flow import Flow, FlowDistribution, log_likelihood
 from .grids import SolveStats
 from .loop import History, TrainingError
-from .normalization import BatchNorm
+from .normalization import ActNorm, BatchNorm
 from .preprocessing import Whitening, standardise, whiten
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
+from .squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from .storage import LoadError, load, register
+from .torch_bases import TorchBase
 from .training import fit
 
 __all__ = [
     "FFJORD",
     "MLP",
+    "ActNorm",
     "Adaptive",
     "Affine",
     "Base",
@@ -30,17 +33,31 @@ __all__ = [
     "Bijector",
     "Chain",
     "DiagonalScale",
+    "ElementwiseAffine",
+    "Exp",
     "FixedGrid",
     "Flow",
     "FlowDistribution",
     "History",
     "Inverse",
     "Lagged",
+    "LeakyReLU",
     "LoadError",
+    "Log",
+    "Logistic",
+    "Logit",
+    "MixtureOfGaussians",
     "Normal",
     "ODEBijector",
+    "Sigmoid",
+    "SinhArcsinh",
+    "Softplus",
+    "Softsign",
     "SolveStats",
     "SolverError",
+    "StudentT",
+    "Tanh",
+    "TorchBase",
     "TrainingError",
     "Whitening",
     "__version__",

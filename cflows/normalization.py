@@ -2,13 +2,109 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .bijector import Bijector
 from .storage import register
 
-__all__ = ["BatchNorm"]
+__all__ = ["ActNorm", "BatchNorm"]
+
+
+@register
+class ActNorm(Bijector):
+    """A learned affine map that starts by normalising its first batch of data.
+
+        x = b + exp(s) z,   log|det dx/dz| = H W Σ_c s_c   (H W = 1 without a shape)
+
+    (Kingma and Dhariwal 2018, section 3.1). The first ``inverse`` in training mode sets b and s to
+    the mean and the log standard deviation of its batch, per coordinate or per channel, so that it
+    returns zero mean and unit variance; from then on both are trained like any parameter. Until
+    then, and so in evaluation and in ``forward`` too, the map is the identity.
+
+    A batch of fewer than two values a channel tells no spread and initialises nothing. A column
+    that is constant in the first batch is shifted and keeps s = 0. Log scales have no bound: they
+    are the data's. That it was initialised is part of the state, and so of saved flows. Under
+    DistributedDataParallel run one batch through before wrapping, or each process starts from its
+    own.
+
+    Args:
+        features: D.
+        shape: (C, H, W) with C H W = D for images: one b and s a channel.
+
+    Raises:
+        ValueError: the shape does not have D elements.
+
+    Example:
+        >>> import torch
+        >>> from cflows import ActNorm
+        >>> layer = ActNorm(1)
+        >>> layer.inverse(torch.tensor([[1.0], [3.0]])).flatten().tolist()
+        [-1.0, 1.0]
+        >>> layer.forward(torch.tensor([0.0])).tolist()
+        [2.0]
+
+    """
+
+    initialised: Tensor
+
+    def __init__(self, features: int, *, shape: tuple[int, int, int] | None = None) -> None:
+        super().__init__(features)
+        channels, height, width = shape or (features, 1, 1)
+        if channels * height * width != features or min(channels, height, width) < 1:
+            raise ValueError(f"shape {tuple(shape or ())} must have {features} elements, as D")
+        self.pixels = height * width
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialised", torch.tensor(False))
+        # What is known here of the buffer, so that the device is asked once, not at every batch.
+        self._known_initialised = False
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """B + exp(s) z."""
+        z, _ = self.broadcast(z, context)
+        x = torch.addcmul(self._spread(self.shift), self._spread(self.log_scale).exp(), z)
+        return x, self._log_det(z)
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(x - b) exp(-s)."""
+        x, _ = self.broadcast(x, context)
+        if self.training and not self._known_initialised:
+            self._initialise(x)
+        z = (x - self._spread(self.shift)) * torch.exp(-self._spread(self.log_scale))
+        return z, -self._log_det(x)
+
+    def _spread(self, of_channels: Tensor) -> Tensor:
+        """(C,) -> (D,)."""
+        return of_channels.unsqueeze(-1).expand(-1, self.pixels).reshape(-1)
+
+    def _log_det(self, value: Tensor) -> Tensor:
+        return (self.pixels * self.log_scale.sum()).expand(value.shape[:-1])
+
+    @torch.no_grad()
+    def _initialise(self, x: Tensor) -> None:
+        if not bool(self.initialised):
+            channels = len(self.shift)
+            values = x.reshape(-1, channels, self.pixels).movedim(1, 0).reshape(channels, -1)
+            if values.shape[1] < 2:
+                return
+            std, mean = torch.std_mean(values, dim=1, correction=0)
+            # torch's recurrence (Welford) gives a constant column a spread of exactly zero.
+            varies = std >= torch.finfo(std.dtype).tiny
+            self.shift.copy_(mean)
+            self.log_scale.copy_(torch.where(varies, std, 1.0).log())
+            self.initialised.fill_(True)
+        self._known_initialised = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._known_initialised = False
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 @register

@@ -29,15 +29,31 @@ from baselines import (
 from cflows import (
     FFJORD,
     MLP,
+    ActNorm,
     Adaptive,
     Affine,
+    BatchNorm,
     Bijector,
     Chain,
     DiagonalScale,
+    ElementwiseAffine,
+    Exp,
     Flow,
     Inverse,
+    LeakyReLU,
+    Log,
+    Logistic,
+    Logit,
+    MixtureOfGaussians,
     Normal,
     ODEBijector,
+    Sigmoid,
+    SinhArcsinh,
+    Softplus,
+    Softsign,
+    StudentT,
+    Tanh,
+    TorchBase,
     Whitening,
 )
 
@@ -86,6 +102,27 @@ def _foreign(d: int, c: int) -> ODEBijector:
     return ODEBijector(ForeignField(d, c), evaluation_solver=TIGHT)
 
 
+def _correlated(features: int) -> TorchBase:
+    law = torch.distributions.MultivariateNormal(
+        torch.arange(features) / features, scale_tril=(0.5 * _matrix(features).float()).tril()
+    )
+    return TorchBase.of(law, learnable=True)
+
+
+def _act_norm(features: int, **settings: object) -> ActNorm:
+    """Initialised on a batch of its own."""
+    layer = ActNorm(features, **settings)  # type: ignore[arg-type]
+    layer.train().inverse(1 + 2 * torch.randn(9, features))
+    return layer
+
+
+def _batch_norm(features: int, **settings: object) -> BatchNorm:
+    """With the averages of a batch."""
+    layer = BatchNorm(features, **settings)  # type: ignore[arg-type]
+    layer.train().inverse(1 + 2 * torch.randn(9, features))
+    return layer
+
+
 SMALL = {"hidden": (12, 12)}
 
 FLOWS: dict[str, Callable[[int, int], Flow]] = {
@@ -125,6 +162,25 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "sylvester-alternate": lambda d, c: SylvesterFlow(
         d, context_features=c, layers=2, orthogonal="alternate"
     ),
+    "realnvp-logistic": lambda d, c: RealNVP(
+        d, context_features=c, layers=2, base=Logistic(d, learnable=True), **SMALL
+    ),
+    "maf-student": lambda d, c: MAF(
+        d, context_features=c, layers=1, base=StudentT(d, df=30.0), **SMALL
+    ),
+    "maf-mixture-base": lambda d, c: MAF(
+        d, context_features=c, layers=2, base=MixtureOfGaussians(d, 3), **SMALL
+    ),
+    "iaf-torch-base": lambda d, c: IAF(
+        d, context_features=c, layers=2, base=_correlated(d), **SMALL
+    ),
+    "normalised": lambda d, c: Flow(
+        Chain(
+            _batch_norm(d),
+            AutoregressiveAffine(d, context_features=c, hidden=(12,)),
+            _act_norm(d),
+        )
+    ),
     "chain": lambda d, c: Flow(
         Chain(
             AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
@@ -159,6 +215,22 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "ode-softplus-one-layer": lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)),
     "ode-three-layers": lambda d, c: _ode(d, c, hidden=(8, 6, 7)),
     "ode-foreign": _foreign,
+    "act-norm": lambda d, c: _act_norm(d),
+    "act-norm-channels": lambda d, c: _act_norm(d, shape=(d // 2, 2, 1)),
+    "batch-norm": lambda d, c: _batch_norm(d),
+    "batch-norm-moving": lambda d, c: _batch_norm(d, moving=True),
+    "elementwise-affine": lambda d, c: ElementwiseAffine(d),
+    "sinh-arcsinh": lambda d, c: SinhArcsinh(d),
+    "leaky-relu": lambda d, c: LeakyReLU(d, slope=0.3),
+    "softsign": lambda d, c: Softsign(d),
+    "tanh": lambda d, c: Tanh(d),
+    "sigmoid": lambda d, c: Sigmoid(d),
+    "sigmoid-alpha": lambda d, c: Sigmoid(d, alpha=0.05),
+    "logit": lambda d, c: Logit(d),
+    "logit-alpha": lambda d, c: Logit(d, alpha=0.05),
+    "exp": lambda d, c: Exp(d),
+    "log": lambda d, c: Log(d),
+    "softplus": lambda d, c: Softplus(d),
     "inverse": lambda d, c: Inverse(AutoregressiveAffine(d, context_features=c, hidden=(12,))),
     "chain": lambda d, c: Chain(
         DiagonalScale(d),
@@ -168,7 +240,22 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
 }
 
 NEEDS_TWO = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "coup"))}
-NO_CONTEXT = {"affine", "diagonal-scale", "whitening"}
+# Where forward is defined on a part of R^D: a map of all of R^D into it.
+DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "logit": torch.sigmoid,
+    "logit-alpha": torch.sigmoid,
+    "log": torch.exp,
+}
+# Whose forward does not reach all of R^D: inverse takes values of forward only.
+PARTIAL_RANGE = {"softsign", "tanh", "sigmoid", "sigmoid-alpha", "exp", "softplus"}
+NO_PARAMETERS = {"affine", "whitening", "leaky-relu", *DOMAINS, *PARTIAL_RANGE}
+NORMALIZATIONS = {"act-norm", "act-norm-channels", "batch-norm", "batch-norm-moving"}
+NO_CONTEXT = {
+    *("diagonal-scale", "elementwise-affine", "sinh-arcsinh"),
+    *NORMALIZATIONS,
+    *NO_PARAMETERS,
+}
+NO_RSAMPLE = {"maf-mixture-base"}
 CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
 
 
