@@ -6,5 +6,18 @@
 from .autoregressive import IAF, MAF, AutoregressiveAffine
 from .coupling import NICE, Coupling, RealNVP
 from .made import MADE
+from .splines import RationalQuadratic
+from .transformers import Additive, AffineScale
 
-__all__ = ["IAF", "MADE", "MAF", "NICE", "AutoregressiveAffine", "Coupling", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MADE",
+    "MAF",
+    "NICE",
+    "Additive",
+    "AffineScale",
+    "AutoregressiveAffine",
+    "Coupling",
+    "RationalQuadratic",
+    "RealNVP",
+]
