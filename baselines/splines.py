@@ -80,7 +80,7 @@ class RationalQuadratic:
         return rational_quadratic(x, widths, heights, derivatives, inverse=True, bound=self.bound)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
-        return parameters.split([self.bins, self.bins, self.bins - 1], dim=-1)
+        return torch.split(parameters, [self.bins, self.bins, self.bins - 1], dim=-1)
 
 
 def rational_quadratic(

@@ -1,8 +1,8 @@
-r"""Elementwise maps whose parameters a network gives, shared by couplings and autoregressive layers.
+"""Elementwise maps whose parameters a network gives.
 
-A transformer takes z (*S,) and parameters (*S, P) and returns x and log|dx/dz|, both (*S,);
-``inverse`` goes back. Parameters of zero give the identity. Transformers hold no tensors.
-``splines.RationalQuadratic`` is another one.
+Couplings and autoregressive layers share them. A transformer takes z (*S,) and parameters (*S, P)
+and returns x and log|dx/dz|, both (*S,); ``inverse`` goes back. Parameters of zero give the
+identity. Transformers hold no tensors. ``splines.RationalQuadratic`` is another one.
 """
 
 from __future__ import annotations

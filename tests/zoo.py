@@ -12,7 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from baselines import IAF, MAF, NICE, AutoregressiveAffine, Coupling, RealNVP
+from baselines import (
+    IAF,
+    MAF,
+    NICE,
+    NSF,
+    Additive,
+    AutoregressiveAffine,
+    Coupling,
+    RationalQuadratic,
+    RealNVP,
+)
 from cflows import (
     FFJORD,
     MLP,
@@ -98,6 +108,16 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "realnvp": lambda d, c: RealNVP(d, context_features=c, layers=3, **SMALL),
     "realnvp-halves": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="halves", **SMALL),
     "realnvp-random": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="random", **SMALL),
+    "realnvp-separate": lambda d, c: RealNVP(
+        d, context_features=c, layers=3, networks="separate", activation="elu", **SMALL
+    ),
+    "realnvp-batch-norm": lambda d, c: RealNVP(
+        d, context_features=c, layers=3, batch_norm=True, activation="tanh", **SMALL
+    ),
+    "nsf": lambda d, c: NSF(d, context_features=c, layers=3, **SMALL),
+    "nsf-halves": lambda d, c: NSF(
+        d, context_features=c, layers=3, mask="halves", bins=4, bound=2.0, **SMALL
+    ),
     "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
     "chain": lambda d, c: Flow(
         Chain(
@@ -119,7 +139,15 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
         d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)
     ),
     "coupling-additive": lambda d, c: Coupling(
-        d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), additive=True
+        d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), transformer=Additive()
+    ),
+    "coupling-spline": lambda d, c: Coupling(
+        d,
+        [k % 2 == 0 for k in range(d)],
+        context_features=c,
+        hidden=(12,),
+        activation="silu",
+        transformer=RationalQuadratic(5, 2.0),
     ),
     "ode-concatsquash": lambda d, c: _ode(d, c),
     "ode-concat": lambda d, c: _ode(d, c, layer="concat", end_time=0.7),
@@ -134,7 +162,9 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     ),
 }
 
-NEEDS_TWO = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "coup"))}
+NEEDS_TWO = {
+    name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "nsf", "coupling"))
+}
 NO_CONTEXT = {"affine", "diagonal-scale", "whitening"}
 CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
 

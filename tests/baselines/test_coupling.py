@@ -4,7 +4,7 @@ import pytest
 import torch
 from zoo import perturbed
 
-from baselines import NICE, Coupling, RealNVP
+from baselines import NICE, NSF, Additive, AffineScale, Coupling, RationalQuadratic, RealNVP
 from baselines.coupling import coupling_mask
 
 D = 5
@@ -29,10 +29,10 @@ def test_masks_are_what_their_names_say():
         coupling_mask(4, "quarters", 0)
 
 
-@pytest.mark.parametrize("additive", [False, True])
-def test_jacobian_has_the_zero_pattern_of_a_coupling(additive):
+@pytest.mark.parametrize("transformer", [AffineScale(), Additive(), RationalQuadratic(4, 5.0)])
+def test_jacobian_has_the_zero_pattern_of_a_coupling(transformer):
     mask = torch.tensor([True, False, False, True, False])
-    layer = perturbed(Coupling(D, mask, hidden=(16,), additive=additive))
+    layer = perturbed(Coupling(D, mask, hidden=(16,), transformer=transformer))
     z = torch.randn(D, dtype=torch.float64)
     pattern = torch.autograd.functional.jacobian(layer.forward, z) != 0
     expected = torch.eye(D, dtype=torch.bool) | (mask[:, None] & ~mask[None, :])
@@ -68,11 +68,11 @@ def test_one_pass_a_layer_in_both_directions():
 
 def test_flows_start_at_the_base():
     x = torch.randn(7, D)
-    for flow in (RealNVP(D), NICE(D)):
+    for flow in (RealNVP(D), NICE(D), NSF(D), RealNVP(D, networks="separate")):
         torch.testing.assert_close(flow.log_prob(x), flow.base.log_prob(x))
 
 
-@pytest.mark.parametrize("flow", [RealNVP, NICE])
+@pytest.mark.parametrize("flow", [RealNVP, NICE, NSF])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
