@@ -24,56 +24,24 @@ from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow, register
 
 from .made import ACTIVATIONS, check_activation
 from .splines import RationalQuadratic
+from .splits import Split, coupling_mask
 from .transformers import Additive, AffineScale, Transformer
 
 __all__ = [
-    "MASKS",
     "NETWORKS",
     "NICE",
     "NSF",
     "Conditioner",
     "Coupling",
     "RealNVP",
-    "coupling_mask",
 ]
 
-MASKS = ("alternate", "halves", "random")
 NETWORKS = ("shared", "separate")
 # What a linear layer made is not needed again: overwriting it spares the memory of a copy.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
     "tanh": torch.tanh_,
 }
-
-
-def coupling_mask(features: int, kind: str, layer: int) -> Tensor:
-    """Which coordinates layer number ``layer`` transforms: booleans (D,), turned round by parity.
-
-    Args:
-        features: D, at least 2.
-        kind: ``"alternate"`` (odd and even coordinates), ``"halves"`` (first and second half) or
-            ``"random"`` (a random half, drawn anew for each layer from torch's generator).
-        layer: counted from 0 at the base.
-
-    Raises:
-        ValueError: D is 1, or the kind is not known.
-
-    """
-    if features < 2:
-        raise ValueError(
-            "a coupling needs features >= 2, one part to read and one to transform; "
-            "for features=1 use MAF or FFJORD"
-        )
-    index = torch.arange(features)
-    if kind == "alternate":
-        mask = index % 2 == 1
-    elif kind == "halves":
-        mask = index >= features // 2
-    elif kind == "random":
-        mask = torch.randperm(features) >= features // 2
-    else:
-        raise ValueError(f"mask must be one of {', '.join(MASKS)}; got {kind!r}")
-    return mask if layer % 2 == 0 else ~mask
 
 
 @register
@@ -124,40 +92,6 @@ class Conditioner(nn.Module):
         return h.view(*h.shape[:-1], self.outputs, self.size).transpose(-1, -2)
 
 
-class Permute(torch.autograd.Function):
-    """y = x[..., order]; its gradient is the inverse permutation, a copy and not a sum."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        """(*B, D) -> (*B, D)."""
-        return x.index_select(-1, order)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep the two permutations."""
-        ctx.save_for_backward(inputs[1], inputs[2])
-        ctx.save_for_forward(inputs[1], inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The other way round."""
-        order, inverse = ctx.saved_tensors
-        return permute(gradient, inverse, order), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        """The map is linear."""
-        order, inverse = ctx.saved_tensors
-        return permute(tangent, order, inverse)
-
-
-def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """x[..., order], for ``order`` and its inverse of shape (D,)."""
-    return Permute.apply(x, order, inverse)  # type: ignore[no-any-return,no-untyped-call]
-
-
 @register
 class Coupling(Bijector):
     """One coupling layer: x_b = g(z_b; θ(x_a)), x_a = z_a.
@@ -173,9 +107,6 @@ class Coupling(Bijector):
             ``activation`` and one for the log-scale with tanh, as RealNVP had them.
 
     """
-
-    order: Tensor
-    back: Tensor
 
     def __init__(
         self,
@@ -196,16 +127,13 @@ class Coupling(Bijector):
             raise ValueError(f"networks must be one of {', '.join(NETWORKS)}; got {networks!r}")
         if networks == "separate" and not isinstance(transformer, AffineScale):
             raise ValueError('networks="separate" is for AffineScale; use "shared"')
-        order = mask.int().argsort(stable=True)
-        self.register_buffer("order", order)
-        self.register_buffer("back", order.argsort())
-        self.sizes = [int((~mask).sum()), int(mask.sum())]
+        self.split = Split(mask)
         self.transformer = transformer
         count = transformer.parameters_per_feature
         kinds = [(count, activation)] if networks == "shared" else [(1, activation), (1, "tanh")]
         self.conditioners = nn.ModuleList(
             Conditioner(
-                *self.sizes,
+                *self.split.sizes,
                 context_features=context_features,
                 hidden=hidden,
                 outputs=outputs,
@@ -233,13 +161,12 @@ class Coupling(Bijector):
         context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         value, context = self.broadcast(value, context)
-        passive, active = torch.split(permute(value, self.order, self.back), self.sizes, dim=-1)
+        passive, active = self.split.apart(value)
         parts = [conditioner(passive, context) for conditioner in self.conditioners]
         parameters = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         # Under autocast the network is in low precision, its answer must not stay so.
         active, log_det = transform(active, parameters.to(value.dtype))
-        merged = permute(torch.cat([passive, active], dim=-1), self.back, self.order)
-        return merged, log_det.sum(-1)
+        return self.split.together(passive, active), log_det.sum(-1)
 
 
 @register
@@ -248,8 +175,8 @@ class RealNVP(Flow):
 
     With ``networks="separate"`` and ``batch_norm=True`` the flow is that of Papamakarios, Pavlakou
     and Murray 2017, section 4 and appendix: a relu network for the shift, a tanh network for the
-    log-scale, and each coupling followed, towards the data, by batch normalization, by the
-    statistics of the batch.
+    log-scale, and batch normalization after each coupling on the way from data to noise, so also
+    next to the base, by the statistics of the batch.
 
     Args:
         features: D, at least 2.
@@ -260,7 +187,7 @@ class RealNVP(Flow):
         mask: ``"alternate"``, ``"halves"`` or ``"random"``, see ``coupling_mask``.
         networks: ``"shared"``, one with two heads, half the cost; or ``"separate"``, see
             ``Coupling``.
-        batch_norm: whether a ``BatchNorm`` stands on the data side of each coupling.
+        batch_norm: whether a ``BatchNorm`` stands on the base side of each coupling.
         base: the distribution of z; by default the standard normal.
 
     Example:
@@ -406,7 +333,7 @@ def _couplings(
         raise ValueError(f"layers must be at least 1, got {layers}")
     parts: list[Bijector] = []
     for layer in range(layers):
-        parts.append(Coupling(features, coupling_mask(features, mask, layer), **settings))
         if batch_norm:
             parts.append(BatchNorm(features))
+        parts.append(Coupling(features, coupling_mask(features, mask, layer), **settings))
     return parts

@@ -90,5 +90,5 @@ class AffineScale:
     def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """(X - t) exp(-α)."""
         shift, log_scale = parameters.unbind(-1)
-        log_det = -bounded(log_scale)
+        log_det = bounded(-log_scale)
         return (x - shift) * log_det.exp(), log_det
