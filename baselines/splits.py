@@ -64,6 +64,8 @@ class Split(nn.Module):
 
     order: Tensor
     back: Tensor
+    kind: str
+    turned: bool
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -71,9 +73,9 @@ class Split(nn.Module):
         self.register_buffer("order", order)
         self.register_buffer("back", order.argsort())
         self.sizes = [int((~mask).sum()), int(mask.sum())]
-        # Whether b comes first; no matter to the general case.
-        self.turned = bool(mask[0])
-        self.kind = _kind(mask)
+        # A random mask is drawn by the constructor and then read from the file.
+        self.register_load_state_dict_post_hook(_look)
+        _look(self)
 
     def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(*B, D) -> (*B, D_a), (*B, D_b)."""
@@ -97,8 +99,13 @@ class Split(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-def _kind(mask: Tensor) -> str:
-    features = len(mask)
-    if features % 2 == 0 and bool((mask.view(-1, 2) == torch.stack([mask[0], ~mask[0]])).all()):
-        return "alternate"
-    return "halves" if int((mask[1:] != mask[:-1]).sum()) == 1 else "other"
+def _look(split: Split, _: object = None) -> None:
+    """Note which view serves the mask, and whether b comes first."""
+    mask = torch.ones(len(split.order), dtype=torch.bool)
+    mask[split.order[: split.sizes[0]].cpu()] = False
+    split.turned = bool(mask[0])
+    changes = mask[1:] != mask[:-1]
+    if len(mask) % 2 == 0 and bool(changes.all()):
+        split.kind = "alternate"
+    else:
+        split.kind = "halves" if int(changes.sum()) == 1 else "other"
