@@ -88,8 +88,7 @@ class Conditioner(nn.Module):
         h = passive if context is None else torch.cat([passive, context], dim=-1)
         for index, layer in enumerate(self.layers):
             h = layer(activate(h) if index else h)
-        # All first parameters, then all second ones: each stays in one piece for the arithmetic.
-        return h.view(*h.shape[:-1], self.outputs, self.size).transpose(-1, -2)
+        return h.view(*h.shape[:-1], self.size, self.outputs)
 
 
 @register
