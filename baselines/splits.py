@@ -74,7 +74,7 @@ class Split(nn.Module):
         self.register_buffer("back", order.argsort())
         self.sizes = [int((~mask).sum()), int(mask.sum())]
         # A random mask is drawn by the constructor and then read from the file.
-        self.register_load_state_dict_post_hook(_look)
+        self.register_load_state_dict_post_hook(_look)  # type: ignore[no-untyped-call]
         _look(self)
 
     def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
