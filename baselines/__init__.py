@@ -1,5 +1,6 @@
-"""Discrete normalizing flows: MAF, IAF, RealNVP, NICE, planar, radial, Sylvester, and their parts.
+"""Discrete normalizing flows and their parts.
 
+MAF, IAF, RealNVP, NICE, neural spline flows, planar, radial, Sylvester and residual flows.
 ``forward`` is noise to data, ``inverse`` is data to noise, as in ``cflows``.
 """
 
@@ -7,15 +8,21 @@ from .autoregressive import IAF, MAF, Autoregressive, AutoregressiveAffine
 from .coupling import NICE, Coupling, RealNVP
 from .made import MADE
 from .mixtures import MADEMoG
+from .nsf import NSF
 from .planar import Planar, PlanarFlow, Radial, RadialFlow
 from .roots import InversionError, InversionStatus
+from .splines import RationalQuadratic
 from .sylvester import Sylvester, SylvesterFlow
+from .transformers import Additive, AffineScale, Transformer
 
 __all__ = [
     "IAF",
     "MADE",
     "MAF",
     "NICE",
+    "NSF",
+    "Additive",
+    "AffineScale",
     "Autoregressive",
     "AutoregressiveAffine",
     "Coupling",
@@ -26,7 +33,9 @@ __all__ = [
     "PlanarFlow",
     "Radial",
     "RadialFlow",
+    "RationalQuadratic",
     "RealNVP",
     "Sylvester",
     "SylvesterFlow",
+    "Transformer",
 ]

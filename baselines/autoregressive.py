@@ -26,6 +26,7 @@ Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a net
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ from .made import MADE, ORDERS
 from .mixtures import MADEMoG
 from .transformers import AffineScale, Transformer
 
-__all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine"]
+__all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "autoregressive_layers"]
 
 
 @register
@@ -66,7 +67,7 @@ class Autoregressive(Bijector):
         context_features: int = 0,
         conditions_on: str = "data",
         inversion: str = "cached",
-        **made: object,
+        **made: Any,
     ) -> None:
         super().__init__(features, context_features)
         if conditions_on not in ("data", "noise"):
@@ -80,7 +81,7 @@ class Autoregressive(Bijector):
             features,
             context_features=context_features,
             outputs=transformer.size,
-            **made,  # type: ignore[arg-type]
+            **made,
         )
 
     def forward_and_log_det(
@@ -130,7 +131,7 @@ class AutoregressiveAffine(Autoregressive):
         context_features: int = 0,
         conditions_on: str = "data",
         inversion: str = "cached",
-        **made: object,
+        **made: Any,
     ) -> None:
         super().__init__(
             features,
@@ -143,7 +144,7 @@ class AutoregressiveAffine(Autoregressive):
 
 
 class _Autoregressive(Flow):
-    """Layers of ``AutoregressiveAffine`` that differ in their orders."""
+    """Affine layers that differ in their orders."""
 
     def __init__(
         self,
@@ -154,33 +155,42 @@ class _Autoregressive(Flow):
         *,
         components: int = 1,
         batch_norm: bool,
-        inversion: str,
-        conditions_on: str,
-        **made: object,
+        **settings: Any,
     ) -> None:
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
         if components < 1 or (components > 1 and base is not None):
             raise ValueError(
                 f"components must be at least 1, and 1 beside a base of your own; got {components}"
             )
-        parts: list[Bijector] = []
-        for k in range(layers):
-            if batch_norm:
-                parts.append(BatchNorm(features))
-            parts.append(
-                AutoregressiveAffine(
-                    features,
-                    conditions_on=conditions_on,
-                    inversion=inversion,
-                    order=_order(order, k),
-                    **made,  # type: ignore[arg-type]
-                )
-            )
+        parts = autoregressive_layers(features, layers, order, batch_norm=batch_norm, **settings)
         if components > 1:
-            # The base goes on with the orders where the layers end, seen from the data.
-            base = MADEMoG(features, components, order=_order(order, layers), **made)  # type: ignore[arg-type]
+            # Orders alternate from the data on; the base goes on where the layers end.
+            made = {k: v for k, v in settings.items() if k not in ("conditions_on", "inversion")}
+            base = MADEMoG(features, components, order=_order(order, layers), **made)
         super().__init__(Chain(*parts), base)
+
+
+def autoregressive_layers(
+    features: int,
+    layers: int,
+    order: str,
+    *,
+    transformer: Transformer | None = None,
+    batch_norm: bool = False,
+    **settings: Any,
+) -> list[Bijector]:
+    """Layers from noise to data that differ in their orders; a batch norm before each."""
+    if layers < 1:
+        raise ValueError(f"layers must be at least 1, got {layers}")
+    parts: list[Bijector] = []
+    for k in range(layers):
+        if batch_norm:
+            parts.append(BatchNorm(features))
+        parts.append(
+            Autoregressive(
+                features, transformer or AffineScale(), order=_order(order, k), **settings
+            )
+        )
+    return parts
 
 
 def _order(order: str, layer: int) -> str:

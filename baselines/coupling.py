@@ -1,73 +1,58 @@
-r"""Coupling flows: RealNVP and NICE.
+r"""Coupling flows: RealNVP, NICE and spline couplings.
 
 Split the coordinates in two. One part passes as it is and decides, through a network of any kind,
-what happens to the other:
+what happens to each coordinate of the other:
 
-    x_a = z_a,   x_b = z_b exp(s(z_a)) + t(z_a),   log|det dx/dz| = Σ s(z_a)
+    x_a = z_a,   x_b = g(z_b; θ(z_a)),   log|det dx/dz| = Σ log|dg/dz_b|
 
-(RealNVP: Dinh, Sohl-Dickstein and Bengio 2017, equations 4 to 7). Both directions take one pass.
-NICE (Dinh, Krueger and Bengio 2015) adds only, s = 0, keeps the volume, and has one diagonal scale
-next to the base. A layer leaves x_a alone, so the parts change roles from layer to layer.
+Both directions take one pass. RealNVP (Dinh, Sohl-Dickstein and Bengio 2017, equations 4 to 7) has
+g = z_b exp(s) + t; NICE (Dinh, Krueger and Bengio 2015) adds only, keeps the volume, and has one
+diagonal scale next to the base; neural spline flows (Durkan et al. 2019) have a monotone
+rational-quadratic spline. A layer leaves x_a alone, so the parts change roles from layer to layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cflows import Bijector, Chain, DiagonalScale, Flow, register
+from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow, register
 
 from .activations import ACTIVATIONS, check_activation
-from .transformers import bounded
+from .splits import Split, coupling_mask
+from .transformers import Additive, AffineScale, Transformer
 
-__all__ = ["MASKS", "NICE", "Conditioner", "Coupling", "RealNVP", "coupling_mask"]
+__all__ = [
+    "NETWORKS",
+    "NICE",
+    "Conditioner",
+    "Coupling",
+    "RealNVP",
+    "couplings",
+]
 
-MASKS = ("alternate", "halves", "random")
-
-
-def coupling_mask(features: int, kind: str, layer: int) -> Tensor:
-    """Which coordinates layer number ``layer`` transforms: booleans (D,), turned round by parity.
-
-    Args:
-        features: D, at least 2.
-        kind: ``"alternate"`` (odd and even coordinates), ``"halves"`` (first and second half) or
-            ``"random"`` (a random half, drawn anew for each layer from torch's generator).
-        layer: counted from 0 at the base.
-
-    Raises:
-        ValueError: D is 1, or the kind is not known.
-
-    """
-    if features < 2:
-        raise ValueError(
-            "a coupling needs features >= 2, one part to read and one to transform; "
-            "for features=1 use MAF or FFJORD"
-        )
-    index = torch.arange(features)
-    if kind == "alternate":
-        mask = index % 2 == 1
-    elif kind == "halves":
-        mask = index >= features // 2
-    elif kind == "random":
-        mask = torch.randperm(features) >= features // 2
-    else:
-        raise ValueError(f"mask must be one of {', '.join(MASKS)}; got {kind!r}")
-    return mask if layer % 2 == 0 else ~mask
+NETWORKS = ("shared", "separate")
+# What a linear layer made is not needed again: overwriting it spares the memory of a copy.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
+}
 
 
 @register
 class Conditioner(nn.Module):
-    """A perceptron from the passive part to ``outputs`` tensors of the active part's size.
+    """A perceptron from the passive part to ``outputs`` numbers for each of the active part.
 
     Args:
         inputs: size of the passive part.
         size: size of the active part.
         context_features: C.
         hidden: widths of the hidden layers.
-        outputs: how many tensors come out.
+        outputs: P.
         activation: a name in ``made.ACTIVATIONS``.
 
     """
@@ -90,36 +75,36 @@ class Conditioner(nn.Module):
         nn.init.zeros_(layers[-1].weight)
         nn.init.zeros_(layers[-1].bias)
         self.layers = nn.ModuleList(layers)
+        self.size = size
         self.outputs = outputs
         self.activation = activation
         self.evaluations_made = 0
 
-    def forward(self, passive: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
-        """(*B, inputs) and (*B, C) -> ``outputs`` tensors (*B, size)."""
+    def forward(self, passive: Tensor, context: Tensor | None = None) -> Tensor:
+        """(*B, inputs) and (*B, C) -> (*B, size, P)."""
         self.evaluations_made += 1
-        activate = ACTIVATIONS[self.activation].call
+        activate = IN_PLACE.get(self.activation, ACTIVATIONS[self.activation].call)
         h = passive if context is None else torch.cat([passive, context], dim=-1)
         for index, layer in enumerate(self.layers):
             h = layer(activate(h) if index else h)
-        return torch.chunk(h, self.outputs, dim=-1)
+        return h.view(*h.shape[:-1], self.size, self.outputs)
 
 
 @register
 class Coupling(Bijector):
-    """One coupling layer: x_b = z_b exp(s(x_a)) + t(x_a), x_a = z_a.
+    """One coupling layer: x_b = g(z_b; θ(x_a)), x_a = z_a.
 
     Args:
         features: D.
         transformed: booleans (D,), the coordinates of part b.
         context_features: C.
         hidden: widths of the conditioner's hidden layers.
-        additive: whether s = 0.
+        activation: between them, a name in ``made.ACTIVATIONS``.
+        transformer: g, by default ``AffineScale()``.
+        networks: ``"shared"``, one network for all of θ; ``"separate"``, one for the shift with
+            ``activation`` and one for the log-scale with tanh, as RealNVP had them.
 
     """
-
-    passive: Tensor
-    active: Tensor
-    merge: Tensor
 
     def __init__(
         self,
@@ -128,69 +113,79 @@ class Coupling(Bijector):
         *,
         context_features: int = 0,
         hidden: Sequence[int] = (128, 128),
-        additive: bool = False,
+        activation: str = "relu",
+        transformer: Transformer = AffineScale(),  # noqa: B008, immutable
+        networks: str = "shared",
     ) -> None:
         super().__init__(features, context_features)
         mask = torch.as_tensor(transformed, dtype=torch.bool)
         if mask.shape != (features,) or not 0 < int(mask.sum()) < features:
             raise ValueError(f"transformed must be {features} booleans, some true and some false")
-        passive, active = (~mask).nonzero().flatten(), mask.nonzero().flatten()
-        self.register_buffer("passive", passive)
-        self.register_buffer("active", active)
-        self.register_buffer("merge", torch.cat([passive, active]).argsort())
-        self.additive = additive
-        self.conditioner = Conditioner(
-            len(passive),
-            len(active),
-            context_features=context_features,
-            hidden=hidden,
-            outputs=1 if additive else 2,
+        if networks not in NETWORKS:
+            raise ValueError(f"networks must be one of {', '.join(NETWORKS)}; got {networks!r}")
+        if networks == "separate" and not isinstance(transformer, AffineScale):
+            raise ValueError('networks="separate" is for AffineScale; use "shared"')
+        self.split = Split(mask)
+        self.transformer = transformer
+        count = transformer.size
+        kinds = [(count, activation)] if networks == "shared" else [(1, activation), (1, "tanh")]
+        self.conditioners = nn.ModuleList(
+            Conditioner(
+                *self.split.sizes,
+                context_features=context_features,
+                hidden=hidden,
+                outputs=outputs,
+                activation=kind,
+            )
+            for outputs, kind in kinds
         )
 
     def forward_and_log_det(
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x_b = z_b exp(s) + t."""
-        z, context = self.broadcast(z, context)
-        passive, active = z[..., self.passive], z[..., self.active]
-        shift, log_scale = self._shift_and_log_scale(passive, context)
-        if log_scale is None:
-            return self._merged(passive, active + shift), z.new_zeros(z.shape[:-1])
-        return self._merged(passive, active * log_scale.exp() + shift), log_scale.sum(-1)
+        """x_b = g(z_b)."""
+        return self._apply_to_active(self.transformer.forward, z, context)
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """z_b = (x_b - t) exp(-s)."""
-        x, context = self.broadcast(x, context)
-        passive, active = x[..., self.passive], x[..., self.active]
-        shift, log_scale = self._shift_and_log_scale(passive, context)
-        if log_scale is None:
-            return self._merged(passive, active - shift), x.new_zeros(x.shape[:-1])
-        return self._merged(passive, (active - shift) * torch.exp(-log_scale)), -log_scale.sum(-1)
+        """z_b = g⁻¹(x_b)."""
+        return self._apply_to_active(self.transformer.inverse, x, context)
 
-    def _shift_and_log_scale(
-        self, passive: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        shift, *log_scale = self.conditioner(passive, context)
+    def _apply_to_active(
+        self,
+        transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        value: Tensor,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        value, context = self.broadcast(value, context)
+        passive, active = self.split.apart(value)
+        parts = [conditioner(passive, context) for conditioner in self.conditioners]
+        parameters = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         # Under autocast the network is in low precision, its answer must not stay so.
-        shift = shift.to(passive.dtype)
-        return shift, bounded(log_scale[0].to(passive.dtype)) if log_scale else None
-
-    def _merged(self, passive: Tensor, active: Tensor) -> Tensor:
-        return torch.cat([passive, active], dim=-1)[..., self.merge]
+        active, log_det = transform(active, parameters.to(value.dtype))
+        return self.split.together(passive, active), log_det.sum(-1)
 
 
 @register
 class RealNVP(Flow):
     """Affine couplings: density and sample in one pass a layer.
 
+    With ``networks="separate"`` and ``batch_norm=True`` the flow is that of Papamakarios, Pavlakou
+    and Murray 2017, section 4 and appendix: a relu network for the shift, a tanh network for the
+    log-scale, and batch normalization after each coupling on the way from data to noise, so also
+    next to the base, by the statistics of the batch.
+
     Args:
         features: D, at least 2.
         context_features: C, 0 for an unconditional density.
         layers: K; two transform every coordinate once.
         hidden: widths of each conditioner's hidden layers.
+        activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
         mask: ``"alternate"``, ``"halves"`` or ``"random"``, see ``coupling_mask``.
+        networks: ``"shared"``, one with two heads, half the cost; or ``"separate"``, see
+            ``Coupling``.
+        batch_norm: whether a ``BatchNorm`` stands on the base side of each coupling.
         base: the distribution of z; by default the standard normal.
 
     Example:
@@ -208,13 +203,23 @@ class RealNVP(Flow):
         context_features: int = 0,
         layers: int = 8,
         hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
         mask: str = "alternate",
+        networks: str = "shared",
+        batch_norm: bool = False,
         base: nn.Module | None = None,
     ) -> None:
-        couplings = _couplings(
-            features, layers, mask, additive=False, context_features=context_features, hidden=hidden
+        parts = couplings(
+            features,
+            layers,
+            mask,
+            batch_norm=batch_norm,
+            context_features=context_features,
+            hidden=hidden,
+            activation=activation,
+            networks=networks,
         )
-        super().__init__(Chain(*couplings), base)
+        super().__init__(Chain(*parts), base)
 
 
 @register
@@ -226,8 +231,10 @@ class NICE(Flow):
         context_features: C, 0 for an unconditional density.
         layers: K; two transform every coordinate once.
         hidden: widths of each conditioner's hidden layers.
+        activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
         mask: ``"alternate"``, ``"halves"`` or ``"random"``, see ``coupling_mask``.
-        base: the distribution of z; by default the standard normal.
+        base: the distribution of z; by default the standard normal. The paper's is logistic or
+            normal.
 
     Example:
         >>> import torch
@@ -244,33 +251,31 @@ class NICE(Flow):
         context_features: int = 0,
         layers: int = 8,
         hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
         mask: str = "alternate",
         base: nn.Module | None = None,
     ) -> None:
-        couplings = _couplings(
-            features, layers, mask, additive=True, context_features=context_features, hidden=hidden
-        )
-        super().__init__(Chain(DiagonalScale(features), *couplings), base)
-
-
-def _couplings(
-    features: int,
-    layers: int,
-    mask: str,
-    *,
-    additive: bool,
-    context_features: int,
-    hidden: Sequence[int],
-) -> list[Bijector]:
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
-    return [
-        Coupling(
+        parts = couplings(
             features,
-            coupling_mask(features, mask, layer),
+            layers,
+            mask,
             context_features=context_features,
             hidden=hidden,
-            additive=additive,
+            activation=activation,
+            transformer=Additive(),
         )
-        for layer in range(layers)
-    ]
+        super().__init__(Chain(DiagonalScale(features), *parts), base)
+
+
+def couplings(
+    features: int, layers: int, mask: str, *, batch_norm: bool = False, **settings: Any
+) -> list[Bijector]:
+    """Couplings from noise to data, their parts changing roles; a batch norm before each."""
+    if layers < 1:
+        raise ValueError(f"layers must be at least 1, got {layers}")
+    parts: list[Bijector] = []
+    for layer in range(layers):
+        if batch_norm:
+            parts.append(BatchNorm(features))
+        parts.append(Coupling(features, coupling_mask(features, mask, layer), **settings))
+    return parts

@@ -26,14 +26,12 @@ def bounded(log_scale: Tensor) -> Tensor:
 
 
 class Transformer(ABC):
-    """A strictly increasing map of each coordinate. Parameters of zero give the identity.
+    """A strictly increasing map of each coordinate. Parameters of zero give the identity."""
 
-    Attributes:
-        size: P, parameters per coordinate.
-
-    """
-
-    size: int
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """P, parameters per coordinate."""
 
     @abstractmethod
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +82,10 @@ def _vjp(
 class AffineScale(Transformer):
     """x = μ + exp(α) z with α = a tanh(s / a), a = 5, and parameters (μ, s)."""
 
-    size = 2
+    @property
+    def size(self) -> int:
+        """2."""
+        return 2
 
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """μ + exp(α) z, α."""
@@ -120,7 +121,10 @@ class AffineScale(Transformer):
 class Additive(Transformer):
     """x = μ + z, with parameter (μ)."""
 
-    size = 1
+    @property
+    def size(self) -> int:
+        """1."""
+        return 1
 
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """μ + z, 0."""

@@ -16,12 +16,15 @@ from baselines import (
     IAF,
     MAF,
     NICE,
+    NSF,
+    Additive,
     AutoregressiveAffine,
     Coupling,
     Planar,
     PlanarFlow,
     Radial,
     RadialFlow,
+    RationalQuadratic,
     RealNVP,
     Sylvester,
     SylvesterFlow,
@@ -155,6 +158,20 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "realnvp": lambda d, c: RealNVP(d, context_features=c, layers=3, **SMALL),
     "realnvp-halves": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="halves", **SMALL),
     "realnvp-random": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="random", **SMALL),
+    "realnvp-separate": lambda d, c: RealNVP(
+        d, context_features=c, layers=3, networks="separate", activation="elu", **SMALL
+    ),
+    "realnvp-batch-norm": lambda d, c: RealNVP(
+        d, context_features=c, layers=3, batch_norm=True, activation="tanh", **SMALL
+    ),
+    "nsf": lambda d, c: NSF(d, context_features=c, layers=3, **SMALL),
+    "nsf-halves": lambda d, c: NSF(
+        d, context_features=c, layers=3, mask="halves", bins=4, bound=2.0, **SMALL
+    ),
+    "nsf-autoregressive": lambda d, c: NSF(
+        d, context_features=c, layers=2, passes="autoregressive", bins=5, **SMALL
+    ),
+    "maf-mog": lambda d, c: MAF(d, context_features=c, layers=2, components=3, **SMALL),
     "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
     "planar": lambda d, c: PlanarFlow(d, context_features=c, layers=4),
     "radial": lambda d, c: RadialFlow(d, context_features=c, layers=4),
@@ -201,7 +218,15 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
         d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)
     ),
     "coupling-additive": lambda d, c: Coupling(
-        d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), additive=True
+        d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), transformer=Additive()
+    ),
+    "coupling-spline": lambda d, c: Coupling(
+        d,
+        [k % 2 == 0 for k in range(d)],
+        context_features=c,
+        hidden=(12,),
+        activation="silu",
+        transformer=RationalQuadratic(5, 2.0),
     ),
     "planar": lambda d, c: Planar(d, context_features=c),
     "radial": lambda d, c: Radial(d, context_features=c),
@@ -239,7 +264,9 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     ),
 }
 
-NEEDS_TWO = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "coup"))}
+NEEDS_TWO = {
+    name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "nsf", "coupling"))
+} - {"nsf-autoregressive"}
 # Where forward is defined on a part of R^D: a map of all of R^D into it.
 DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "logit": torch.sigmoid,
@@ -255,7 +282,7 @@ NO_CONTEXT = {
     *NORMALIZATIONS,
     *NO_PARAMETERS,
 }
-NO_RSAMPLE = {"maf-mixture-base"}
+NO_RSAMPLE = {"maf-mixture-base", "maf-mog"}
 CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from zoo import perturbed
 
-from baselines import NICE, Coupling, RealNVP
-from baselines.coupling import coupling_mask
+from baselines import NICE, NSF, Additive, AffineScale, Coupling, RationalQuadratic, RealNVP
+from baselines.splits import Split, coupling_mask
+from cflows import BatchNorm
 
 D = 5
 
@@ -29,10 +30,37 @@ def test_masks_are_what_their_names_say():
         coupling_mask(4, "quarters", 0)
 
 
-@pytest.mark.parametrize("additive", [False, True])
-def test_jacobian_has_the_zero_pattern_of_a_coupling(additive):
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [
+        ([False, True, False, True], "alternate"),
+        ([True, False, True, False], "alternate"),
+        ([False, True], "alternate"),
+        ([False, True, True], "halves"),
+        ([True, True, False, False], "halves"),
+        ([False, True, False], "other"),
+        ([False, True, True, False], "other"),
+        ([True, False, False, True, False], "other"),
+    ],
+)
+def test_splits_take_the_masked_coordinates_and_put_them_back(mask, kind):
+    split, mask = Split(torch.tensor(mask)), torch.tensor(mask)
+    assert split.kind == kind
+    for batch in ((), (5,), (2, 3), (0,)):
+        x = torch.randn(*batch, len(mask), requires_grad=True)
+        a, b = split.apart(x)
+        assert torch.equal(a, x[..., ~mask])
+        assert torch.equal(b, x[..., mask])
+        assert torch.equal(split.together(a, b), x)
+        weight = torch.randn_like(x)
+        (gradient,) = torch.autograd.grad((split.together(a, b) * weight).sum(), x)
+        assert torch.equal(gradient, weight)
+
+
+@pytest.mark.parametrize("transformer", [AffineScale(), Additive(), RationalQuadratic(4, 5.0)])
+def test_jacobian_has_the_zero_pattern_of_a_coupling(transformer):
     mask = torch.tensor([True, False, False, True, False])
-    layer = perturbed(Coupling(D, mask, hidden=(16,), additive=additive))
+    layer = perturbed(Coupling(D, mask, hidden=(16,), transformer=transformer))
     z = torch.randn(D, dtype=torch.float64)
     pattern = torch.autograd.functional.jacobian(layer.forward, z) != 0
     expected = torch.eye(D, dtype=torch.bool) | (mask[:, None] & ~mask[None, :])
@@ -68,11 +96,11 @@ def test_one_pass_a_layer_in_both_directions():
 
 def test_flows_start_at_the_base():
     x = torch.randn(7, D)
-    for flow in (RealNVP(D), NICE(D)):
+    for flow in (RealNVP(D), NICE(D), NSF(D), RealNVP(D, networks="separate")):
         torch.testing.assert_close(flow.log_prob(x), flow.base.log_prob(x))
 
 
-@pytest.mark.parametrize("flow", [RealNVP, NICE])
+@pytest.mark.parametrize("flow", [RealNVP, NICE, NSF])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -90,3 +118,85 @@ def test_a_mask_must_split():
     for mask in ([True] * 3, [False] * 3, [True, False]):
         with pytest.raises(ValueError, match="some true and some false"):
             Coupling(3, mask)
+
+
+@pytest.mark.parametrize("mask", ["alternate", "halves", "random"])
+@pytest.mark.parametrize("flow", [RealNVP, NICE, NSF])
+def test_functional_transforms_see_through(flow, mask):
+    f = perturbed(flow(4, layers=2, hidden=(8,), mask=mask)).bijector
+    z = torch.randn(3, 4, dtype=torch.float64)
+    for function in (f.forward, f.inverse):
+        mapped = torch.func.vmap(torch.func.jacrev(function))(z)
+        for row in range(3):
+            expected = torch.autograd.functional.jacobian(function, z[row])
+            torch.testing.assert_close(mapped[row], expected)
+
+
+def test_second_derivatives():
+    for flow in (RealNVP(4, layers=2, hidden=(8,)), NSF(4, layers=2, hidden=(8,), bins=3)):
+        flow = perturbed(flow)
+        x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradgradcheck(flow.log_prob, (x,), atol=1e-4)
+
+
+def test_separate_networks_are_a_relu_shift_and_a_tanh_scale():
+    layer = perturbed(Coupling(4, [True, False, True, False], hidden=(8,), networks="separate"))
+    shift, log_scale = layer.conditioners
+    assert (shift.activation, log_scale.activation) == ("relu", "tanh")
+    z = torch.randn(5, 4, dtype=torch.float64)
+    passive = z[:, [1, 3]]
+    scale = 5 * torch.tanh(log_scale(passive)[..., 0] / 5)
+    x, log_det = layer.forward_and_log_det(z)
+    torch.testing.assert_close(x[:, [0, 2]], z[:, [0, 2]] * scale.exp() + shift(passive)[..., 0])
+    torch.testing.assert_close(log_det, scale.sum(-1))
+
+
+def test_batch_norm_follows_every_coupling_towards_the_base():
+    torch.manual_seed(0)
+    flow = RealNVP(4, layers=3, hidden=(8,), batch_norm=True)
+    kinds = [type(part) for part in flow.bijector.parts]
+    assert kinds == [BatchNorm, Coupling] * 3
+    x = 3 + 2 * torch.randn(500, 4)
+    z = flow.train().bijector.inverse(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(z.std(0), torch.ones(4), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("value", [40.0, -1e8])
+def test_a_spline_flow_leaves_what_is_out_of_bounds(value):
+    flow = perturbed(NSF(4, layers=4, hidden=(8,), bound=3.0))
+    x = torch.randn(20, 4, dtype=torch.float64)
+    x[3] = value
+    z, log_det = flow.bijector.inverse_and_log_det(x)
+    assert torch.equal(z[3], x[3])
+    assert log_det[3] == 0
+    flow.log_prob(x)[torch.arange(20) != 3].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in flow.parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: RealNVP(3, networks="two"), "networks must be one of shared, separate"),
+        (lambda: RealNVP(3, activation="sine"), "activation must be one of"),
+        (lambda: Coupling(2, [True, False], transformer=Additive(), networks="separate"), "is for"),
+        (lambda: NSF(3, passes="both"), "passes must be"),
+        (lambda: NSF(3, bins=0), "bins must be from 1"),
+        (lambda: NSF(3, bound=-1.0), "bound must be positive"),
+    ],
+)
+def test_bad_choices(call, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_conditioners_answer_alike_in_low_precision():
+    for flow in (RealNVP(4, layers=2, hidden=(8,)), NSF(4, layers=2, hidden=(8,))):
+        flow = perturbed(flow, torch.float32)
+        x = torch.randn(6, 4)
+        expected = flow.log_prob(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            z, log_det = flow.bijector.inverse_and_log_det(x)
+        assert z.dtype == log_det.dtype == torch.float32
+        torch.testing.assert_close(flow.base.log_prob(z) + log_det, expected, rtol=0.2, atol=0.5)

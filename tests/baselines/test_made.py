@@ -273,4 +273,4 @@ def test_maf_mog():
 def test_batch_norm_follows_each_layer():
     flow = MAF(4, layers=2, hidden=(10,), batch_norm=True)
     kinds = [type(part).__name__ for part in flow.bijector.parts]
-    assert kinds == ["BatchNorm", "AutoregressiveAffine"] * 2
+    assert kinds == ["BatchNorm", "Autoregressive"] * 2
