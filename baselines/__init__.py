@@ -1,10 +1,26 @@
-"""Discrete normalizing flows: MAF, IAF, RealNVP, NICE and their parts.
+"""Discrete normalizing flows: MAF, IAF, RealNVP, NICE, residual flows and their parts.
 
 ``forward`` is noise to data, ``inverse`` is data to noise, as in ``cflows``.
 """
 
 from .autoregressive import IAF, MAF, AutoregressiveAffine
 from .coupling import NICE, Coupling, RealNVP
+from .linear import Householder, Invertible1x1, LULinear, Permutation
 from .made import MADE
+from .multiscale import MultiScale, Squeeze
 
-__all__ = ["IAF", "MADE", "MAF", "NICE", "AutoregressiveAffine", "Coupling", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MADE",
+    "MAF",
+    "NICE",
+    "AutoregressiveAffine",
+    "Coupling",
+    "Householder",
+    "Invertible1x1",
+    "LULinear",
+    "MultiScale",
+    "Permutation",
+    "RealNVP",
+    "Squeeze",
+]

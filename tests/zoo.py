@@ -12,7 +12,20 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from baselines import IAF, MAF, NICE, AutoregressiveAffine, Coupling, RealNVP
+from baselines import (
+    IAF,
+    MAF,
+    NICE,
+    AutoregressiveAffine,
+    Coupling,
+    Householder,
+    Invertible1x1,
+    LULinear,
+    MultiScale,
+    Permutation,
+    RealNVP,
+    Squeeze,
+)
 from cflows import (
     FFJORD,
     MLP,
@@ -73,6 +86,17 @@ def _foreign(d: int, c: int) -> ODEBijector:
     return ODEBijector(ForeignField(d, c), evaluation_solver=TIGHT)
 
 
+def _image(features: int) -> tuple[int, int, int]:
+    """A shape of this many numbers, of two pixels where there are enough."""
+    return (features // 2, 1, 2) if features >= 4 else (features, 1, 1)
+
+
+def _between_scales(rotation: Bijector) -> Chain:
+    """So that the length of an image depends on the rotation, as tests of gradients want it to."""
+    d = rotation.features
+    return Chain(DiagonalScale(d), rotation, DiagonalScale(d))
+
+
 SMALL = {"hidden": (12, 12)}
 
 FLOWS: dict[str, Callable[[int, int], Flow]] = {
@@ -99,6 +123,13 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "realnvp-halves": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="halves", **SMALL),
     "realnvp-random": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="random", **SMALL),
     "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
+    "maf-lu": lambda d, c: Flow(
+        Chain(
+            AutoregressiveAffine(d, context_features=c, hidden=(12,)),
+            LULinear(d, start="rotation"),
+            Permutation(d, "random"),
+        )
+    ),
     "chain": lambda d, c: Flow(
         Chain(
             AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
@@ -126,6 +157,23 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "ode-softplus-one-layer": lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)),
     "ode-three-layers": lambda d, c: _ode(d, c, hidden=(8, 6, 7)),
     "ode-foreign": _foreign,
+    "permutation": lambda d, c: Chain(DiagonalScale(d), Permutation(d)),
+    "lu": lambda d, c: LULinear(d),
+    "lu-rotation": lambda d, c: LULinear(d, bias=False, start="rotation"),
+    "householder": lambda d, c: _between_scales(Householder(d)),
+    "householder-odd": lambda d, c: _between_scales(Householder(d, reflections=3)),
+    "invertible-1x1": lambda d, c: Invertible1x1(_image(d)),
+    "invertible-1x1-householder": lambda d, c: _between_scales(
+        Invertible1x1(_image(d), mix="householder")
+    ),
+    "squeeze": lambda d, c: Chain(DiagonalScale(d), Squeeze((1, 2, d // 2))),
+    "multiscale": lambda d, c: MultiScale(
+        AutoregressiveAffine(d // 2, context_features=c, hidden=(12,)),
+        Coupling(d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)),
+    ),
+    "multiscale-image": lambda d, c: MultiScale(
+        LULinear(d // 2), Chain(LULinear(d), Squeeze((1, 2, d // 2)))
+    ),
     "inverse": lambda d, c: Inverse(AutoregressiveAffine(d, context_features=c, hidden=(12,))),
     "chain": lambda d, c: Chain(
         DiagonalScale(d),
@@ -135,7 +183,11 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
 }
 
 NEEDS_TWO = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "coup"))}
-NO_CONTEXT = {"affine", "diagonal-scale", "whitening"}
+NO_CONTEXT = {
+    "affine", "diagonal-scale", "whitening", "permutation", "lu", "lu-rotation", "householder",
+    "householder-odd", "invertible-1x1", "invertible-1x1-householder", "squeeze",
+    "multiscale-image",
+}  # fmt: skip
 CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
 
 
