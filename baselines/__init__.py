@@ -8,6 +8,7 @@ from .coupling import NICE, Coupling, RealNVP
 from .linear import Householder, Invertible1x1, LULinear, Permutation
 from .made import MADE
 from .multiscale import MultiScale, Squeeze
+from .residual import FixedPointError, Residual, ResidualFlow
 
 __all__ = [
     "IAF",
@@ -16,11 +17,14 @@ __all__ = [
     "NICE",
     "AutoregressiveAffine",
     "Coupling",
+    "FixedPointError",
     "Householder",
     "Invertible1x1",
     "LULinear",
     "MultiScale",
     "Permutation",
     "RealNVP",
+    "Residual",
+    "ResidualFlow",
     "Squeeze",
 ]

@@ -24,6 +24,8 @@ from baselines import (
     MultiScale,
     Permutation,
     RealNVP,
+    Residual,
+    ResidualFlow,
     Squeeze,
 )
 from cflows import (
@@ -123,6 +125,10 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "realnvp-halves": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="halves", **SMALL),
     "realnvp-random": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="random", **SMALL),
     "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
+    "residual": lambda d, c: ResidualFlow(d, context_features=c, layers=3, **SMALL),
+    "residual-tanh": lambda d, c: ResidualFlow(
+        d, context_features=c, layers=2, hidden=(3,), activation="tanh", coefficient=0.9
+    ),
     "maf-lu": lambda d, c: Flow(
         Chain(
             AutoregressiveAffine(d, context_features=c, hidden=(12,)),
@@ -157,6 +163,11 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "ode-softplus-one-layer": lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)),
     "ode-three-layers": lambda d, c: _ode(d, c, hidden=(8, 6, 7)),
     "ode-foreign": _foreign,
+    "residual": lambda d, c: Residual(d, context_features=c, hidden=(12, 12)),
+    "residual-elu": lambda d, c: Residual(
+        d, context_features=c, hidden=(12, 3, 12), activation="elu", log_det="exact"
+    ),
+    "residual-inverse": lambda d, c: Inverse(Residual(d, context_features=c, hidden=(12,))),
     "permutation": lambda d, c: Chain(DiagonalScale(d), Permutation(d)),
     "lu": lambda d, c: LULinear(d),
     "lu-rotation": lambda d, c: LULinear(d, bias=False, start="rotation"),
