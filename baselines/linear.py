@@ -170,7 +170,7 @@ class Householder(Bijector):
     Example:
         >>> import torch
         >>> from baselines import Householder
-        >>> Householder(3)(torch.tensor([2.0, 3.0, 6.0])).norm().item()
+        >>> round(Householder(3)(torch.tensor([2.0, 3.0, 6.0])).norm().item(), 4)
         7.0
 
     """

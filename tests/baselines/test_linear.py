@@ -140,3 +140,14 @@ def test_a_1x1_convolution_checks_its_arguments():
     with pytest.raises(ValueError, match="mix must be one of lu, householder"):
         Invertible1x1((3, 4, 4), mix="qr")
     assert Invertible1x1((3, 4, 4), start="identity").mix.packed.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    "layer", [LULinear(4, start="rotation"), Householder(4), Invertible1x1((4, 1, 1))]
+)
+def test_autocast_changes_nothing(layer):
+    z = torch.randn(5, 4)
+    expected = (*layer.forward_and_log_det(z), *layer.inverse_and_log_det(z))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = (*layer.forward_and_log_det(z), *layer.inverse_and_log_det(z))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -145,13 +145,13 @@ def test_exact_log_det_turns_round_at_the_narrowest_layer(hidden):
 def estimates(layer: Residual, x: torch.Tensor, count: int):
     """The mean of ``count`` draws of value and gradients, and its standard errors.
 
-    A draw is the mean of 20 rows, which have their own probes and share the length of the series.
+    A draw is the mean of 100 rows, which have their own probes and share the length of the series.
     """
     kept = []
     for _ in range(count):
         layer.zero_grad()
         point = x.clone().requires_grad_()
-        value = layer.inverse_and_log_det(point.expand(20, D))[1].mean(0, keepdim=True)
+        value = layer.inverse_and_log_det(point.expand(100, D))[1].mean(0, keepdim=True)
         value.sum().backward()
         weight = layer.network.layers[0].weight.grad
         kept.append(torch.cat([value.detach(), point.grad.flatten(), weight.flatten()]))
@@ -164,7 +164,7 @@ def test_the_series_and_its_gradient_are_unbiased(probe):
     settings = {"probe": probe, "exact_terms": 1, "continuation": 0.85}
     layer = strong(log_det="unbiased", **settings)
     x = 0.3 * draws(1, D)
-    mean, error = estimates(layer, x, 400)
+    mean, error = estimates(layer, x, 600)
     layer.log_det = "exact"
     exact, none = estimates(layer, x, 2)
     assert none.abs().max() < 1e-12
@@ -218,6 +218,15 @@ def test_a_residual_flow_learns():
     assert flow.log_prob(x).mean() > before + 0.5
     z = flow.bijector.inverse(x)
     torch.testing.assert_close(flow.bijector(z), x, atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_changes_nothing():
+    layer = perturbed(Residual(D, hidden=(8,)), torch.float32)
+    z = torch.randn(5, D)
+    expected = (*layer.forward_and_log_det(z), *layer.inverse_and_log_det(z))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = (*layer.forward_and_log_det(z), *layer.inverse_and_log_det(z))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
