@@ -89,8 +89,8 @@ class Residual(Bijector):
         probes: how many of them a row.
         exact_terms: terms of the series that are always computed.
         continuation: the probability of each further term. The estimate's variance is finite if it
-            exceeds ρ², ρ the largest norm of J; 0.5 is the papers' choice, and suits trained flows,
-            whose J is far smaller than its bound.
+            exceeds ρ², ρ the largest norm of J. By default the bound of ρ² for these layers, 0.83
+            for three of 0.97, or 0.5, the papers' choice, if larger.
         tolerance: of the relative residual; by default 1e-12, or 16 units of rounding if larger.
         max_iterations: after which the iteration ends in a FixedPointError.
 
@@ -118,20 +118,11 @@ class Residual(Bijector):
         probe: str = "rademacher",
         probes: int = 1,
         exact_terms: int = 2,
-        continuation: float = 0.5,
+        continuation: float | None = None,
         tolerance: float | None = None,
         max_iterations: int = 2000,
     ) -> None:
         super().__init__(features, context_features)
-        for name, value, known in (("log_det", log_det, LOG_DETS), ("probe", probe, PROBES)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-        if min(probes, max_iterations) < 1 or exact_terms < 0:
-            raise ValueError("probes and max_iterations must be at least 1, exact_terms at least 0")
-        if not 0 < continuation < 1:
-            raise ValueError(f"continuation must lie in (0, 1), got {continuation}")
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"tolerance must be positive, got {tolerance}")
         self.network = LipschitzMLP(
             features,
             context_features=context_features,
@@ -139,6 +130,17 @@ class Residual(Bijector):
             coefficient=coefficient,
             activation=activation,
         )
+        for name, value, known in (("log_det", log_det, LOG_DETS), ("probe", probe, PROBES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if min(probes, max_iterations) < 1 or exact_terms < 0:
+            raise ValueError("probes and max_iterations must be at least 1, exact_terms at least 0")
+        if continuation is None:
+            continuation = max(0.5, coefficient ** (2 * len(hidden) + 2))
+        if not 0 < continuation < 1:
+            raise ValueError(f"continuation must lie in (0, 1), got {continuation}")
+        if tolerance is not None and not tolerance > 0:
+            raise ValueError(f"tolerance must be positive, got {tolerance}")
         self.log_det, self.probe, self.probes = log_det, probe, probes
         self.exact_terms, self.continuation = exact_terms, continuation
         self.tolerance, self.max_iterations = tolerance, max_iterations

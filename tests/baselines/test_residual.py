@@ -198,6 +198,12 @@ def test_training_estimates_and_evaluation_is_exact():
     assert not torch.equal(first, second)
 
 
+def test_the_series_is_long_enough_for_a_finite_variance():
+    assert Residual(D, coefficient=0.99).continuation == pytest.approx(0.99**6)
+    assert Residual(D, coefficient=0.6).continuation == 0.5
+    assert Residual(D, continuation=0.2).continuation == 0.2
+
+
 def test_more_probes_have_less_variance():
     x = draws(1, D).expand(4000, D)
     spread = []
