@@ -6,10 +6,13 @@ MAF, IAF, RealNVP, NICE, neural spline flows, planar, radial, Sylvester and resi
 
 from .autoregressive import IAF, MAF, Autoregressive, AutoregressiveAffine
 from .coupling import NICE, Coupling, RealNVP
+from .linear import Householder, Invertible1x1, LULinear, Permutation
 from .made import MADE
 from .mixtures import MADEMoG
+from .multiscale import MultiScale, Squeeze
 from .nsf import NSF
 from .planar import Planar, PlanarFlow, Radial, RadialFlow
+from .residual import Residual, ResidualFlow
 from .roots import InversionError, InversionStatus
 from .splines import RationalQuadratic
 from .sylvester import Sylvester, SylvesterFlow
@@ -26,15 +29,23 @@ __all__ = [
     "Autoregressive",
     "AutoregressiveAffine",
     "Coupling",
+    "Householder",
     "InversionError",
     "InversionStatus",
+    "Invertible1x1",
+    "LULinear",
     "MADEMoG",
+    "MultiScale",
+    "Permutation",
     "Planar",
     "PlanarFlow",
     "Radial",
     "RadialFlow",
     "RationalQuadratic",
     "RealNVP",
+    "Residual",
+    "ResidualFlow",
+    "Squeeze",
     "Sylvester",
     "SylvesterFlow",
     "Transformer",

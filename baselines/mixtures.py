@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cflows import Base, register
+from cflows.elementwise import bounded
 
 from .inversion import walk
 from .made import MADE
-from .transformers import bounded
 
 __all__ = ["MADEMoG"]
 

@@ -34,12 +34,12 @@ ScalarFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 class InversionStatus:
     """What a numerical inverse reports of itself.
 
-    Args:
-        converged: whether every row reached its root, to rounding.
-        iterations: evaluations of g after the bracket, the most that any row needed, rounded up
-            to the next test.
-        residual: the largest |g(a) - t| / (1 + |t|) over rows, before the two steps that carry the
-            gradient.
+    Attributes:
+        converged: whether every row reached its root, to rounding or to the tolerance asked for.
+        iterations: evaluations of g, the most that any row needed; after a scalar root's bracket,
+            rounded up to the next test.
+        residual: the largest over rows, relative: |g(a) - t| / (1 + |t|) of a scalar root, before
+            the two steps that carry its gradient; the last step's length of a fixed point.
 
     """
 

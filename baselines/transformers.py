@@ -14,15 +14,9 @@ import torch
 from torch import Tensor
 
 from cflows import register
+from cflows.elementwise import BOUND, bounded
 
-__all__ = ["Additive", "AffineScale", "Transformer", "bounded"]
-
-BOUND = 5.0
-
-
-def bounded(log_scale: Tensor) -> Tensor:
-    """A tanh(s / a), a = 5: near s for small s, and never past ±a."""
-    return BOUND * torch.tanh(log_scale / BOUND)
+__all__ = ["Additive", "AffineScale", "Transformer", "pull_back"]
 
 
 class Transformer(ABC):

@@ -22,6 +22,8 @@ __all__ = [
     "SinhArcsinh",
 ]
 
+BOUND = 5.0  # of log scales, unless another is given
+
 
 @register
 class Affine(Bijector):
@@ -191,7 +193,7 @@ class ElementwiseAffine(Elementwise):
     @property
     def log_scale(self) -> Tensor:
         """α, (D,)."""
-        return _bounded(self.raw_log_scale, self.bound)
+        return bounded(self.raw_log_scale, self.bound)
 
     def value(self, z: Tensor) -> Tensor:
         """B + exp(α) z."""
@@ -237,7 +239,7 @@ class SinhArcsinh(Elementwise):
     @property
     def log_tail(self) -> Tensor:
         """Log δ, (D,)."""
-        return _bounded(self.raw_log_tail, 2.0)
+        return bounded(self.raw_log_tail, 2.0)
 
     def value(self, z: Tensor) -> Tensor:
         """sinh((arcsinh(z) + ε) / δ)."""
@@ -281,7 +283,8 @@ class LeakyReLU(Elementwise):
         return (z < 0).to(z.dtype) * math.log(self.slope)
 
 
-def _bounded(raw: Tensor, bound: float) -> Tensor:
+def bounded(raw: Tensor, bound: float = BOUND) -> Tensor:
+    """A tanh(s / a): near s for small s, and never past ±a."""
     return bound * torch.tanh(raw / bound)
 
 

@@ -20,12 +20,20 @@ from baselines import (
     Additive,
     AutoregressiveAffine,
     Coupling,
+    Householder,
+    Invertible1x1,
+    LULinear,
+    MultiScale,
+    Permutation,
     Planar,
     PlanarFlow,
     Radial,
     RadialFlow,
     RationalQuadratic,
     RealNVP,
+    Residual,
+    ResidualFlow,
+    Squeeze,
     Sylvester,
     SylvesterFlow,
 )
@@ -126,6 +134,17 @@ def _batch_norm(features: int, **settings: object) -> BatchNorm:
     return layer
 
 
+def _image(features: int) -> tuple[int, int, int]:
+    """A shape of this many numbers, of two pixels where there are enough."""
+    return (features // 2, 1, 2) if features >= 4 else (features, 1, 1)
+
+
+def _between_scales(rotation: Bijector) -> Chain:
+    """So that the length of an image depends on the rotation, as tests of gradients want it to."""
+    d = rotation.features
+    return Chain(DiagonalScale(d), rotation, DiagonalScale(d))
+
+
 SMALL = {"hidden": (12, 12)}
 
 FLOWS: dict[str, Callable[[int, int], Flow]] = {
@@ -198,6 +217,17 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
             _act_norm(d),
         )
     ),
+    "residual": lambda d, c: ResidualFlow(d, context_features=c, layers=3, **SMALL),
+    "residual-tanh": lambda d, c: ResidualFlow(
+        d, context_features=c, layers=2, hidden=(3,), activation="tanh", coefficient=0.9
+    ),
+    "maf-lu": lambda d, c: Flow(
+        Chain(
+            AutoregressiveAffine(d, context_features=c, hidden=(12,)),
+            LULinear(d, start="rotation"),
+            Permutation(d, "random"),
+        )
+    ),
     "chain": lambda d, c: Flow(
         Chain(
             AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
@@ -256,6 +286,28 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "exp": lambda d, c: Exp(d),
     "log": lambda d, c: Log(d),
     "softplus": lambda d, c: Softplus(d),
+    "residual": lambda d, c: Residual(d, context_features=c, hidden=(12, 12)),
+    "residual-elu": lambda d, c: Residual(
+        d, context_features=c, hidden=(12, 3, 12), activation="elu", log_det="exact"
+    ),
+    "residual-inverse": lambda d, c: Inverse(Residual(d, context_features=c, hidden=(12,))),
+    "permutation": lambda d, c: Chain(DiagonalScale(d), Permutation(d)),
+    "lu": lambda d, c: LULinear(d),
+    "lu-rotation": lambda d, c: LULinear(d, bias=False, start="rotation"),
+    "householder": lambda d, c: _between_scales(Householder(d)),
+    "householder-odd": lambda d, c: _between_scales(Householder(d, reflections=3)),
+    "invertible-1x1": lambda d, c: Invertible1x1(_image(d)),
+    "invertible-1x1-householder": lambda d, c: _between_scales(
+        Invertible1x1(_image(d), mix="householder")
+    ),
+    "squeeze": lambda d, c: Chain(DiagonalScale(d), Squeeze((1, 2, d // 2))),
+    "multiscale": lambda d, c: MultiScale(
+        AutoregressiveAffine(d // 2, context_features=c, hidden=(12,)),
+        Coupling(d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)),
+    ),
+    "multiscale-image": lambda d, c: MultiScale(
+        LULinear(d // 2), Chain(LULinear(d), Squeeze((1, 2, d // 2)))
+    ),
     "inverse": lambda d, c: Inverse(AutoregressiveAffine(d, context_features=c, hidden=(12,))),
     "chain": lambda d, c: Chain(
         DiagonalScale(d),
@@ -278,7 +330,9 @@ PARTIAL_RANGE = {"softsign", "tanh", "sigmoid", "sigmoid-alpha", "exp", "softplu
 NO_PARAMETERS = {"affine", "whitening", "leaky-relu", *DOMAINS, *PARTIAL_RANGE}
 NORMALIZATIONS = {"act-norm", "act-norm-channels", "batch-norm", "batch-norm-moving"}
 NO_CONTEXT = {
-    *("diagonal-scale", "elementwise-affine", "sinh-arcsinh"),
+    *("diagonal-scale", "elementwise-affine", "sinh-arcsinh", "permutation", "lu", "lu-rotation"),
+    *("householder", "householder-odd", "invertible-1x1", "invertible-1x1-householder"),
+    *("squeeze", "multiscale-image"),
     *NORMALIZATIONS,
     *NO_PARAMETERS,
 }
