@@ -17,12 +17,14 @@ class Activation(NamedTuple):
 
     Attributes:
         call: h -> a(h).
-        in_place: the same, written over h.
+        over: the same, written over h where its gradient needs a(h) alone.
+        in_place: the same, always written over h; outside of a graph.
         derivative: (h, a(h)) -> a'(h).
 
     """
 
     call: Callable[[Tensor], Tensor]
+    over: Callable[[Tensor], Tensor]
     in_place: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
 
@@ -32,11 +34,19 @@ def _silu_derivative(h: Tensor, a: Tensor) -> Tensor:
     return gate + a * (1 - gate)
 
 
+def _elu_over(h: Tensor) -> Tensor:
+    return F.elu(h, inplace=True)
+
+
+def _silu_over(h: Tensor) -> Tensor:
+    return F.silu(h, inplace=True)
+
+
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(torch.relu, torch.relu_, lambda h, a: (h > 0).to(h.dtype)),
-    "tanh": Activation(torch.tanh, torch.tanh_, lambda h, a: 1 - a * a),
-    "elu": Activation(F.elu, lambda h: F.elu(h, inplace=True), lambda h, a: (a + 1).clamp(max=1)),
-    "silu": Activation(F.silu, lambda h: F.silu(h, inplace=True), _silu_derivative),
+    "relu": Activation(torch.relu, torch.relu_, torch.relu_, lambda h, a: (h > 0).to(h.dtype)),
+    "tanh": Activation(torch.tanh, torch.tanh_, torch.tanh_, lambda h, a: 1 - a * a),
+    "elu": Activation(F.elu, _elu_over, _elu_over, lambda h, a: (a + 1).clamp(max=1)),
+    "silu": Activation(F.silu, F.silu, _silu_over, _silu_derivative),
 }
 
 

@@ -36,11 +36,6 @@ __all__ = [
 ]
 
 NETWORKS = ("shared", "separate")
-# What a linear layer made is not needed again: overwriting it spares the memory of a copy.
-IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "tanh": torch.tanh_,
-}
 
 
 @register
@@ -83,7 +78,7 @@ class Conditioner(nn.Module):
     def forward(self, passive: Tensor, context: Tensor | None = None) -> Tensor:
         """(*B, inputs) and (*B, C) -> (*B, size, P)."""
         self.evaluations_made += 1
-        activate = IN_PLACE.get(self.activation, ACTIVATIONS[self.activation].call)
+        activate = ACTIVATIONS[self.activation].over
         h = passive if context is None else torch.cat([passive, context], dim=-1)
         for index, layer in enumerate(self.layers):
             h = layer(activate(h) if index else h)

@@ -193,7 +193,9 @@ class MADE(nn.Module):
     def parameters_of(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(*B, D), (*B, C) -> (*B, D, outputs), row i a function of the coordinates before i."""
         self.evaluations_made += 1
-        activate = ACTIVATIONS[self.activation].call
+        activation = ACTIVATIONS[self.activation]
+        # A skip reads h again; otherwise a(h) may take its place.
+        activate = activation.call if self.residual else activation.over
         staircases = self.plan().staircases
         hidden: list[Tensor] = []
         for number, layer in enumerate(self.masked):

@@ -217,10 +217,10 @@ def _flatten(bound: inspect.BoundArguments) -> dict[str, Any]:
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             flat["*"] = list(value)
-        elif isinstance(value, list | dict):
-            flat[name] = value.copy()
         elif kind is inspect.Parameter.VAR_KEYWORD:
             flat.update(value)
+        elif isinstance(value, list | dict):
+            flat[name] = value.copy()
         else:
             flat[name] = value
     return flat
