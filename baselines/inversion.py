@@ -247,6 +247,17 @@ class _Network:
         """What a layer reads of degrees p..q-1: coordinates, or units of the layer before."""
         return self.block(layer - 1, p, q) if layer else slice(max(p - 1, 0), max(q - 1, 0))
 
+    def rows(self, layer: int, p: int, q: int) -> slice:
+        """Rows of a layer for degrees p..q-1; of the last layer, for their coordinates."""
+        return self.block(layer, p, q) if layer < self.depth else self.parameters(p, q)
+
+    def sizes(self, layer: int, p: int, q: int) -> list[int]:
+        """How many of these rows each degree has."""
+        if layer == self.depth:
+            return [self.outputs if m else 0 for m in range(p, q)]
+        edge = self.edges[layer]
+        return [edge[m + 1] - edge[m] if m < self.features else 0 for m in range(p, q)]
+
     def parameters(self, p: int, q: int) -> slice:
         """Rows of the last layer for the coordinates of degrees p..q-1."""
         return slice(max(p - 1, 0) * self.outputs, max(q - 1, 0) * self.outputs)
@@ -275,40 +286,48 @@ class _Walk(torch.autograd.Function):
         )
         count = given.shape[1]
         needed = any(ctx.needs_input_grad)
-        y, slopes = (weights[0].new_empty(network.features, count) for _ in range(2))
+        y, slopes = (weights[0].new_zeros(network.features, count) for _ in range(2))
         before = [weights[0].new_empty(edge[-1], count) for edge in edges]
         # What the activation is applied to is kept only for a skip or for the derivative.
         apart = needed or any(skip is not None for skip in network.skips)
-        after = [torch.empty_like(h) for h in before] if apart else before
+        after = [torch.zeros_like(h) for h in before] if apart else before
         parameters = weights[0].new_empty(weights[-1].shape[0], count)
-        sources = [y, *after]
+        values, sources = [*before, parameters], [y, *after]
+        # One view a coordinate, made at once: indexing is what the small steps spend time on.
+        given_at, y_at, slope_at = given.unbind(0), y.unbind(0), slopes.unbind(0)
         for p, q in network.chunks():
-            for layer in range(depth):
-                rows, known = network.block(layer, p, q), network.inputs(layer, 0, p)
-                if rows.stop > rows.start:
-                    torch.addmm(biases[layer][rows], weights[layer][rows, known],
-                                sources[layer][known], out=before[layer][rows])  # fmt: skip
-            rows, known = network.parameters(p, q), network.inputs(depth, 0, p)
-            torch.addmm(biases[-1][rows], weights[-1][rows, known], after[-1][known],
-                        out=parameters[rows])  # fmt: skip
-            for m in range(p, q):
+            rows = [network.rows(layer, p, q) for layer in range(depth + 1)]
+            for layer in range(depth + 1):
+                known = network.inputs(layer, 0, p)
+                if rows[layer].stop > rows[layer].start:
+                    torch.addmm(biases[layer][rows[layer]], weights[layer][rows[layer], known],
+                                sources[layer][known], out=values[layer][rows[layer]])  # fmt: skip
+            # What degrees p..q-1 contribute to each other: by layer, a view a degree. Factors span
+            # all of them: what is not known yet is finite, and its masked weight is zero.
+            own = [network.inputs(layer, p, q) for layer in range(depth + 1)]
+            sizes = [network.sizes(layer, p, q) for layer in range(depth + 1)]
+            inner = [source[c] for source, c in zip(sources, own, strict=True)]
+            factors = [
+                torch.split(w[r, c], n)
+                for w, r, c, n in zip(weights, rows, own, sizes, strict=True)
+            ]
+            value_at = [torch.split(v[r], n) for v, r, n in zip(values, rows, sizes, strict=True)]
+            after_at = [torch.split(a[r], n) for a, r, n in zip(after, rows, sizes, strict=False)]
+            for i, m in enumerate(range(p, q)):
                 if m:
-                    rows, known = network.parameters(m, m + 1), network.inputs(depth, p, m)
-                    if known.stop > known.start:
-                        parameters[rows].addmm_(weights[-1][rows, known], after[-1][known])
-                    y[m - 1], slopes[m - 1] = solve(given[m - 1], parameters[rows].mT)
-                for layer in range(depth if m < network.features else 0):
-                    rows, known = network.block(layer, m, m + 1), network.inputs(layer, p, m + 1)
-                    if rows.stop == rows.start:
+                    h = value_at[depth][i].addmm_(factors[depth][i], inner[depth])
+                    value, slope = solve(given_at[m - 1], h.mT)
+                    y_at[m - 1].copy_(value)
+                    slope_at[m - 1].copy_(slope)
+                for layer in range(depth):
+                    if sizes[layer][i] == 0:
                         continue
-                    h = before[layer][rows]
-                    if known.stop > known.start:
-                        h.addmm_(weights[layer][rows, known], sources[layer][known])
+                    h = value_at[layer][i].addmm_(factors[layer][i], inner[layer])
                     if (skip := network.skips[layer]) is not None:
-                        h += before[skip][rows]
+                        h += value_at[skip][i]
                     if apart:
-                        after[layer][rows] = h
-                    network.activation.in_place(after[layer][rows])
+                        after_at[layer][i].copy_(h)
+                    network.activation.in_place(after_at[layer][i])
         ctx.network, ctx.pullback = network, pullback
         if needed:
             ctx.save_for_backward(given, y, parameters, offset, *weights, *before, *after)

@@ -275,6 +275,10 @@ def test_density_integrates_to_one(name, device):
     assert abs(float(total) - 1) < 5e-3
 
 
+# Densities that are continuous only: quadrature converges slowly at the kinks.
+KINKED = {"nsf-autoregressive"}
+
+
 @pytest.mark.parametrize("name", FLOWS)
 def test_one_feature(name, device):
     if name in NEEDS_TWO:
@@ -286,7 +290,8 @@ def test_one_feature(name, device):
     with torch.no_grad():
         x = flow.sample(2000)
         margin = 2 * (x.max() - x.min())
-        axis = torch.linspace(float(x.min() - margin), float(x.max() + margin), 4001).to(x)
+        points = 400_001 if name in KINKED else 4001
+        axis = torch.linspace(float(x.min() - margin), float(x.max() + margin), points).to(x)
         total = torch.trapezoid(flow.log_prob(axis[:, None]).exp(), axis)
     assert abs(float(total) - 1) < 1e-6
 
