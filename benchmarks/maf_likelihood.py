@@ -2,7 +2,8 @@
 
     python benchmarks/maf_likelihood.py --data power bsds300 --seeds 0 1 2
 
-Five layers, two hidden layers of the MAF paper's widths, Adam, the same batches in the same order.
+Five layers, two hidden layers of 100 units (POWER) and 256 (BSDS300), Adam, the same batches in
+the same order.
 Each arm stops when its validation likelihood has not risen for ``--patience`` checks, or after
 ``--steps``, and is scored in its best state. "ours - zuko" is the mean difference over test rows
 with twice its standard error; the last lines give both arms' spread over the seeds.
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from baselines import MAF
 
-WIDTHS = {"power": (100, 100), "bsds300": (512, 512)}
+WIDTHS = {"power": (100, 100), "bsds300": (256, 256)}
 LAYERS = 5
 
 
