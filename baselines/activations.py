@@ -1,4 +1,4 @@
-"""Activations of the discrete flows' networks, with what a gradient written by hand needs."""
+"""Activations of the discrete flows' networks, and their gradients written in place."""
 
 from __future__ import annotations
 
@@ -17,36 +17,49 @@ class Activation(NamedTuple):
 
     Attributes:
         call: h -> a(h).
-        over: the same, written over h where its gradient needs a(h) alone.
         in_place: the same, always written over h; outside of a graph.
-        derivative: (h, a(h)) -> a'(h).
+        written: the same, written over h unless its gradient needs h.
+        pull_back: (g, h, a(h)) -> g a'(h), written over g; outside of a graph. h is not read where
+            ``written`` takes its place.
 
     """
 
     call: Callable[[Tensor], Tensor]
-    over: Callable[[Tensor], Tensor]
     in_place: Callable[[Tensor], Tensor]
-    derivative: Callable[[Tensor, Tensor], Tensor]
+    written: Callable[[Tensor], Tensor]
+    pull_back: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _silu_derivative(h: Tensor, a: Tensor) -> Tensor:
-    gate = torch.sigmoid(h)
-    return gate + a * (1 - gate)
+def _relu_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward.grad_input(g, a, 0, grad_input=g)  # type: ignore[no-any-return]
 
 
-def _elu_over(h: Tensor) -> Tensor:
+def _tanh_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward.grad_input(g, a, grad_input=g)  # type: ignore[no-any-return]
+
+
+def _elu(h: Tensor) -> Tensor:
     return F.elu(h, inplace=True)
 
 
-def _silu_over(h: Tensor) -> Tensor:
+def _elu_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
+    return g.mul_((a + 1).clamp_(max=1))
+
+
+def _silu(h: Tensor) -> Tensor:
     return F.silu(h, inplace=True)
 
 
+def _silu_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
+    gate = torch.sigmoid(h)
+    return g.mul_(gate + a * (1 - gate))
+
+
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(torch.relu, torch.relu_, torch.relu_, lambda h, a: (h > 0).to(h.dtype)),
-    "tanh": Activation(torch.tanh, torch.tanh_, torch.tanh_, lambda h, a: 1 - a * a),
-    "elu": Activation(F.elu, _elu_over, _elu_over, lambda h, a: (a + 1).clamp(max=1)),
-    "silu": Activation(F.silu, F.silu, _silu_over, _silu_derivative),
+    "relu": Activation(torch.relu, torch.relu_, torch.relu_, _relu_back),
+    "tanh": Activation(torch.tanh, torch.tanh_, torch.tanh_, _tanh_back),
+    "elu": Activation(F.elu, _elu, _elu, _elu_back),
+    "silu": Activation(F.silu, _silu, F.silu, _silu_back),
 }
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow, register
 
 from .activations import ACTIVATIONS, check_activation
+from .perceptron import perceptron
 from .splits import Split, coupling_mask
 from .transformers import Additive, AffineScale, Transformer
 
@@ -78,10 +79,9 @@ class Conditioner(nn.Module):
     def forward(self, passive: Tensor, context: Tensor | None = None) -> Tensor:
         """(*B, inputs) and (*B, C) -> (*B, size, P)."""
         self.evaluations_made += 1
-        activate = ACTIVATIONS[self.activation].over
-        h = passive if context is None else torch.cat([passive, context], dim=-1)
-        for index, layer in enumerate(self.layers):
-            h = layer(activate(h) if index else h)
+        x = passive if context is None else torch.cat([passive, context], dim=-1)
+        weights, biases = zip(*((layer.weight, layer.bias) for layer in self.layers), strict=True)
+        h = perceptron(x, weights, biases, ACTIVATIONS[self.activation])
         return h.view(*h.shape[:-1], self.size, self.outputs)
 
 

@@ -367,9 +367,8 @@ class _Walk(torch.autograd.Function):
                     form = forms[layer][columns]
                     if rows.stop > rows.start:
                         form.addmm_(weights[layer + 1][rows, columns].mT, forms[layer + 1][rows])
-                    form *= network.activation.derivative(
-                        before[layer][columns], after[layer][columns]
-                    )
+                    h, a = before[layer][columns], after[layer][columns]
+                    network.activation.pull_back(form, h, a)
                     if layer in network.skips:
                         form += forms[network.skips.index(layer)][columns]
                 if m:

@@ -23,6 +23,7 @@ from cflows import register
 
 from .activations import ACTIVATIONS, check_activation
 from .masked import MaskedLinear, Staircase, staircase_of
+from .perceptron import perceptron
 
 __all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
 
@@ -193,21 +194,28 @@ class MADE(nn.Module):
     def parameters_of(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(*B, D), (*B, C) -> (*B, D, outputs), row i a function of the coordinates before i."""
         self.evaluations_made += 1
-        activation = ACTIVATIONS[self.activation]
-        # A skip reads h again; otherwise a(h) may take its place.
-        activate = activation.call if self.residual else activation.over
-        staircases = self.plan().staircases
-        hidden: list[Tensor] = []
-        for number, layer in enumerate(self.masked):
-            h = layer(activate(hidden[-1]) if number else x, staircases[number])
-            if number == 0 and self.context_weight is not None:
-                assert context is not None
-                h = h + context @ self.context_weight.mT
-            if (skip := self.skip(number)) is not None and number < len(self.layers) - 1:
-                h = h + hidden[skip]
-            hidden.append(h)
-        by_output = hidden[-1].reshape(*x.shape[:-1], self.outputs, self.features)
+        offset = None
+        if self.context_weight is not None:
+            assert context is not None
+            offset = context @ self.context_weight.mT
+        out = (self._residual if self.residual else self._straight)(x, offset)
+        by_output = out.reshape(*x.shape[:-1], self.outputs, self.features)
         return by_output.mT
+
+    def _straight(self, x: Tensor, offset: Tensor | None) -> Tensor:
+        weights, biases = [m.effective() for m in self.masked], [m.bias for m in self.masked]
+        activation, staircases = ACTIVATIONS[self.activation], self.plan().staircases
+        return perceptron(x, weights, biases, activation, offset=offset, staircases=staircases)
+
+    def _residual(self, x: Tensor, offset: Tensor | None) -> Tensor:
+        activation, staircases = ACTIVATIONS[self.activation], self.plan().staircases
+        first, *inner, last = self.masked
+        h = perceptron(x, [first.effective()], [first.bias], activation, offset=offset)
+        for k, pair in enumerate(zip(inner[::2], inner[1::2], strict=True)):
+            weights, biases = [m.effective() for m in pair], [m.bias for m in pair]
+            blocks = staircases[1 + 2 * k : 3 + 2 * k]
+            h = h + perceptron(activation.call(h), weights, biases, activation, staircases=blocks)
+        return perceptron(activation.call(h), [last.effective()], [last.bias], activation)
 
 
 def _hidden_degrees(width: int, features: int, least: int, kind: str) -> Tensor:

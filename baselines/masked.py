@@ -7,10 +7,16 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-__all__ = ["MaskedLinear", "Staircase", "staircase_linear"]
+__all__ = [
+    "MaskedLinear",
+    "Staircase",
+    "gradient_of_input",
+    "gradient_of_weight",
+    "product",
+    "staircase_of",
+]
 
 # Row and column edges of the blocks of a matrix that is zero above them: block row k is
 # rows[k]:rows[k + 1], and reads the columns before columns[k + 1] at most.
@@ -18,7 +24,7 @@ Staircase = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class MaskedLinear(nn.Module):
-    """y = (M ∘ W) x + b with a fixed mask M (outputs, inputs) of ones and zeros.
+    """The weights of y = (M ∘ W) x + b, M (outputs, inputs) a fixed mask of ones and zeros.
 
     In evaluation mode and without gradient, M ∘ W is kept until W or M change. A change through
     ``weight.data`` leaves no trace: ``train()`` or ``eval()`` after it.
@@ -45,12 +51,6 @@ class MaskedLinear(nn.Module):
                 self._kept = versions, self.weight * self.mask
         return self._kept[1]
 
-    def forward(self, x: Tensor, staircase: Staircase | None = None) -> Tensor:
-        """(*B, inputs) -> (*B, outputs); the staircase, if given, must cover the mask's ones."""
-        if staircase is None or torch.is_autocast_enabled(x.device.type):
-            return F.linear(x, self.effective(), self.bias)
-        return staircase_linear(x, self.effective(), self.bias, staircase)
-
     def train(self, mode: bool = True) -> MaskedLinear:
         """Set the mode, and forget the product: ``weight.data`` may be changed without a trace."""
         self._kept = None
@@ -71,71 +71,49 @@ def _unchanged(kept: tuple[Tensor, int], value: Tensor) -> bool:
     )
 
 
-def staircase_linear(x: Tensor, weight: Tensor, bias: Tensor, staircase: Staircase) -> Tensor:
-    """W x + b for a block-triangular W, (*B, inputs) -> (*B, outputs).
+def product(x: Tensor, weight: Tensor, bias: Tensor, staircase: Staircase | None) -> Tensor:
+    """W x + b, (N, inputs) -> (N, outputs), outside of a graph.
 
-    With K blocks, (K + 1) / 2K of the products of the full matrix are done, in both directions.
+    With K blocks, (K + 1) / 2K of the products of a full matrix are done, here and in the two
+    gradients.
 
     Args:
-        x: (*B, inputs).
+        x: (N, inputs).
         weight: (outputs, inputs), zero beyond the staircase.
         bias: (outputs,).
-        staircase: row edges from 0 to ``outputs`` and column edges from 0.
+        staircase: row edges from 0 to ``outputs`` and column edges from 0; None for a full matrix.
 
     """
-    rows = x.reshape(-1, x.shape[-1])
-    flat: Tensor = _StaircaseProduct.apply(rows, weight, bias, staircase)  # type: ignore[no-untyped-call]
-    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+    if staircase is None:
+        return F.linear(x, weight, bias)
+    out = x.new_empty(len(x), len(weight))
+    for (top, bottom), right in zip(pairwise(staircase[0]), staircase[1][1:], strict=True):
+        factor = weight[top:bottom, :right].mT
+        torch.addmm(bias[top:bottom], x[:, :right], factor, out=out[:, top:bottom])
+    return out
 
 
-class _StaircaseProduct(torch.autograd.Function):
-    """Every step is a product of blocks that are put side by side: differentiable any times."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, staircase: Staircase) -> Tensor:
-        rows, columns = staircase
-        parts = [
-            torch.addmm(bias[top:bottom], x[:, :right], weight[top:bottom, :right].mT)
-            for (top, bottom), right in zip(pairwise(rows), columns[1:], strict=True)
-        ]
-        return torch.cat(parts, dim=1)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
-        x, weight, _, staircase = inputs
-        ctx.save_for_backward(x, weight)  # type: ignore[arg-type]
-        ctx.staircase = staircase  # type: ignore[attr-defined]
-
-    @staticmethod
-    def backward(
-        ctx: FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        rows, columns = ctx.staircase  # type: ignore[attr-defined]
-        for_x = for_weight = for_bias = None
-        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-            # A column is read by the rows of its block and by all below.
-            parts = [
-                gradient[:, top:] @ weight[top:, left:right]
-                for top, (left, right) in zip(rows, pairwise(columns), strict=False)
-            ]
-            for_x = _padded(torch.cat(parts, dim=1), x.shape[1])
-        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
-            parts = [
-                _padded(gradient[:, top:bottom].mT @ x[:, :right], x.shape[1])
-                for (top, bottom), right in zip(pairwise(rows), columns[1:], strict=True)
-            ]
-            for_weight = torch.cat(parts, dim=0)
-        if ctx.needs_input_grad[2]:  # type: ignore[attr-defined]
-            for_bias = gradient.sum(0)
-        return for_x, for_weight, for_bias, None
+def gradient_of_input(gradient: Tensor, weight: Tensor, staircase: Staircase | None) -> Tensor:
+    """Wᵀ g of each row, (N, outputs) -> (N, inputs)."""
+    if staircase is None:
+        return gradient @ weight
+    rows, columns = staircase
+    out = gradient.new_empty(len(gradient), weight.shape[1])
+    # A column is read by the rows of its block and by all below; one beyond the last by none.
+    for top, (left, right) in zip(rows, pairwise(columns), strict=False):
+        torch.mm(gradient[:, top:], weight[top:, left:right], out=out[:, left:right])
+    out[:, columns[-1] :] = 0
+    return out
 
 
-def _padded(value: Tensor, columns: int) -> Tensor:
-    missing = columns - value.shape[1]
-    return F.pad(value, (0, missing)) if missing else value
+def gradient_of_weight(gradient: Tensor, x: Tensor, staircase: Staircase | None) -> Tensor:
+    """Σ g xᵀ over rows, (N, outputs), (N, inputs) -> (outputs, inputs)."""
+    if staircase is None:
+        return gradient.mT @ x
+    out = gradient.new_zeros(gradient.shape[1], x.shape[1])
+    for (top, bottom), right in zip(pairwise(staircase[0]), staircase[1][1:], strict=True):
+        torch.mm(gradient[:, top:bottom].mT, x[:, :right], out=out[top:bottom, :right])
+    return out
 
 
 def staircase_of(before: Sequence[int], after: Sequence[int], blocks: int) -> Staircase:

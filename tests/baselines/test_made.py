@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from zoo import perturbed
 
 from baselines import MADE, MAF, AutoregressiveAffine, MADEMoG
-from baselines.masked import MaskedLinear, staircase_linear, staircase_of
+from baselines.activations import ACTIVATIONS
+from baselines.masked import MaskedLinear, staircase_of
+from baselines.perceptron import perceptron
 from cflows import Affine, Flow
 
 D = 5
@@ -180,7 +182,7 @@ def test_staircase_is_the_full_product(blocks, batch):
     x = torch.randn(*batch, 7, dtype=torch.float64, requires_grad=True)
 
     def masked(x, weight, bias):
-        return staircase_linear(x, weight * mask, bias, staircase)
+        return perceptron(x, [weight * mask], [bias], ACTIVATIONS["relu"], staircases=[staircase])
 
     torch.testing.assert_close(masked(x, weight, bias), F.linear(x, weight, bias))
     assert torch.autograd.gradcheck(masked, (x, weight, bias))
