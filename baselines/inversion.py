@@ -36,7 +36,7 @@ from .transformers import pull_back
 
 __all__ = ["INVERSIONS", "cached", "jacobi", "sequential", "walk"]
 
-UNITS_AT_A_TIME = 32
+UNITS_AT_A_TIME = 96
 
 # given (*S), parameters (*S, P) -> value (*S), log-derivative (*S)
 Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

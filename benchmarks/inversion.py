@@ -153,7 +153,7 @@ def draw(
     axes.set(xscale="log", yscale="log", xlabel="D", ylabel="ms")
     axes.set_xticks(sizes, [f"{int(d)}" for d in sizes])
     axes.minorticks_off()
-    axes.set_title(f"Cached sampling of one MAF layer, H={width}, {rows} rows: slope {slope:.2f}",
+    axes.set_title(f"Cached sampling, one MAF layer\nH={width}, {rows} rows: slope {slope:.2f}",
                    fontsize=10)  # fmt: skip
     axes.legend(frameon=False)
     path = RESULTS / "inversion_scaling.png"

@@ -11,6 +11,7 @@ from zoo import perturbed
 
 import cflows
 from baselines import IAF, MAF, AutoregressiveAffine
+from baselines import inversion as walks
 from baselines.inversion import INVERSIONS
 from baselines.transformers import Additive, AffineScale, Transformer
 
@@ -53,23 +54,27 @@ def inputs(f: AutoregressiveAffine, rows: int = 7):
 @pytest.mark.parametrize("features", [1, 2, 3, 20, 70])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("conditions_on", ["data", "noise"])
-def test_all_inversions_give_the_same_values_and_gradients(features, kind, conditions_on):
+@pytest.mark.parametrize("at_a_time", [7, 96])
+def test_all_inversions_give_the_same_values_and_gradients(
+    features, kind, conditions_on, at_a_time, monkeypatch
+):
+    monkeypatch.setattr(walks, "UNITS_AT_A_TIME", at_a_time)
     f = layer(features, conditions_on, kind, scale=min(1.0, 4 / features))
     given, context = inputs(f)
     leaves = [given.requires_grad_(), *([] if context is None else [context.requires_grad_()])]
     leaves += f.parameters()
     weight = torch.randn(given.shape, dtype=torch.float64)
     found = {}
-    for inversion in INVERSIONS:
-        y, log_det = solve(f, inversion, given, context)
+    for way in INVERSIONS:
+        y, log_det = solve(f, way, given, context)
         with torch.no_grad():
-            again = solve(f, inversion, given, context)
+            again = solve(f, way, given, context)
         torch.testing.assert_close(again, (y, log_det), rtol=1e-12, atol=1e-12)
         loss = (weight * y).sum() + (log_det * log_det).sum()
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-        found[inversion] = (y, log_det, *gradients)
-    for inversion in ("cached", "jacobi"):
-        for one, other in zip(found[inversion], found["sequential"], strict=True):
+        found[way] = (y, log_det, *gradients)
+    for way in ("cached", "jacobi"):
+        for one, other in zip(found[way], found["sequential"], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
@@ -125,13 +130,13 @@ def test_a_transformer_without_a_gradient_of_its_own():
         torch.nn.init.normal_(parameter, std=0.5)
     z = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     found = {}
-    for inversion in INVERSIONS:
-        f.inversion = inversion
+    for way in INVERSIONS:
+        f.inversion = way
         x, log_det = f.forward_and_log_det(z)
         gradients = torch.autograd.grad(x.sum() + log_det.sum(), [z, *f.parameters()])
-        found[inversion] = (x, log_det, *gradients)
-    for inversion in ("cached", "jacobi"):
-        for one, other in zip(found[inversion], found["sequential"], strict=True):
+        found[way] = (x, log_det, *gradients)
+    for way in ("cached", "jacobi"):
+        for one, other in zip(found[way], found["sequential"], strict=True):
             torch.testing.assert_close(one, other)
 
 
