@@ -67,13 +67,15 @@ def jacobi(
     are those of the fixed point, by as many sweeps of the transposed equation; they cannot be
     differentiated again.
     """
+    _refuse_transforms()
 
     def sweep(y: Tensor) -> tuple[Tensor, Tensor]:
         return solve(given, made.parameters_of(y, context).to(given.dtype))
 
     with torch.no_grad():
         y = _settled(lambda y: sweep(y)[0], torch.zeros_like(given), made.features)
-    if not torch.is_grad_enabled():
+    leaves = [v for v in (given, context, *made.parameters()) if v is not None]
+    if not torch.is_grad_enabled() or not any(v.requires_grad for v in leaves):
         # At the fixed point one sweep more gives y again, and its log-determinant.
         value, slope = sweep(y)
         return value, slope.sum(-1)
@@ -84,16 +86,21 @@ def jacobi(
 
 
 def _settled(sweep: Callable[[Tensor], Tensor], y: Tensor, most: int) -> Tensor:
-    """Iterate y ← sweep(y), exact after ``most`` times, until it moves no more."""
+    """Iterate y ← sweep(y), exact after ``most`` times, until it moves no more.
+
+    What is not finite in the end is so in truth: everything that it depends on was exact.
+    """
     tolerance = 4 * torch.finfo(y.dtype).eps
+    y = y.nan_to_num(0.0, 0.0, 0.0)
     for _ in range(most):
+        found = sweep(y)
         # What is not exact yet may overflow; where it does, any finite number serves.
-        after = sweep(y).nan_to_num(0.0, 0.0, 0.0)
+        after = found.nan_to_num(0.0, 0.0, 0.0)
         moved = ((after - y).abs() > tolerance * (1 + after.abs())).any()
         y = after
         if not bool(moved):
             break
-    return y
+    return found
 
 
 def _first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +108,7 @@ def _first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *gradients: Tensor) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(gradients[0].device.type, enabled=False):
             found = backward(ctx, *gradients)
         if not torch.is_grad_enabled():
             return found
@@ -149,6 +156,14 @@ class _FixedPoint(torch.autograd.Function):
         return _settled(sweep, for_value, ctx.most + 1), for_slope, None, None
 
 
+def _refuse_transforms() -> None:
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "torch.func transforms cannot pass through a cached or jacobi inversion: "
+            'build the layer with inversion="sequential"'
+        )
+
+
 def cached(
     made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
 ) -> tuple[Tensor, Tensor]:
@@ -156,6 +171,7 @@ def cached(
 
     Gradients cannot be differentiated again: a RuntimeError says so.
     """
+    _refuse_transforms()
     rows = given.reshape(-1, made.features)
     seen = None if context is None else context.reshape(-1, made.context_features)
     y, slopes = walk(made, rows, seen, solve, pullback)
@@ -193,6 +209,9 @@ def walk(
         shape = (made.outputs, made.features)
         weights[-1] = weights[-1].view(*shape, -1)[:, by_degree].transpose(0, 1).flatten(0, 1)
         biases: list[Tensor] = [layer.bias for layer in layers]
+        if not torch.is_grad_enabled():
+            # A Function is told that a parameter needs a gradient even where none is recorded.
+            biases = [bias.detach() for bias in biases]
         biases[-1] = biases[-1].view(shape)[:, by_degree].mT.flatten()
         # Feature by row: what the walk slices then lies in one piece.
         rows = given.transpose(0, 1)[by_degree]

@@ -12,6 +12,7 @@ between hidden layers are then block-triangular, and half of their products need
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,7 +166,7 @@ class MADE(nn.Module):
         self.context_weight = (
             nn.Linear(context_features, widths[0], bias=False).weight if context_features else None
         )
-        self._planned: tuple[list[tuple[Tensor, int]], Plan] | None = None
+        self._planned: tuple[list[tuple[Tensor, float]], Plan] | None = None
 
     @property
     def masked(self) -> list[MaskedLinear]:
@@ -180,11 +181,11 @@ class MADE(nn.Module):
         """Degrees as Python numbers; read from the device once after each change of them."""
         buffers = [getattr(self, f"hidden_degrees_{k}") for k in range(len(self.layers) - 1)]
         if self._planned is None or any(
-            kept is not buffer or version != buffer._version
+            kept is not buffer or version != _version(buffer)
             for (kept, version), buffer in zip(self._planned[0], buffers, strict=True)
         ):
             plan = Plan(self.features, tuple(tuple(buffer.tolist()) for buffer in buffers))
-            self._planned = [(buffer, buffer._version) for buffer in buffers], plan
+            self._planned = [(buffer, _version(buffer)) for buffer in buffers], plan
         return self._planned[1]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -196,8 +197,11 @@ class MADE(nn.Module):
         self.evaluations_made += 1
         offset = None
         if self.context_weight is not None:
-            assert context is not None
+            if context is None:
+                raise ValueError(f"a context of shape (*B, {self.context_features}) is needed")
             offset = context @ self.context_weight.mT
+            batch = torch.broadcast_shapes(x.shape[:-1], offset.shape[:-1])  # type: ignore[no-untyped-call]
+            x, offset = x.expand(*batch, -1), offset.expand(*batch, -1)
         out = (self._residual if self.residual else self._straight)(x, offset)
         by_output = out.reshape(*x.shape[:-1], self.outputs, self.features)
         return by_output.mT
@@ -216,6 +220,11 @@ class MADE(nn.Module):
             blocks = staircases[1 + 2 * k : 3 + 2 * k]
             h = h + perceptron(activation.call(h), weights, biases, activation, staircases=blocks)
         return perceptron(activation.call(h), [last.effective()], [last.bias], activation)
+
+
+def _version(buffer: Tensor) -> float:
+    """Unequal to itself for a tensor of inference mode, which counts no versions."""
+    return math.nan if buffer.is_inference() else buffer._version
 
 
 def _hidden_degrees(width: int, features: int, least: int, kind: str) -> Tensor:

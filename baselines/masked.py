@@ -26,8 +26,10 @@ Staircase = tuple[tuple[int, ...], tuple[int, ...]]
 class MaskedLinear(nn.Module):
     """The weights of y = (M ∘ W) x + b, M (outputs, inputs) a fixed mask of ones and zeros.
 
-    In evaluation mode and without gradient, M ∘ W is kept until W or M change. A change through
-    ``weight.data`` leaves no trace: ``train()`` or ``eval()`` after it.
+    In evaluation mode and without gradient, M ∘ W is kept until W or M change, for a W that is a
+    parameter: not one of a functional call, which may be batched or carry a tangent, nor one made
+    in inference mode, which counts no versions. A change through ``weight.data`` leaves no trace:
+    ``train()`` or ``eval()`` after it.
     """
 
     mask: Tensor
@@ -44,8 +46,16 @@ class MaskedLinear(nn.Module):
         if self.training or (torch.is_grad_enabled() and self.weight.requires_grad):
             return self.weight * self.mask
         seen = [self.weight, self.mask]
+        if (
+            not isinstance(self.weight, nn.Parameter)
+            or any(value.is_inference() for value in seen)
+            # Even a product of plain tensors is wrapped there, and would outlive its transform.
+            or torch._C._are_functorch_transforms_active()
+        ):
+            return self.weight * self.mask
         if self._kept is None or not all(map(_unchanged, self._kept[0], seen)):
-            with torch.no_grad():
+            # A tensor of inference mode could not be met by a gradient later.
+            with torch.inference_mode(False), torch.no_grad():
                 # detach() shares memory and version: neither can be used again by another tensor.
                 versions = [(value.detach(), value._version) for value in seen]
                 self._kept = versions, self.weight * self.mask

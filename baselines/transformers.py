@@ -94,11 +94,11 @@ class AffineScale(Transformer):
     def forward_vjp(
         self, z: Tensor, parameters: Tensor, x: Tensor, for_x: Tensor, for_log_det: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """∂x = (exp(α), 1, x - μ) in (z, μ, α)."""
+        """∂x = (exp(α), 1, exp(α) z) in (z, μ, α); x - μ would cancel where μ is large."""
         slope = torch.tanh(parameters[..., 1] / BOUND)
-        for_scale = torch.addcmul(for_log_det, for_x, x - parameters[..., 0])
-        for_scale = for_scale * (1 - slope * slope)
-        return for_x * (BOUND * slope).exp(), torch.stack((for_x, for_scale), -1)
+        for_z = for_x * (BOUND * slope).exp()
+        for_scale = torch.addcmul(for_log_det, for_z, z) * (1 - slope * slope)
+        return for_z, torch.stack((for_x, for_scale), -1)
 
     def inverse_vjp(
         self, x: Tensor, parameters: Tensor, z: Tensor, for_z: Tensor, for_log_det: Tensor

@@ -292,3 +292,58 @@ def test_random_orders_survive_saving(flow, tmp_path):
     other.log_prob(x)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.log_prob(x), model.log_prob(x))
+
+
+@pytest.mark.parametrize("inversion", INVERSIONS)
+def test_what_is_not_finite_is_not_hidden(inversion):
+    f = layer(5, "data", "random")
+    given, _ = inputs(f)
+    first = int(f.made.degrees.argmin())
+    given[0, first] = torch.nan
+    y, _ = solve(f, inversion, given, None)
+    assert y[0].isnan().all()
+    assert y[1:].isfinite().all()
+    given, _ = inputs(f)
+    y, _ = solve(f, inversion, given, None)
+    cotangent = torch.ones_like(y)
+    cotangent[0, f.made.degrees.argmax()] = torch.nan
+    y.backward(cotangent)
+    assert f.made.layers[0].weight.grad.isnan().any()
+
+
+@pytest.mark.parametrize("inversion", INVERSIONS)
+def test_frozen_layers_record_no_graph(inversion):
+    f = layer(4, "data", "plain").requires_grad_(False)
+    assert not solve(f, inversion, *inputs(f))[0].requires_grad
+
+
+@pytest.mark.parametrize("inversion", ["cached", "jacobi"])
+def test_transforms_are_refused_with_the_remedy(inversion):
+    f = layer(4, "data", "plain")
+    with pytest.raises(RuntimeError, match='inversion="sequential"'):
+        torch.func.grad(lambda z: solve(f, inversion, z, None)[0].sum())(inputs(f)[0])
+
+
+def test_autocast_does_not_lower_the_walks_gradient():
+    f = layer(6, "data", "plain").float()
+    z = torch.randn(5, 6)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            y, _ = solve(f, "cached", z, None)
+            gradients.append(torch.autograd.grad(y.square().sum(), list(f.parameters())))
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_gradient_of_a_small_scale_beside_a_large_shift():
+    parameters, ones = torch.tensor([[1e6, -10.0]]), torch.ones(1)
+    z, zeros = torch.tensor([0.7]), torch.zeros(1)
+
+    def gradient(dtype):
+        given = [v.to(dtype) for v in (z, parameters)]
+        x, _ = AffineScale().forward(*given)
+        return AffineScale().forward_vjp(*given, x, ones.to(dtype), zeros.to(dtype))[1]
+
+    torch.testing.assert_close(
+        gradient(torch.float32).double(), gradient(torch.float64), rtol=1e-5, atol=0
+    )

@@ -276,3 +276,59 @@ def test_batch_norm_follows_each_layer():
     flow = MAF(4, layers=2, hidden=(10,), batch_norm=True)
     kinds = [type(part).__name__ for part in flow.bijector.parts]
     assert kinds == ["BatchNorm", "Autoregressive"] * 2
+
+
+def test_a_product_kept_in_inference_mode_takes_gradients_later():
+    flow = perturbed(MAF(5, layers=1, hidden=(8, 8))).eval().requires_grad_(False)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        flow.log_prob(x)
+    flow.log_prob(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_a_flow_built_in_inference_mode_works():
+    with torch.inference_mode():
+        flow = MAF(5, layers=2, hidden=(8, 8), order="random").eval()
+        assert flow.log_prob(flow.sample(3)).shape == (3,)
+
+
+# torch.func.jvp itself compiles a script when it is first used.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
+def test_a_kept_product_does_not_meet_functional_weights():
+    flow = perturbed(MAF(5, layers=1, hidden=(8, 8))).eval()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    name, weight = next((n, p.detach()) for n, p in flow.named_parameters() if "weight" in n)
+
+    def total(w):
+        return torch.func.functional_call(flow, {name: w}, (x,)).sum()
+
+    with torch.no_grad():
+        plain = flow.log_prob(x)
+        many = torch.func.vmap(total)(torch.stack([weight, 2 * weight]))
+        torch.testing.assert_close(many[0], plain.sum())
+        # Forward mode passes no_grad by: a product without its tangent would give none.
+        _, slope = torch.func.jvp(total, (weight,), (torch.ones_like(weight),))
+        assert torch.equal(flow.log_prob(x), plain)
+    torch.testing.assert_close(slope, torch.func.grad(total)(weight).sum())
+
+
+def test_a_product_does_not_outlive_a_transform():
+    flow = perturbed(MAF(5, layers=1, hidden=(8, 8))).eval().requires_grad_(False)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    gradient = torch.func.grad(lambda v: flow.log_prob(v).sum())(x.detach())
+    flow.log_prob(x).sum().backward()
+    torch.testing.assert_close(gradient, x.grad)
+
+
+# torch.func.jvp itself compiles a script when it is first used.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
+def test_forward_mode_through_a_staircase():
+    staircase = staircase_of([1, 2, 3, 4], [1, 2, 3, 4], 2)
+    weight = torch.randn(4, 4, dtype=torch.float64).tril().requires_grad_()
+    x, bias = torch.randn(3, 4).double().requires_grad_(), torch.randn(4).double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: perceptron(x, [w.tril()], [b], ACTIVATIONS["relu"], staircases=[staircase]),
+        (x, weight, bias),
+        check_forward_ad=True,
+    )
