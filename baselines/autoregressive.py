@@ -17,7 +17,7 @@ and turns the cost round: one pass to draw, D to score a point that it did not d
 
 One pass, or D: that is how it stood, because the slow direction was computed by passing D times
 through a network of which each pass needs one output more. Walking the units in the order of their
-degrees computes each of them once (``inversion="cached"``, see ``baselines.inversion``), and both
+degrees computes each of them once (``inversion="cached"``, see ``baselines.walk``), and both
 directions of both flows cost about one pass.
 
 Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a network's output s.

@@ -14,8 +14,8 @@ from torch import Tensor
 from cflows import Base, register
 from cflows.elementwise import bounded
 
-from .inversion import walk
 from .made import MADE
+from .walk import walk
 
 __all__ = ["MADEMoG"]
 
@@ -25,7 +25,7 @@ class MADEMoG(Base):
     r"""p(z) = Π_d Σ_k π_dk N(z_d; μ_dk, exp(α_dk)²), with π, μ, α a MADE's outputs at z_<d.
 
     Log scales are bounded as elsewhere, α = a tanh(s / a), a = 5. A draw costs about one pass of
-    the MADE (see ``baselines.inversion``) and carries no gradient.
+    the MADE (see ``baselines.walk``) and carries no gradient.
 
     Args:
         features: D.

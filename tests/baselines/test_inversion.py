@@ -11,7 +11,7 @@ from zoo import perturbed
 
 import cflows
 from baselines import IAF, MAF, AutoregressiveAffine
-from baselines import inversion as walks
+from baselines import walk as walks
 from baselines.inversion import INVERSIONS
 from baselines.transformers import Additive, AffineScale, Transformer
 
