@@ -20,7 +20,7 @@ and held off zero so that the inverse stays well conditioned.
 
 from __future__ import annotations
 
-from math import expm1, log
+from math import exp, expm1, log
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,14 @@ START = 1e-2
 def positive_slope(v: Tensor) -> Tensor:
     """m(v) = ε + softplus(v + c), increasing from ε = 10⁻³, with m(0) = 1."""
     return SMALLEST_SLOPE + F.softplus(v + log(expm1(1 - SMALLEST_SLOPE)))
+
+
+def _excess(v: Tensor) -> Tensor:
+    """m(v) - 1 - v without its cancellation: near zero that is rounding, divided by |w|²."""
+    share = exp(SMALLEST_SLOPE - 1)  # of σ(-c): e^-softplus(c)
+    above = torch.log1p(share * torch.expm1(-v.clamp(min=0)))
+    below = torch.log1p((1 - share) * torch.expm1(v.clamp(max=0))) - v
+    return torch.where(v > 0, above, below)
 
 
 class Amortized(nn.Module):
@@ -157,8 +165,8 @@ class Planar(RootBijector):
         u, w, b = self.parts(context).split([self.features, self.features, 1], dim=-1)
         product, square = _dot(w, u), _dot(w, w)
         slope = positive_slope(product)
-        # m(v) - 1 - v vanishes at 0: w = 0 leaves u as it is, and wants no division by zero.
-        length = (slope - 1 - product) / square.clamp(min=torch.finfo(square.dtype).tiny)
+        # The excess vanishes at 0: w = 0 leaves u as it is, and wants no division by zero.
+        length = _excess(product) / square.clamp(min=torch.finfo(square.dtype).tiny)
         return u + length[..., None] * w, w, b[..., 0], slope
 
 

@@ -191,9 +191,11 @@ class Residual(Bijector):
     @torch.no_grad()
     def _transposed_solve(self, g: FrozenMLP, x: Tensor, v: Tensor) -> Tensor:
         """u = (I + Jᵀ)⁻¹ v."""
-        factors = _transposed(g.linearize(x))
         tiny = torch.finfo(v.dtype).tiny
-        u, status = self._fixed_point(lambda u: v - pushforward(*factors, u), v, tiny)
+        # A backward pass called within autocast would iterate on low precision, and not end.
+        with torch.autocast(v.device.type, enabled=False):
+            factors = _transposed(g.linearize(x))
+            u, status = self._fixed_point(lambda u: v - pushforward(*factors, u), v, tiny)
         if not status.converged:
             raise self._failure("the gradient's u = v - Jᵀ u", status, v.dtype)
         return u

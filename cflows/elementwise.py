@@ -49,6 +49,10 @@ class Affine(Bijector):
 
     def __init__(self, loc: Sequence[float] | Tensor, scale: Sequence[float] | Tensor) -> None:
         loc, scale = torch.as_tensor(loc), torch.as_tensor(scale)
+        # Integers would stay so in a flow of floats: .to(dtype) passes them over.
+        dtype = torch.promote_types(loc.dtype, scale.dtype)
+        dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+        loc, scale = loc.to(dtype), scale.to(dtype)
         if loc.dim() != 1 or loc.shape != scale.shape:
             raise ValueError(f"loc and scale must be of shape (D,), got {tuple(loc.shape)} "
                              f"and {tuple(scale.shape)}")  # fmt: skip

@@ -24,7 +24,8 @@ class ActNorm(Bijector):
     returns zero mean and unit variance; from then on both are trained like any parameter. Until
     then, and so in evaluation and in ``forward`` too, the map is the identity.
 
-    A batch of fewer than two values a channel tells no spread and initialises nothing. A column
+    A batch of fewer than two values a channel, or with one that is not finite, tells no spread and
+    initialises nothing. A column
     that is constant in the first batch is shifted and keeps s = 0. Log scales have no bound: they
     are the data's. That it was initialised is part of the state, and so of saved flows. Under
     DistributedDataParallel run one batch through before wrapping, or each process starts from its
@@ -95,6 +96,9 @@ class ActNorm(Bijector):
             if values.shape[1] < 2:
                 return
             std, mean = torch.std_mean(values, dim=1, correction=0)
+            # The device is asked here anyway. One bad row would leave NaN for good.
+            if not bool(std.isfinite().all()):
+                return
             # torch's recurrence (Welford) gives a constant column a spread of exactly zero.
             varies = std >= torch.finfo(std.dtype).tiny
             self.shift.copy_(mean)
@@ -155,7 +159,8 @@ class BatchNorm(Bijector):
         """z = exp(γ) (x - m) / √(v + ε) + β."""
         x, _ = self.broadcast(x, context)
         mean, variance = self.mean, self.variance
-        if self.training:
+        # A batch of no rows has no statistics, and would leave NaN in the averages.
+        if self.training and x.numel():
             rows = x.reshape(-1, self.features)
             batch_mean, batch_variance = rows.mean(0), rows.var(0, correction=0)
             self._mix(batch_mean.detach(), batch_variance.detach())
@@ -171,7 +176,7 @@ class BatchNorm(Bijector):
     @torch.no_grad()
     def _mix(self, mean: Tensor, variance: Tensor) -> None:
         # The first batch counts whole: the averages' start is no data. On the device, no branch.
-        keep = torch.where(self.batches > 0, self.momentum, 0.0).to(mean.dtype)
+        keep = self.momentum * (self.batches > 0).to(mean.dtype)
         self.mean.mul_(keep).add_((1 - keep) * mean)
         self.variance.mul_(keep).add_((1 - keep) * variance)
         self.batches += 1

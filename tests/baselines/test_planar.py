@@ -313,3 +313,18 @@ def test_wrong_arguments(build, message):
     with pytest.raises(ValueError, match=message) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [1e-5, 1e-3, 10.0])
+def test_a_short_direction_keeps_its_precision(length):
+    planar = perturbed(Planar(4), torch.float32)
+    with torch.no_grad():
+        planar.parts.value[4:8] *= length
+    z = torch.randn(6, 4)
+    found = []
+    for f, at in ((planar, z), (copy.deepcopy(planar).double(), z.double())):
+        x, log_det = f.forward_and_log_det(at)
+        grad = torch.autograd.grad(x.square().sum() + log_det.sum(), f.parts.value)[0]
+        found.append((x, log_det, grad))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)

@@ -251,3 +251,12 @@ def test_bad_arguments(arguments, words):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="layers must be at least 1"):
         ResidualFlow(3, layers=0)
+
+
+def test_a_backward_pass_within_autocast_solves_in_full_precision():
+    layer = perturbed(Residual(3, hidden=(8, 8)), torch.float32)
+    z = torch.randn(20, 3, requires_grad=True)
+    expected = torch.autograd.grad(layer(z).square().sum(), z)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(layer(z).square().sum(), z)[0]
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)

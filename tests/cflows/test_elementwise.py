@@ -190,3 +190,11 @@ def test_a_flow_onto_the_unit_square_is_a_density(device):
     assert abs(float(density.mean()) - 1) < 1e-3
     x = flow.sample(1000)
     assert ((x > 0) & (x < 1)).all()
+
+
+def test_an_affine_of_integers_is_of_floats():
+    layer = cflows.Affine([1, 2], torch.tensor([2.0, 4.0], dtype=torch.float64))
+    assert layer.loc.dtype == layer.scale.dtype == torch.float64
+    whole = cflows.Affine([1, 2], [2, 4])
+    assert whole.loc.dtype == torch.get_default_dtype()
+    assert whole.double().loc.dtype == torch.float64

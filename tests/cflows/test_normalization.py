@@ -205,3 +205,31 @@ def test_batch_norm_forward_uses_the_averages_in_training_too(dtype):
     alone = torch.cat([layer.forward(row[None]) for row in z])
     torch.testing.assert_close(layer.forward(z), alone)
     torch.testing.assert_close(layer.eval().forward(z), alone)
+
+
+def test_batch_norm_of_no_rows_leaves_the_averages(dtype):
+    layer = BatchNorm(3).to(dtype).train()
+    layer.inverse(rows(20, dtype))
+    before = copy.deepcopy(layer.state_dict())
+    z, log_det = layer.inverse_and_log_det(rows(0, dtype))
+    assert z.shape == (0, 3)
+    assert log_det.shape == (0,)
+    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+
+
+def test_batch_norm_keeps_its_momentum_in_double():
+    layer = BatchNorm(1, momentum=0.9).double().train()
+    layer.inverse(torch.zeros(2, 1, dtype=torch.float64))
+    layer.inverse(torch.ones(2, 1, dtype=torch.float64))
+    assert layer.mean.item() == pytest.approx(0.1, rel=1e-14)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_initialises_nothing(bad, dtype):
+    layer = ActNorm(3).to(dtype).train()
+    x = rows(10, dtype)
+    layer.inverse(torch.cat([x, torch.full((1, 3), bad, dtype=dtype)]))
+    assert not initialised(layer)
+    z = layer.inverse(x)
+    assert initialised(layer)
+    assert bool(z.isfinite().all())
