@@ -126,6 +126,7 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
     if isinstance(data, Dataset):
         data = _stacked(data)
     parts = data if isinstance(data, tuple) else (data,)
+    parts = parts[:1] if len(parts) == 2 and parts[1] is None else parts
     if len(parts) not in (1, 2) or not all(isinstance(p, Tensor | np.ndarray) for p in parts):
         raise TypeError(
             f"{name} must be a tensor, an array, a pair (x, context) of them or a Dataset, "
@@ -155,6 +156,8 @@ def _placed(part: Part | None, like: Tensor) -> Part | None:
     """A tensor of the flow's dtype on its device; what is memory-mapped stays where it is."""
     if part is None or _is_mapped(part):
         return part
+    if isinstance(part, np.ndarray) and not part.flags.writeable:
+        part = part.copy()  # torch cannot promise to leave memory alone, and warns
     return torch.as_tensor(part).to(like)
 
 

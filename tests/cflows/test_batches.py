@@ -101,6 +101,13 @@ def test_a_streamed_row_that_is_not_finite_is_named_when_it_is_met(tmp_path):
         fit(small(), rows(), mapped(tmp_path / "v.npy", x), steps=1, **QUIET)
 
 
+def test_arrays_that_cannot_be_written_to():
+    x = rows().numpy()
+    x.flags.writeable = False
+    fit(small(), x, steps=1, **QUIET)
+    fit(small(), (x, None), steps=1, **QUIET)
+
+
 def test_what_is_neither_tensor_nor_array_is_refused():
     for data in ([[0.0, 1.0]], ([0.0], [1.0]), (rows(), rows(), rows())):
         with pytest.raises(TypeError, match="must be a tensor, an array, a pair") as caught:
