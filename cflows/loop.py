@@ -6,283 +6,333 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .flow import Flow, log_likelihood
+from .batches import Rows
+from .checkpoints import read_newest, write_newest
+from .flow import Flow, dtype_of, log_likelihood
+from .history import History, Record
 from .objectives import Batch
+from .refresh import preserved, refresh
+from .schedules import Schedule
 from .solvers import SolverError
-from .storage import LoadError, configuration_of, read, write_beside
+from .storage import configuration_of
 
-__all__ = ["History", "Record", "Run", "TrainingError"]
+__all__ = ["Callback", "History", "Record", "Run", "TrainingError"]
 
-CHECKPOINT_FORMAT = 1
 ATTEMPTS = 3
+SHOWN = 20  # steps between two looks at the loss, which cost a host synchronisation each
+SCORED = 2000
+
+Callback = Callable[[Record], object]
 
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the flow holds its best state so far."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """One line of a history, written at each validation.
-
-    Attributes:
-        step: optimiser steps so far.
-        seconds: training seconds so far, added up across resumes.
-        loss: mean of the objective since the line before, None at the start.
-        validation: mean validation log-likelihood in nats, or None without validation rows.
-        nfe: network evaluations a step since the line before.
-        learning_rate: at this step.
-
-    """
-
-    step: int
-    seconds: float
-    loss: float | None
-    validation: float | None
-    nfe: float
-    learning_rate: float
-
-
-@dataclass
-class History:
-    """What happened in a run of ``fit``.
-
-    Attributes:
-        records: a line at each validation, the first at step 0 where there are validation rows.
-        best_step: the step whose state the flow was left in.
-        best_validation: its mean validation log-likelihood, None without validation rows.
-        stopped: ``"steps"``, ``"seconds"`` or ``"patience"``, or ``""`` while running.
-
-    """
-
-    records: list[Record] = field(default_factory=list)
-    best_step: int = 0
-    best_validation: float | None = None
-    stopped: str = ""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps taken."""
-        return self.records[-1].step if self.records else 0
-
-    @property
-    def seconds(self) -> float:
-        """Training seconds, validation included, added up across resumes."""
-        return self.records[-1].seconds if self.records else 0.0
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the records as JSON lines."""
-        text = "".join(json.dumps(asdict(record)) + "\n" for record in self.records)
-        write_beside(path, lambda beside: beside.write_text(text))
-
-
 @dataclass
 class Run:
-    """The state of a run, as a checkpoint holds it."""
+    """The state of a run, as a checkpoint holds it; the fields are what ``fit`` was asked."""
 
     flow: Flow
     objective: nn.Module
-    rows: Batch
-    held_out: Batch | None
+    rows: Rows | None
+    held_out: Rows | None
+    device: torch.device
     batch_size: int
     steps: float
     seconds: float
     learning_rate: float
-    schedule: str
+    schedule: Schedule
+    warmup: int
+    weight_decay: float
     clip_norm: float | None
+    ema: float | None
     validate_every: int
+    checkpoint_every: int
     patience: float
+    max_failures: int
     seed: int
+    callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
         # An objective may hold the flow; what is frozen stays as it is.
         own = dict.fromkeys([*self.flow.parameters(), *self.objective.parameters()])
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
-        self.optimizer = (
-            torch.optim.Adam(self.parameters, lr=self.learning_rate) if self.parameters else None
-        )
+        self.optimizer = self._optimizer() if self.parameters else None
+        self.averaged = [p for p in self.flow.parameters() if p.requires_grad]
+        self.average = [] if self.ema is None else [p.detach().clone() for p in self.averaged]
         self.history = History()
         self.step = 0
         self.elapsed = 0.0
-        self.stale = 0
+        self.stale = 0  # validations without a better one
+        self.waiting = 0  # likewise, since the learning rate last decayed
+        self.decays = 0
+        self.skipped = 0
+        self.losses: dict[int, Tensor] = {}  # by step, since the last record
+        self.evaluations = 0  # likewise
         self.best = self._copy()
 
-    def train(self, checkpoint: str | os.PathLike[str] | None, bar: Callable[..., None]) -> None:
-        """Go on until the steps, the seconds or the patience end."""
-        bar(self.step, None, self.history)
+    def train(
+        self,
+        checkpoint: str | os.PathLike[str] | None,
+        show: Callable[[Run, float | None], None],
+        signals: Sequence[int] = (),
+    ) -> None:
+        """Go on until the steps, the seconds, the patience, a callback or a signal end it."""
+        show(self, None)
         self.flow.train()
-        if self.step == 0 and self.held_out is not None:
+        if self.step == 0 and self.held_out is not None and not self.history.records:
             # What training must beat: a flow may be given that is good already.
-            self._validate(None, 0.0)
-        started, before = time.perf_counter() - self.elapsed, self.flow.evaluations
-        losses: list[Tensor] = []
-        while not self.history.stopped:
-            losses.append(self._update())
-            self.step += 1
+            self._validate()
+        started = time.perf_counter() - self.elapsed
+        while not self.history.stopped and not signals:
+            self._step()
             self.elapsed = time.perf_counter() - started
             if self.step >= self.steps:
                 self.history.stopped = "steps"
             elif self.elapsed >= self.seconds:
                 self.history.stopped = "seconds"
             if self.history.stopped or self.step % self.validate_every == 0:
-                nfe = (self.flow.evaluations - before) / len(losses)
-                self._validate(self._mean(losses), nfe)
-                losses = []
+                self._validate()
                 self.elapsed = time.perf_counter() - started
-                if checkpoint is not None:
-                    self._write(checkpoint)
-                started, before = time.perf_counter() - self.elapsed, self.flow.evaluations
-            elif len(losses) % 20 == 0:
-                bar(self.step, self._mean(losses[-20:]), self.history)
-        bar(self.step, None, self.history)
-
-    def _update(self) -> Tensor:
-        """One optimiser step; the loss stays on the device."""
-        x, context = self.rows
-        chosen = self._indices()
-        batch = (x[chosen], None if context is None else context[chosen])
-        if self.optimizer is None:
-            loss: Tensor = self.objective(self.flow, batch)
-        else:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._rate()
-            # Where a solver's error is far above its tolerance: once more, on more steps.
-            for _ in range(ATTEMPTS):
-                self.optimizer.zero_grad()
-                loss = self.objective(self.flow, batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                if self.flow.review():
-                    break
-            if self.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-            self.optimizer.step()
-        return loss.detach()
-
-    def _indices(self) -> Tensor:
-        """This step's rows: a function of the seed and the step alone, so that a run can resume."""
-        x = self.rows[0]
-        epoch, position = divmod(self.step, len(x) // self.batch_size)
-        if position == 0 or not hasattr(self, "order"):
-            generator = torch.Generator("cpu").manual_seed(hash((self.seed, epoch)) % 2**63)
-            self.order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)
-        return self.order[position * self.batch_size : (position + 1) * self.batch_size]
-
-    def _rate(self) -> float:
-        if self.schedule == "constant":
-            return self.learning_rate
-        done = min(1.0, max(self.step / self.steps, self.elapsed / self.seconds))
-        return 0.5 * self.learning_rate * (1 + math.cos(math.pi * done))
-
-    def _mean(self, losses: list[Tensor]) -> float:
-        mean = float(torch.stack(losses).mean())
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss left the numbers between steps {self.step - len(losses)} and "
-                f"{self.step}: lower the learning rate ({self.learning_rate:g}) or clip_norm, or "
-                f"check the rows; the flow is in its state of step {self.history.best_step}"
-            )
-        return mean
-
-    def _validate(self, loss: float | None, nfe: float) -> None:
-        score = self._score()
-        best = self.history.best_validation
-        if score is None or (math.isfinite(score) and (best is None or score > best)):
-            self.history.best_validation, self.history.best_step = score, self.step
-            self.best, self.stale = self._copy(), 0
-        else:
-            self.stale += 1
-        self.history.records.append(
-            Record(self.step, round(self.elapsed, 3), loss, score, nfe, self._rate())
-        )
-        if not self.history.stopped and self.stale >= self.patience:
-            self.history.stopped = "patience"
-
-    def _score(self) -> float | None:
-        """Mean validation log-likelihood; -inf where it cannot be computed, None without rows."""
-        if self.held_out is None:
-            return None
-        try:
-            score = float(log_likelihood(self.flow, *self.held_out).double().mean())
-        except SolverError:
-            return -math.inf
-        return score if math.isfinite(score) else -math.inf
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.flow.state_dict().items()}
+            elif self.step % SHOWN == 0:
+                show(self, self._mean_loss())
+            due = self.step % self.checkpoint_every == 0 or self.history.stopped or signals
+            if checkpoint is not None and due:
+                self._mean_loss()  # a state that has left the numbers is no checkpoint
+                self._write(checkpoint)
+                started = time.perf_counter() - self.elapsed
+        show(self, None)
 
     def restore_best(self) -> None:
         """Leave the flow in its best state, in evaluation mode."""
         self.flow.load_state_dict(self.best)
         self.flow.eval()
 
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        warm = min(1.0, (self.step + 1) / self.warmup) if self.warmup else 1.0
+        return self.learning_rate * warm * self.schedule.factor(self.done(), self.decays)
+
+    def done(self) -> float:
+        """The part of the steps or the seconds that is used up, within [0, 1]."""
+        return min(1.0, max(self.step / self.steps, self.elapsed / self.seconds))
+
+    def nfe(self) -> float:
+        """Network evaluations a step since the last record."""
+        return self.evaluations / max(1, self.step - self.history.steps)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        # Biases, scales and bases are not what overfits: weights alone decay (Loshchilov and
+        # Hutter 2019), by the learning rate times the decay at each step, beside Adam's.
+        matrices = [p for p in self.parameters if p.dim() > 1]
+        others = [p for p in self.parameters if p.dim() <= 1]
+        groups = [
+            {"params": parameters, "weight_decay": decay}
+            for parameters, decay in ((matrices, self.weight_decay), (others, 0.0))
+            if parameters
+        ]
+        return torch.optim.AdamW(groups, lr=self.learning_rate)
+
+    def _step(self) -> None:
+        """One batch; a solve that fails on it skips it, up to a stated number of times."""
+        batch, before = self._batch(), self.flow.evaluations
+        try:
+            self.losses[self.step + 1] = self._update(batch)
+        except SolverError as error:
+            self.skipped += 1
+            if self.skipped > self.max_failures:
+                raise TrainingError(
+                    f"{self.skipped} solves have failed by step {self.step + 1}, the last one so: "
+                    f"{error}; lower the learning rate ({self.learning_rate:g}), add a penalty, "
+                    f"or allow more with max_failures"
+                ) from error
+        self.step += 1
+        self.evaluations += self.flow.evaluations - before
+
+    def _update(self, batch: Batch) -> Tensor:
+        """One optimiser step; the loss stays on the device."""
+        if self.optimizer is None:
+            loss: Tensor = self.objective(self.flow, batch)
+            return loss.detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        # Where a solver's error is far above its tolerance: once more, on more steps.
+        for _ in range(ATTEMPTS):
+            self.optimizer.zero_grad()
+            loss = self.objective(self.flow, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.flow.review():
+                break
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            # Short at first, so that the weights before training leave no trace.
+            keep = min(self.ema, self.step / (self.step + 10))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.averaged], 1 - keep)
+        return loss.detach()
+
+    def _batch(self) -> Batch:
+        """This step's rows: a function of the seed and the step alone, so that a run can resume."""
+        if self.rows is None:
+            like = torch.zeros((), dtype=dtype_of(self.flow), device=self.device)
+            return like.expand(cast(int, self.objective.rows), self.flow.features), None
+        epoch, position = divmod(self.step, len(self.rows) // self.batch_size)
+        if position == 0 or not hasattr(self, "order"):
+            self.order = self.rows.order(hash((self.seed, epoch)) % 2**63)
+        first = position * self.batch_size
+        return self.rows.take(self.order[first : first + self.batch_size])
+
+    def _mean_loss(self) -> float | None:
+        """Mean loss since the last record, None where there is none."""
+        if not self.losses:
+            return None
+        losses = torch.stack(list(self.losses.values()))
+        mean = float(losses.mean())
+        if not math.isfinite(mean):
+            bad = (~losses.isfinite()).nonzero().flatten()
+            first = f", first at step {list(self.losses)[int(bad[0])]}" if len(bad) else ""
+            raise self._diverged("the loss", first)
+        return mean
+
+    def _diverged(self, what: str, first: str = "") -> TrainingError:
+        return TrainingError(
+            f"{what} left the numbers between steps {self.history.steps} and {self.step}{first}: "
+            f"lower the learning rate ({self.learning_rate:g}) or clip_norm, or check the rows; "
+            f"the flow is in its state of step {self.history.best_step}"
+        )
+
+    def _validate(self) -> None:
+        """Add a record, keep the state if it is the best, and see whether to stop."""
+        loss, nfe = self._mean_loss(), self.nfe()
+        with self._evaluated():
+            score = self._score()
+            if score is None and not all(bool(p.isfinite().all()) for p in self.averaged):
+                raise self._diverged("the weights")
+            best = self.history.best_validation
+            if score is None or (math.isfinite(score) and (best is None or score > best)):
+                self.history.best_validation, self.history.best_step = score, self.step
+                self.best = self._copy()
+                self.stale = self.waiting = 0
+            else:
+                self.stale += 1
+                self.waiting += 1
+        if self.schedule.decays_after(self.waiting):
+            self.decays, self.waiting = self.decays + 1, 0
+        record = Record(
+            self.step, round(self.elapsed, 3), loss, score, nfe, self.rate(), self.skipped
+        )
+        self.history.records.append(record)
+        self.losses, self.evaluations = {}, 0
+        if not self.history.stopped and self.stale >= self.patience:
+            self.history.stopped = "patience"
+        asked = [callback(record) is True for callback in self.callbacks]
+        if any(asked) and not self.history.stopped:
+            self.history.stopped = "callback"
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """The flow with its averaged weights; training's own come back, and batch norm's too."""
+        own = [p.detach().clone() for p in self.averaged] if self.average else []
+        with preserved(self.flow), torch.no_grad():
+            try:
+                for parameter, value in zip(self.averaged, self.average, strict=False):
+                    parameter.copy_(value)
+                yield
+            finally:
+                for parameter, value in zip(self.averaged, own, strict=False):
+                    parameter.copy_(value)
+
+    def _score(self) -> float | None:
+        """Mean validation log-likelihood; -inf where it cannot be computed, None without rows."""
+        try:
+            if self.rows is not None:
+                refresh(self.flow, self.rows)
+            if self.held_out is None:
+                return None
+            parts = [log_likelihood(self.flow, *part) for part in self.held_out.batches(SCORED)]
+            score = float(torch.cat(parts).double().mean())
+        except SolverError:
+            return None if self.held_out is None else -math.inf
+        return score if math.isfinite(score) else -math.inf
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.flow.state_dict().items()}
+
     def _write(self, path: str | os.PathLike[str]) -> None:
-        device = self.rows[0].device
+        cuda = self.device.type == "cuda"
         content = {
-            "checkpoint": CHECKPOINT_FORMAT,
             "run": self._identity(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "stale": self.stale,
+            "counters": {name: getattr(self, name) for name in COUNTERS},
             "history": json.dumps(asdict(self.history)),
+            "losses": self.losses,
             "state": self.flow.state_dict(),
             "objective": self.objective.state_dict(),
+            "average": self.average,
             "best": self.best,
             "optimizer": self.optimizer.state_dict() if self.optimizer else {},
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
-        write_beside(path, lambda beside: torch.save(content, beside))
+        write_newest(path, content)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Take over the state of a checkpoint of this very run."""
-        content = read(path)
-        if content.get("checkpoint") != CHECKPOINT_FORMAT or content["run"] != self._identity():
-            raise LoadError(
-                f"{path} is the checkpoint of another run (rows, model or settings differ): "
-                "name another path, or delete it to start anew"
-            )
+        content = read_newest(path, self._identity())
         self.flow.load_state_dict(content["state"])
         self.objective.load_state_dict(content["objective"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(content["optimizer"])
-        device = self.rows[0].device
-        self.best = {name: value.to(device) for name, value in content["best"].items()}
-        self.step, self.elapsed, self.stale = (content[k] for k in ("step", "elapsed", "stale"))
+        self.best = {name: value.to(self.device) for name, value in content["best"].items()}
+        self.average = [value.to(self.device) for value in content["average"]]
+        for name, value in content["counters"].items():
+            setattr(self, name, value)
+        self.losses = {step: loss.to(self.device) for step, loss in content["losses"].items()}
         past = json.loads(content["history"])
         past["records"] = [Record(**record) for record in past["records"]]
         self.history = History(**past)
-        # A run that is allowed more than before may go on.
-        if self.step < self.steps and self.elapsed < self.seconds and self.stale < self.patience:
+        # A run that is allowed more than before may go on; what a callback ended has ended.
+        allowed = (
+            self.step < self.steps and self.elapsed < self.seconds and self.stale < self.patience
+        )
+        if allowed and self.history.stopped != "callback":
             self.history.stopped = ""
         torch.set_rng_state(content["random"])
-        if content["random_cuda"] is not None and device.type == "cuda":
-            torch.cuda.set_rng_state(content["random_cuda"], device)
+        if content["random_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(content["random_cuda"], self.device)
 
     def _identity(self) -> str:
         """What two runs must share for one to go on where the other stopped."""
-        tensors = [*self.rows, *(self.held_out or ())]
+        shared = {name: getattr(self, name) for name in SHARED}
         return json.dumps(
             {
                 "rows": [
-                    None if t is None else [*t.shape, float(t.double().sum())] for t in tensors
+                    None if r is None else r.fingerprint() for r in (self.rows, self.held_out)
                 ],
                 "flow": configuration_of(self.flow),
                 "state": {name: list(v.shape) for name, v in self.flow.state_dict().items()},
                 "objective": [
                     type(self.objective).__name__,
                     str(getattr(self.objective, "penalties", None)),
+                    self.objective.extra_repr(),
                 ],
-                "seed": self.seed,
-                "batch_size": self.batch_size,
-                "learning_rate": self.learning_rate,
-                "schedule": self.schedule,
-                "clip_norm": self.clip_norm,
-                "validate_every": self.validate_every,
+                "schedule": repr(self.schedule),
+                **shared,
             }
         )
+
+
+COUNTERS = ("step", "elapsed", "stale", "waiting", "decays", "skipped", "evaluations")
+SHARED = (
+    "seed", "batch_size", "learning_rate", "warmup", "weight_decay", "clip_norm", "ema",
+    "validate_every",
+)  # fmt: skip

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
+from .batches import Data, rows_for
+from .checkpoints import exists, interruptible
 from .flow import Flow
-from .loop import History, Run, TrainingError
-from .objectives import OBJECTIVES, Batch, ForwardKL
+from .history import History
+from .loop import Callback, Run, TrainingError
+from .objectives import OBJECTIVES, ForwardKL
+from .schedules import Plateau, Schedule, schedule_named
 
 __all__ = ["fit"]
-
-Data = Tensor | tuple[Tensor, Tensor] | Dataset[Any]
 
 
 def fit(
     flow: Flow,
-    train: Data,
+    train: Data | None,
     validation: Data | None = None,
     *,
     objective: str | nn.Module = "forward_kl",
@@ -32,48 +32,78 @@ def fit(
     seconds: float | None = None,
     batch_size: int = 512,
     learning_rate: float = 1e-3,
-    schedule: str = "cosine",
+    schedule: str | Schedule = "cosine",
+    warmup: int = 0,
+    weight_decay: float = 0.0,
     clip_norm: float | None = 5.0,
+    ema: float | None = None,
     penalties: Mapping[str, float] | None = None,
     validate_every: int = 100,
     patience: int | None = 30,
+    max_failures: int = 10,
     seed: int = 0,
     device: str | torch.device = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> History:
-    """Train a flow with Adam and leave it in evaluation mode, in its best state.
+    """Train a flow with AdamW and leave it in evaluation mode, in its best state.
 
     The best state is the one of the highest validation log-likelihood, or the last one without
     validation rows. A run repeats bit for bit on one machine for a given seed, and so does one that
     was interrupted and goes on from its checkpoint, where only ``steps`` ends it.
 
+    Before each validation the stored statistics of batch norms in a Chain are taken over all
+    training rows, from the data side to the base side (Papamakarios et al. 2017, appendix B); see
+    ``refresh.refresh``. The best state holds these; training goes on with its running averages.
+
     Args:
         flow: any flow; it is moved to the device.
-        train: rows (N, D), a pair of rows and context (N, C), or a Dataset of one of these.
+        train: rows (N, D), a pair of rows and context (N, C), or a Dataset of one of these. Tensors
+            or numpy arrays, cast to the flow's dtype. What is memory-mapped stays on the disk, is
+            read and checked batch by batch, and gives the same bits as in memory. None for an
+            objective that needs no data.
         validation: likewise; None to keep the last state.
         objective: a name in ``objectives.OBJECTIVES``, or a module with ``forward(flow, batch)``.
+            One with ``needs_data = False`` may train without rows, on batches of ``rows`` zeros.
         steps: optimiser steps at most; 2000 where neither steps nor seconds is given.
         seconds: training seconds at most, validation included, added up across resumes.
         batch_size: rows a step.
         learning_rate: Adam's, in front of the schedule.
-        schedule: ``"cosine"`` (to zero at the end of the steps or seconds) or ``"constant"``.
-        penalties: weights of the penalties that a continuous flow was built with, by name.
+        schedule: ``"cosine"`` (to zero at the end of the steps or seconds), ``"constant"``,
+            ``"plateau"`` (a tenth after ten validations without a better one), or a ``Schedule``.
+        warmup: steps over which the learning rate rises linearly, on top of the schedule.
+        weight_decay: λ, of weight matrices: w <- (1 - learning rate λ) w at each step, beside
+            Adam's own (Loshchilov and Hutter 2019). Biases, scales and the like do not decay.
         clip_norm: gradients of a larger norm are scaled down to it; None leaves them.
-        validate_every: steps between two validations, which are also the checkpoints.
+        ema: m, where the flow is validated and returned with the exponential moving average
+            w̄ <- m w̄ + (1 - m) w of its weights; None for the weights. m is t / (t + 10) at step
+            t where that is less.
+        penalties: weights of the penalties that a continuous flow was built with, by name.
+        validate_every: steps between two validations.
         patience: validations without a better one after which training stops; None for never.
+        max_failures: how many batches may be skipped because their solve failed.
         seed: of the order of the rows and of the flow's random numbers.
         device: ``"auto"`` is the GPU where there is one.
-        checkpoint: a path; where it exists the run goes on from it.
+        checkpoint: a path; where it exists the run goes on from it. The one before is kept as
+            PATH.previous, and is used, with a warning, where the newest is damaged. On SIGINT and
+            SIGTERM the step is finished and a checkpoint written before the signal takes effect.
+            Where the disk is full a warning says so, and training goes on.
+        checkpoint_every: steps between two checkpoints; by default as ``validate_every``.
+        callbacks: each is called with the ``Record`` of each validation, before the checkpoint. One
+            that returns True stops the run, and a run that was stopped so stays stopped. After a
+            kill a record may come a second time.
         progress: whether to show a progress bar.
 
     Returns:
         The history of the run.
 
     Raises:
-        ValueError: rows of a wrong shape, or with NaN.
-        TrainingError: the loss left the numbers.
-        LoadError: the checkpoint is damaged or belongs to another run.
+        TypeError: rows that are neither tensors nor arrays.
+        ValueError: a setting out of range; rows of a wrong shape, or with NaN.
+        TrainingError: the loss left the numbers, or more solves failed than may.
+        LoadError: the checkpoint is damaged and there is none before it, or belongs to another run.
 
     Example:
         >>> import torch
@@ -84,49 +114,57 @@ def fit(
         3
 
     """
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f'schedule must be "cosine" or "constant", got {schedule!r}')
     if steps is None and seconds is None:
         steps = 2000
-    for name, value in (
-        ("steps", steps),
-        ("batch_size", batch_size),
-        ("validate_every", validate_every),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, number in (
-        ("seconds", seconds),
-        ("learning_rate", learning_rate),
-        ("clip_norm", clip_norm),
-    ):
-        if number is not None and not number > 0:
-            raise ValueError(f"{name} must be positive, got {number}")
+    checkpoint_every = validate_every if checkpoint_every is None else checkpoint_every
+    _check(1, steps=steps, batch_size=batch_size, validate_every=validate_every,
+           checkpoint_every=checkpoint_every)  # fmt: skip
+    _check(0, warmup=warmup, weight_decay=weight_decay, max_failures=max_failures)
+    _check_positive(seconds=seconds, learning_rate=learning_rate, clip_norm=clip_norm)
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(f"ema must lie in (0, 1), got {ema}")
+    chosen = schedule_named(schedule)
+    if isinstance(chosen, Plateau) and validation is None:
+        raise ValueError('schedule="plateau" needs validation rows')
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise FileNotFoundError(f"{checkpoint}: there is no folder to write this checkpoint to")
-    flow.to(_device(device))
-    rows = _rows(flow, train, "train")
-    held_out = None if validation is None else _rows(flow, validation, "validation")
+    goal, place = _objective(objective, penalties), _device(device)
+    if train is None and getattr(goal, "needs_data", True):
+        raise ValueError(f"{type(goal).__name__} needs training rows, got None")
+    flow.to(place)
+    rows = None if train is None else rows_for(flow, train, "train")
+    held_out = None if validation is None else rows_for(flow, validation, "validation")
     run = Run(
         flow=flow,
-        objective=_objective(objective, penalties).to(_device(device)),
+        objective=goal.to(place),
         rows=rows,
         held_out=held_out,
-        batch_size=min(batch_size, len(rows[0])),
+        device=place,
+        batch_size=batch_size if rows is None else min(batch_size, len(rows)),
         steps=math.inf if steps is None else steps,
         seconds=math.inf if seconds is None else seconds,
         learning_rate=learning_rate,
-        schedule=schedule,
+        schedule=chosen,
+        warmup=warmup,
+        weight_decay=weight_decay,
         clip_norm=clip_norm,
+        ema=ema,
         validate_every=validate_every,
+        checkpoint_every=checkpoint_every,
         patience=math.inf if patience is None else patience,
+        max_failures=max_failures,
         seed=seed,
+        callbacks=callbacks,
     )
-    with _seeded(seed, rows[0].device), _bar(progress, steps) as bar:
-        if checkpoint is not None and Path(checkpoint).exists():
+    with (
+        interruptible(checkpoint is not None) as signals,
+        _seeded(seed, place),
+        _bar(progress, steps) as show,
+    ):
+        if checkpoint is not None and exists(checkpoint):
             run.resume(checkpoint)
         try:
-            run.train(checkpoint, bar)
+            run.train(checkpoint, show, signals)
         finally:
             run.restore_best()
     if held_out is not None and run.history.best_validation is None:
@@ -137,42 +175,16 @@ def fit(
     return run.history
 
 
-def _rows(flow: Flow, data: Data, name: str) -> Batch:
-    """The rows on the flow's device and in its dtype, checked once."""
-    if not isinstance(data, Tensor | tuple | Dataset):
-        raise TypeError(
-            f"{name} must be a tensor, a pair (x, context) of tensors or a Dataset, "
-            f"got {type(data).__name__}: torch.as_tensor turns arrays into tensors"
-        )
-    x, context = _stacked(data) if isinstance(data, Dataset) else _pair(data)
-    example = next((v for v in flow.state_dict().values() if v.is_floating_point()), None)
-    like = x.float() if example is None else example
-    x = x.to(like)
-    context = None if context is None else context.to(like)
-    if x.dim() != 2 or len(x) == 0:
-        raise ValueError(f"{name} must have shape (N, D) with N at least 1, got {tuple(x.shape)}")
-    if context is not None and (context.dim() != 2 or len(context) != len(x)):
-        raise ValueError(f"{name}'s context must have shape ({len(x)}, C), "
-                         f"got {tuple(context.shape)}")  # fmt: skip
-    flow.bijector.broadcast(x, context)
-    for part, value in ((name, x), (f"{name}'s context", context)):
-        if value is not None and not bool(value.isfinite().all()):
-            row = int((~value.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"{part} has NaN or infinite values, first in row {row}: drop it")
-    return x, context
+def _check(least: int, **settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _pair(data: Tensor | tuple[Tensor, Tensor]) -> Batch:
-    return data if isinstance(data, tuple) else (data, None)
-
-
-def _stacked(data: Dataset[Any]) -> Batch:
-    """All rows of a map-style Dataset of tensors or of pairs."""
-    items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
-    if isinstance(items[0], Tensor):
-        return torch.stack(items), None
-    columns = [torch.stack(column) for column in zip(*items, strict=True)]
-    return columns[0], columns[1] if len(columns) > 1 else None
+def _check_positive(**settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _objective(objective: str | nn.Module, penalties: Mapping[str, float] | None) -> nn.Module:
@@ -202,7 +214,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(progress: bool, steps: int | None) -> Iterator[Callable[..., None]]:
+def _bar(progress: bool, steps: int | None) -> Iterator[Callable[[Run, float | None], None]]:
     if not progress:
         yield lambda *_: None
         return
@@ -210,12 +222,15 @@ def _bar(progress: bool, steps: int | None) -> Iterator[Callable[..., None]]:
 
     with tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
 
-        def show(step: int, loss: float | None, history: History) -> None:
-            bar.update(step - bar.n)
-            if loss is not None:
-                best = history.best_validation
-                bar.set_postfix(
-                    loss=f"{loss:.3f}", **({} if best is None else {"val": f"{best:.3f}"})
-                )
+        def show(run: Run, loss: float | None) -> None:
+            bar.update(run.step - bar.n)
+            figures = {"loss": loss, "val": run.history.best_validation}
+            shown = {name: f"{value:.3f}" for name, value in figures.items() if value is not None}
+            if run.nfe():
+                shown["nfe"] = f"{run.nfe():.0f}"
+            if run.seconds < math.inf and run.done():
+                left = run.elapsed * (1 - run.done()) / run.done()
+                shown["left"] = tqdm.format_interval(left)
+            bar.set_postfix(shown)
 
         yield show

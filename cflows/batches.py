@@ -1,0 +1,188 @@
+"""Rows to train on: kept on the device, or streamed from memory-mapped arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .flow import Flow, dtype_of
+from .objectives import Batch
+
+__all__ = ["Data", "Rows", "rows_for"]
+
+Array = np.ndarray[Any, Any]
+Part = Tensor | Array
+Data = Part | tuple[Part, Part] | Dataset[Any]
+
+FINGERPRINTED = 1000
+
+
+class Rows:
+    """Rows x (N, D) with their context (N, C) or None, handed out in the flow's dtype.
+
+    Tensors were moved to the flow's device and checked at once. Memory-mapped arrays stay on the
+    disk: what is asked for is read, in the order in which it lies there, checked and moved, and
+    nothing else. The order of all rows is the one thing that is kept for each, 8 bytes a row.
+
+    Args:
+        name: what messages call them.
+        x: (N, D), a tensor or a memory-mapped array.
+        context: (N, C), likewise, or None.
+        like: a tensor of the dtype and on the device that batches shall have.
+
+    """
+
+    def __init__(self, name: str, x: Part, context: Part | None, like: Tensor) -> None:
+        self.name, self.x, self.context, self.like = name, x, context, like
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a part of them stays on the disk."""
+        return not (isinstance(self.x, Tensor) and isinstance(self.context, Tensor | None))
+
+    def take(self, chosen: Tensor) -> Batch:
+        """The rows of these indices, an int64 tensor on the CPU or on the device.
+
+        Raises:
+            ValueError: a streamed row has NaN or infinite values; the message names it.
+
+        """
+        x, context = self._parts()
+        return self._gather(*x, chosen), None if context is None else self._gather(*context, chosen)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All rows in their order, ``size`` at a time."""
+        for first in range(0, len(self), size):
+            x, context = (
+                None if part is None else self._read(*part, slice(first, first + size), first)
+                for part in self._parts()
+            )
+            assert x is not None
+            yield x, context
+
+    def order(self, seed: int) -> Tensor:
+        """All indices, shuffled by a generator of their own: the same on every device."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator, device="cpu")
+        return order if self.streamed else order.to(self.like.device)
+
+    def fingerprint(self) -> list[Any]:
+        """Shapes and sums, by which a checkpoint tells these rows from others.
+
+        Streamed rows are summed over a thousand of them, evenly spaced.
+        """
+        found: list[Any] = []
+        for part in self._parts():
+            if part is None:
+                found.append(None)
+                continue
+            values = part[1]
+            if not isinstance(values, Tensor):
+                stride = max(1, len(values) // FINGERPRINTED)
+                values = torch.from_numpy(np.array(values[::stride], dtype=np.float64))
+            found.append([*part[1].shape, float(values.double().sum())])
+        return found
+
+    def _parts(self) -> tuple[tuple[str, Part], tuple[str, Part] | None]:
+        second = None if self.context is None else (f"{self.name}'s context", self.context)
+        return (self.name, self.x), second
+
+    def _gather(self, name: str, part: Part, chosen: Tensor) -> Tensor:
+        if isinstance(part, Tensor):
+            return part[chosen.to(part.device)]
+        ascending, back = chosen.cpu().sort()
+        values = torch.from_numpy(part[ascending.numpy()])[back.argsort()].to(self.like)
+        return _finite(name, values, chosen)
+
+    def _read(self, name: str, part: Part, chosen: slice, first: int) -> Tensor:
+        if isinstance(part, Tensor):
+            return part[chosen]
+        values = torch.from_numpy(np.array(part[chosen])).to(self.like)
+        return _finite(name, values, torch.arange(first, first + len(values)))
+
+
+def rows_for(flow: Flow, data: Data, name: str) -> Rows:
+    """A user's rows for a flow: in its dtype and on its device where they fit in memory; checked.
+
+    Args:
+        flow: on its device.
+        data: rows (N, D), a pair of rows and context (N, C), or a map-style Dataset of one of
+            these. Tensors and arrays; a memory-mapped array is streamed.
+        name: what messages call them.
+
+    Raises:
+        TypeError: something else was given.
+        ValueError: a shape does not fit, or a row has NaN or infinite values.
+
+    """
+    if isinstance(data, Dataset):
+        data = _stacked(data)
+    parts = data if isinstance(data, tuple) else (data,)
+    parts = parts[:1] if len(parts) == 2 and parts[1] is None else parts
+    if len(parts) not in (1, 2) or not all(isinstance(p, Tensor | np.ndarray) for p in parts):
+        raise TypeError(
+            f"{name} must be a tensor, an array, a pair (x, context) of them or a Dataset, "
+            f"got {type(data).__name__}: torch.as_tensor turns numbers into tensors"
+        )
+    state = flow.state_dict().values()
+    example = next((value for value in state if value.is_floating_point()), torch.zeros(()))
+    like = torch.empty((), dtype=dtype_of(flow) or example.dtype, device=example.device)
+    x, context = (_placed(part, like) for part in (*parts, None)[:2])
+    assert x is not None
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"{name} must have shape (N, D) with N at least 1, got {tuple(x.shape)}")
+    if context is not None and (context.ndim != 2 or len(context) != len(x)):
+        raise ValueError(
+            f"{name}'s context must have shape ({len(x)}, C), got {tuple(context.shape)}"
+        )
+    shapes = [None if part is None else like.expand(*part.shape) for part in (x, context)]
+    assert shapes[0] is not None
+    flow.bijector.broadcast(shapes[0], shapes[1])
+    for part, values in ((name, x), (f"{name}'s context", context)):
+        if isinstance(values, Tensor):
+            _finite(part, values, None)
+    return Rows(name, x, context, like)
+
+
+def _placed(part: Part | None, like: Tensor) -> Part | None:
+    """A tensor of the flow's dtype on its device; what is memory-mapped stays where it is."""
+    if part is None or _is_mapped(part):
+        return part
+    if isinstance(part, np.ndarray) and not part.flags.writeable:
+        part = part.copy()  # torch cannot promise to leave memory alone, and warns
+    return torch.as_tensor(part).to(like)
+
+
+def _is_mapped(part: Any) -> bool:
+    """Whether an array, or what it is a view of, is memory-mapped."""
+    while isinstance(part, np.ndarray):
+        if isinstance(part, np.memmap):
+            return True
+        part = part.base
+    return False
+
+
+def _stacked(data: Dataset[Any]) -> Tensor | tuple[Tensor, Tensor]:
+    """All rows of a map-style Dataset of tensors or of pairs."""
+    items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
+    if isinstance(items[0], Tensor):
+        return torch.stack(items)
+    columns = [torch.stack(column) for column in zip(*items, strict=True)]
+    return (columns[0], columns[1]) if len(columns) > 1 else columns[0]
+
+
+def _finite(name: str, values: Tensor, rows: Tensor | None) -> Tensor:
+    """The values, or a ValueError that names the first row which is not finite."""
+    if not bool(values.isfinite().all()):
+        at = int((~values.isfinite()).any(1).nonzero()[0])
+        row = at if rows is None else int(rows[at])
+        raise ValueError(f"{name} has NaN or infinite values, first in row {row}: drop it")
+    return values
