@@ -98,7 +98,11 @@ def train(task: Task) -> None:
 
     """
     settings = models.find(task.model)
-    refuse_unwritable(task.out, task.data)
+    _refuse_unwritable(task.out, task.data)
+    if task.checkpoint is not None:
+        _refuse_unwritable(task.checkpoint, task.data, task.out)
+        if task.checkpoint.absolute() == task.out.absolute():
+            raise FileExistsError(f"{task.out}: cannot be the checkpoint too; name another file")
     rows = data.load(task.data)
     _refuse_unusable(rows)
     depth = max(settings.depths) if task.depth is None else task.depth
@@ -157,7 +161,7 @@ def score(model: Path, source: Path, out: Path, device: str = "cpu") -> None:
         OSError: a file is not there or cannot be written.
 
     """
-    refuse_unwritable(out, model, source)
+    _refuse_unwritable(out, model, source)
     _refuse_suffix(out)
     flow = _loaded(model, device)
     values, columns = data.table(source)
@@ -186,7 +190,7 @@ def sample(model: Path, n: int, out: Path, seed: int = 0, device: str = "cpu") -
         OSError: a file is not there or cannot be written.
 
     """
-    refuse_unwritable(out, model)
+    _refuse_unwritable(out, model)
     _refuse_suffix(out)
     flow = _loaded(model, device)
     with torch.random.fork_rng(devices=[torch.device("cuda")] if device == "cuda" else []):
@@ -203,7 +207,7 @@ def sample(model: Path, n: int, out: Path, seed: int = 0, device: str = "cpu") -
     print(f"{n:,} samples of {', '.join(_columns(flow))}: {out}")
 
 
-def refuse_unwritable(out: Path, *inputs: str | Path) -> None:
+def _refuse_unwritable(out: Path, *inputs: str | Path) -> None:
     """Find out before the work that its result could not be written, or would replace an input.
 
     Raises:

@@ -277,7 +277,8 @@ def refused(capsys, *arguments: object, words: tuple[str, ...] = (), status: int
         (["--data", "nowhere.csv"], ("nowhere.csv", "not found")),
         (["--out", "no/such/folder/m"], ("no such folder",)),
         (["--out", "."], ("is a directory",)),
-        (["--checkpoint", "no/folder/c.pt"], ("no folder",)),
+        (["--checkpoint", "no/folder/c.pt"], ("no such folder",)),
+        (["--checkpoint", "m"], ("m: cannot be the checkpoint too",)),
     ],
 )
 def test_bad_options_of_fit(arguments, words, table, tmp_path, monkeypatch, capsys):
