@@ -15,10 +15,11 @@ from .flow import Flow, FlowDistribution, log_likelihood
 from .grids import SolveStats
 from .loop import History, TrainingError
 from .normalization import ActNorm, BatchNorm
-from .preprocessing import Whitening, standardise, whiten
+from .preprocessing import Whitening, behind, choose, standardise, whiten
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
 from .squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from .storage import LoadError, load, register
+from .table import TableFlow
 from .torch_bases import TorchBase
 from .training import fit
 
@@ -56,11 +57,14 @@ __all__ = [
     "SolveStats",
     "SolverError",
     "StudentT",
+    "TableFlow",
     "Tanh",
     "TorchBase",
     "TrainingError",
     "Whitening",
     "__version__",
+    "behind",
+    "choose",
     "fit",
     "load",
     "log_likelihood",

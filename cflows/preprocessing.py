@@ -1,20 +1,29 @@
 """Fixed maps fitted to the training rows, which a flow carries at its data end.
 
 Their log-determinant is part of the density, so ``log_prob`` and ``sample`` speak the data's units.
+They are fitted in double precision, whatever the rows are in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .bijector import Bijector
+from .bijector import Bijector, Chain
 from .elementwise import Affine
+from .flow import Flow
+from .loop import TrainingError
+from .solvers import SolverError
 from .storage import register
+from .training import fit
 
-__all__ = ["Whitening", "standardise", "whiten"]
+__all__ = ["MAPS", "Choice", "Whitening", "behind", "choose", "standardise", "whiten"]
+
+NO_DIRECTION = 1e-8  # an eigenvalue below this, relative to the largest, is rounding
 
 
 def standardise(rows: Tensor) -> Affine:
@@ -32,37 +41,138 @@ def standardise(rows: Tensor) -> Affine:
     return Affine(mean.to(rows.dtype), std.to(rows.dtype))
 
 
-def whiten(rows: Tensor, floor: float = 1e-8) -> Whitening:
-    """Map to zero mean and identity covariance: x = mean + Σ^½ z.
+def whiten(rows: Tensor, floor: float | None = None, *, kind: str = "zca") -> Whitening:
+    """Map to zero mean and identity covariance: x = mean + A z with A Aᵀ = Σ.
 
-    Σ^½ is the symmetric root, so that z stays as near to the standardised x as a white variable can
-    (Kessy, Lewin and Strimmer 2018, "Optimal Whitening and Decorrelation": ZCA).
+    With the correlation matrix P = V Λ Vᵀ and the standard deviations S, ``"zca"`` is
+    A = S V Λ^½ Vᵀ and ``"pca"`` is A = S V Λ^½ with Λ descending (Kessy, Lewin and Strimmer 2018,
+    "Optimal Whitening and Decorrelation", table 1: ZCA-cor and PCA-cor). The first keeps z as near
+    to the standardised x as a white variable can be, the second makes z's coordinates the principal
+    components in their order; a coordinate's sign is such that its largest weight is positive.
 
     Args:
         rows: the training rows, (N, D), N larger than D.
-        floor: the least eigenvalue of the correlation matrix that counts as a direction.
+        floor: eigenvalues below floor times the largest are raised to it, with a warning that says
+            how many: log-densities then count a spread in directions in which the rows have less.
+            None refuses rows that have no density, those with a direction below 1e-8.
+        kind: ``"zca"`` or ``"pca"``.
 
     Raises:
-        ValueError: a column is constant, not finite, or a linear combination of others.
+        ValueError: a column is constant or not finite, or, without a floor, a linear combination of
+            others.
+
+    Example:
+        >>> import torch
+        >>> from cflows import whiten
+        >>> rows = torch.tensor([[0.0, 1.0], [2.0, 1.5], [1.0, 4.0]])
+        >>> z = whiten(rows).inverse(rows)
+        >>> (z.T @ z / 3).round(decimals=4).abs()
+        tensor([[1., 0.],
+                [0., 1.]])
 
     """
+    if kind not in ("zca", "pca"):
+        raise ValueError(f'kind must be "zca" or "pca", got {kind!r}')
+    if floor is not None and not 0 < floor < 1:
+        raise ValueError(f"floor must lie between 0 and 1, got {floor}")
     exact = rows.double()
     mean, std = exact.mean(0), exact.std(0, correction=0)
     _check_spread(std)
     correlation = torch.cov(((exact - mean) / std).T, correction=0).reshape(len(std), -1)
     eigenvalues, vectors = torch.linalg.eigh(correlation)
-    if float(eigenvalues[0]) < floor:
-        raise ValueError(
-            f"the columns are linearly dependent (least eigenvalue of their correlation "
-            f"{float(eigenvalues[0]):.1e}): drop one, or standardise instead"
-        )
-    root, inverse_root = (vectors * eigenvalues**power @ vectors.T for power in (0.5, -0.5))
+    eigenvalues = _floored(eigenvalues, floor)
+    eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    turn = vectors.T if kind == "zca" else torch.eye(len(std)).to(vectors)
+    root = std[:, None] * (vectors * eigenvalues.sqrt() @ turn)
+    inverse_root = turn.T @ (vectors / eigenvalues.sqrt()).T / std
     return Whitening(
         mean.to(rows.dtype),
-        (std[:, None] * root).to(rows.dtype),
-        (inverse_root / std).to(rows.dtype),
+        root.to(rows.dtype),
+        inverse_root.to(rows.dtype),
         float(std.log().sum() + 0.5 * eigenvalues.log().sum()),
     )
+
+
+MAPS: Mapping[str, Callable[[Tensor], Bijector]] = {"standardise": standardise, "whiten": whiten}
+
+
+class Choice(NamedTuple):
+    """What ``choose`` found.
+
+    Attributes:
+        name: of the map that is kept.
+        map: fitted to the training rows.
+        scores: the mean validation log-likelihood behind each map; -inf where it could not be had.
+
+    """
+
+    name: str
+    map: Bijector
+    scores: dict[str, float]
+
+
+def choose(
+    build: Callable[[Bijector], Flow],
+    train: Tensor,
+    validation: Tensor,
+    maps: Mapping[str, Callable[[Tensor], Bijector]] = MAPS,
+    *,
+    steps: int = 200,
+    **settings: Any,
+) -> Choice:
+    """Train the same flow behind each map for the same steps, and keep the map that won.
+
+    The measure is the validation log-likelihood in the data's units, in which the maps compare.
+    Steps and not seconds, so that the choice repeats.
+
+    Args:
+        build: a fitted map -> a new flow that ends in it, with the same first weights each time.
+        train: (N, D).
+        validation: (N', D).
+        maps: functions rows -> map, by name; the first wins a tie.
+        steps: optimiser steps behind each map.
+        settings: further keywords of ``fit``.
+
+    Raises:
+        ValueError: no map can be fitted to these rows; the message is the last map's.
+        TrainingError: no training came to an end; likewise.
+
+    Example:
+        >>> import torch
+        >>> from cflows import FFJORD, choose
+        >>> from cflows.preprocessing import behind
+        >>> x = torch.randn(200, 1) @ torch.ones(1, 2) + 0.1 * torch.randn(200, 2)
+        >>> build = lambda end: behind(FFJORD(2, hidden=(8,)), end)
+        >>> choose(build, x[:150], x[150:], steps=1, progress=False).name
+        'whiten'
+
+    """
+    found: dict[str, Bijector] = {}
+    scores: dict[str, float] = {}
+    failure: Exception = ValueError("maps is empty: give one at least")
+    for name, fit_map in maps.items():
+        scores[name] = float("-inf")
+        try:
+            data_end = fit_map(train)
+            best = fit(build(data_end), train, validation, steps=steps, **settings).best_validation
+        except (ValueError, TrainingError, SolverError) as error:
+            failure = error
+            continue
+        if best is not None:  # and it is not, with validation rows
+            # Training has moved the flow, and with it the map, to its device.
+            found[name], scores[name] = data_end.to(train.device), best
+    if not found:
+        raise failure
+    name = max(found, key=lambda key: scores[key])
+    return Choice(name, found[name], scores)
+
+
+def behind(core: Flow, data_end: Bijector | None) -> Flow:
+    """Flow whose samples go through a further map: x = data_end(core); None leaves it as it is."""
+    if data_end is None:
+        return core
+    return Flow(Chain(core.bijector, data_end), core.base)
 
 
 @register
@@ -116,6 +226,26 @@ class Whitening(Bijector):
         with torch.autocast(x.device.type, enabled=False):
             z = (x - self.loc) @ self.inverse_matrix.mT
         return z, -self.log_abs_det.expand(x.shape[:-1])
+
+
+def _floored(eigenvalues: Tensor, floor: float | None) -> Tensor:
+    """Eigenvalues, ascending, none below the floor; refused or warned of where some are."""
+    largest = float(eigenvalues[-1])
+    if floor is None:
+        if float(eigenvalues[0]) < NO_DIRECTION * largest:
+            raise ValueError(
+                f"the columns are linearly dependent (least eigenvalue of their correlation "
+                f"{float(eigenvalues[0]):.1e}): drop one, give a floor, or standardise instead"
+            )
+        return eigenvalues
+    low = int((eigenvalues < floor * largest).sum())
+    if low:
+        warnings.warn(
+            f"{low} of {len(eigenvalues)} directions have less than {floor:g} of the largest "
+            "variance, and were given that: columns are nearly linear combinations of others",
+            stacklevel=3,
+        )
+    return eigenvalues.clamp(min=floor * largest)
 
 
 def _check_spread(std: Tensor) -> None:

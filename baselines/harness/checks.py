@@ -8,7 +8,7 @@ import torch
 from baselines.harness import models
 from baselines.harness.data import DataError, Dataset
 
-__all__ = ["refuse_unusable"]
+__all__ = ["refuse_single_precision", "refuse_unusable"]
 
 CHANGE = 1e-4  # in standard deviations: a tenth of what the third decimal of a table shows
 
@@ -22,7 +22,7 @@ def refuse_unusable(rows: Dataset) -> None:
 
     """
     place = rows.source if rows.kind == "file" else rows.name
-    _refuse_single_precision(rows, place)
+    refuse_single_precision(rows)
     if len(rows.train) <= rows.features:
         raise DataError(
             f"{place}: {len(rows.train)} training rows for {rows.features} columns leave a "
@@ -37,7 +37,14 @@ def refuse_unusable(rows: Dataset) -> None:
         ) from error
 
 
-def _refuse_single_precision(rows: Dataset, place: str) -> None:
+def refuse_single_precision(rows: Dataset) -> None:
+    """Refuse a column that does not survive float32, in which models of the harness work.
+
+    Raises:
+        DataError: the column, why, and the remedy, in one line.
+
+    """
+    place = rows.source if rows.kind == "file" else rows.name
     for i, column in enumerate(rows.columns):
         train = rows.train[:, i]
         parts = [part[:, i] for part in (rows.train, rows.validation, rows.test)]

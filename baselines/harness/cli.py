@@ -28,8 +28,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status.
 
-    0: done. 1: a cell failed, the report says which. 2: the command was wrong, one line says how.
-    130: interrupted.
+    0: done. 1: a cell failed, the report says which; or a computation, one line says why. 2: the
+    command was wrong, one line says how. 130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _replace_what_cannot_be_printed()
@@ -38,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = options.run(options, shlex.join(["cflows", *arguments]))
         return status
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; nothing is lost: the same command goes on where it stopped",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted; {_what_is_left(options)}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "sklearn", "PIL"):
@@ -51,11 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_ours(error):
             raise
         _fail(" ".join(str(error).split()))
+    except RuntimeError as error:
+        if not _is_a_failed_computation(error):
+            raise
+        _fail(" ".join(str(error).split()), 1)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="cflows", description="Compare continuous with discrete normalizing flows."
+        prog="cflows",
+        description="Compare continuous with discrete normalizing flows, and use them.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, help_text in (
@@ -70,10 +72,56 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="write tables and pictures again from DIR")
     command.add_argument("directory", metavar="DIR", type=Path)
     command.set_defaults(run=_report)
+    for name, add_options, run, help_text in (
+        ("fit", _add_fit_options, _fit, "train one model on a table, and keep it with its columns"),
+        ("score", _add_score_options, _score, "the log-density of each row of a file, in nats"),
+        ("sample", _add_sample_options, _sample, "rows drawn from a model, in its table's units"),
+    ):
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        add_options(command)
+        command.set_defaults(run=run)
     command = commands.add_parser("data", help="the data sets")
     command.add_argument("action", choices=["list"], help="list: names, sizes and sources")
     command.set_defaults(run=_data)
     return parser
+
+
+def _add_fit_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--model", required=True, metavar="NAME")
+    add("--data", required=True, metavar="NAME|FILE", help="a data set, or a .csv or .npy file")
+    add("--out", required=True, type=Path, metavar="MODEL",
+        help="the model's file; one that is there is replaced by the whole new one")  # fmt: skip
+    add("--depth", type=int, metavar="N", help="default: the model's deepest in a comparison")
+    add("--steps", type=int, metavar="N",
+        help="default: the model's own, or as many as --seconds allow")  # fmt: skip
+    add("--seconds", type=float, metavar="S", help="training seconds at most, beside the choice "
+        "that --preprocess auto makes")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add("--preprocess", choices=["auto", "standardise", "whiten", "none"], default="auto",
+        help="the map of the rows; auto (default) tries both on validation rows")  # fmt: skip
+    add("--checkpoint", type=Path, metavar="PATH",
+        help="kept while training; where it is, the same command goes on")  # fmt: skip
+    add("--quick", action="store_true", help="few steps: a first look")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _add_score_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("model", metavar="MODEL", type=Path)
+    add("--data", required=True, type=Path, metavar="FILE",
+        help=".csv, its columns found by name, or .npy")  # fmt: skip
+    add("--out", required=True, type=Path, metavar="FILE", help=".csv or .npy")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _add_sample_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("model", metavar="MODEL", type=Path)
+    add("-n", type=int, required=True, metavar="N", help="how many rows")
+    add("--out", required=True, type=Path, metavar="FILE", help=".csv or .npy")
+    add("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
 def _add_comparison_options(command: argparse.ArgumentParser) -> None:
@@ -95,23 +143,12 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:
-    for name, value in (("--steps", options.steps), ("--budget", options.budget),
-                        ("--jobs", options.jobs)):  # fmt: skip
-        if value is not None and value <= 0:
-            _fail(f"{name} must be positive, got {value}")
-    if options.budget is not None and not math.isfinite(options.budget):
-        _fail(f"--budget must be a finite number of seconds, got {options.budget}")
+    _refuse_numbers(options, "--steps", "--budget", "--jobs")
     if not all(0 <= seed < 2**63 for seed in options.seeds):
         _fail(f"--seeds must lie between 0 and 2**63 - 1, got {options.seeds}")
-    import torch
-
     from .runner import Plan, execute
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        _fail("--device cuda: this machine has no GPU that torch can use; leave the option out")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(options.device)
     jobs = options.jobs or (1 if device == "cuda" else _processors())
     default = Path("results") / (options.comparison + ("-quick" if options.quick else ""))
     return execute(
@@ -130,6 +167,45 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             command=command,
         )
     )
+
+
+def _fit(options: argparse.Namespace, command: str) -> int:
+    _refuse_numbers(options, "--steps", "--seconds", "--depth")
+    _refuse_seed(options.seed)
+    from . import single
+
+    single.train(
+        single.Task(
+            model=options.model,
+            data=options.data,
+            out=options.out,
+            depth=options.depth,
+            steps=options.steps,
+            seconds=options.seconds,
+            seed=options.seed,
+            preprocess=options.preprocess,
+            device=_device(options.device),
+            checkpoint=options.checkpoint,
+            quick=options.quick,
+        )
+    )
+    return 0
+
+
+def _score(options: argparse.Namespace, command: str) -> int:
+    from . import single
+
+    single.score(options.model, options.data, options.out, _device(options.device))
+    return 0
+
+
+def _sample(options: argparse.Namespace, command: str) -> int:
+    _refuse_numbers(options, "-n")
+    _refuse_seed(options.seed)
+    from . import single
+
+    single.sample(options.model, options.n, options.out, options.seed, _device(options.device))
+    return 0
 
 
 def _report(options: argparse.Namespace, command: str) -> int:
@@ -152,6 +228,38 @@ def _data(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def _refuse_numbers(options: argparse.Namespace, *names: str) -> None:
+    """Refuse what is not positive, or not finite, where it was given."""
+    for name in names:
+        value = getattr(options, name.lstrip("-"))
+        if value is not None and value <= 0:
+            _fail(f"{name} must be positive, got {value}")
+        if value is not None and not math.isfinite(value):
+            _fail(f"{name} must be a finite number of seconds, got {value}")
+
+
+def _refuse_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        _fail(f"--seed must lie between 0 and 2**63 - 1, got {seed}")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        _fail("--device cuda: this machine has no GPU that torch can use; leave the option out")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _what_is_left(options: argparse.Namespace) -> str:
+    if options.run in (_score, _sample) or (options.run is _fit and options.checkpoint is None):
+        hint = "; with --checkpoint PATH it could go on" if options.run is _fit else ""
+        return f"nothing was written{hint}"
+    return "nothing is lost: the same command goes on where it stopped"
+
+
 def _replace_what_cannot_be_printed() -> None:
     """Let a character that the encoding lacks, such as ±, become a question mark."""
     for stream in (sys.stdout, sys.stderr):
@@ -168,13 +276,22 @@ def _processors() -> int:
 
 
 def _is_ours(error: Exception) -> bool:
+    from cflows import LoadError
+
     from .data import DataError
     from .models import ModelError
     from .report import ReportError
 
-    return isinstance(error, DataError | ModelError | ReportError | OSError)
+    return isinstance(error, DataError | LoadError | ModelError | ReportError | OSError)
 
 
-def _fail(message: str) -> NoReturn:
+def _is_a_failed_computation(error: Exception) -> bool:
+    from baselines import InversionError
+    from cflows import SolverError, TrainingError
+
+    return isinstance(error, InversionError | SolverError | TrainingError)
+
+
+def _fail(message: str, status: int = 2) -> NoReturn:
     print(f"cflows: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .dataset import DataError, Dataset
+from .files import table
 from .registry import load, names
 from .toys import toy
 
-__all__ = ["DataError", "Dataset", "load", "names", "toy"]
+__all__ = ["DataError", "Dataset", "load", "names", "table", "toy"]

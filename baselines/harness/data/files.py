@@ -11,7 +11,7 @@ import numpy as np
 
 from .dataset import DataError, Dataset, Matrix
 
-__all__ = ["MIN_ROWS", "is_supported", "read"]
+__all__ = ["MIN_ROWS", "is_supported", "read", "table"]
 
 MIN_ROWS = 20  # so that validation and test have two rows each
 
@@ -76,6 +76,31 @@ def read(path: str | Path, *, seed: int = 0) -> Dataset:
         licence="not stated: the user's own file",
         kind="file",
     )
+
+
+def table(path: str | Path) -> tuple[Matrix, tuple[str, ...]]:
+    r"""Read every row of a file in its order, with the column names: (N, D), D names.
+
+    The formats are those of ``read``; one row is enough, and a column may be constant.
+
+    Raises:
+        DataError: as ``read``, for a file that is not a table of finite numbers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "one.csv"
+        ...     _ = path.write_text("height,weight\n1.7,70\n")
+        ...     table(path)
+        (array([[ 1.7, 70. ]]), ('height', 'weight'))
+
+    """
+    path = Path(path)
+    found = _open(path)
+    if not len(found.values):
+        raise DataError(f"{path}: holds no rows; give at least one")
+    _refuse_not_finite(path, found)
+    return found.values, found.columns
 
 
 def is_supported(path: str | Path) -> bool:

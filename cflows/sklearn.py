@@ -1,0 +1,251 @@
+"""A flow as a scikit-learn estimator.
+
+Imported only when asked for: ``import cflows`` needs no scikit-learn.
+"""
+
+from __future__ import annotations
+
+import importlib
+import numbers
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from .bijector import Bijector
+from .flow import Flow, log_likelihood
+from .preprocessing import behind, choose, standardise, whiten
+from .table import TableFlow
+from .training import fit
+
+if TYPE_CHECKING:
+    from .loop import History
+
+__all__ = ["DensityEstimator"]
+
+FLOOR = 1e-6
+BY_NAME = "baselines.harness.models"
+DRAWN_AT_ONCE = 10_000
+
+Matrix = npt.NDArray[np.float64]
+
+
+class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """A normalizing flow behind scikit-learn's interface, as ``KernelDensity`` is.
+
+    Log-densities are in nats and in the units of X, and so are samples.
+
+    Args:
+        model: a name that ``cflows compare`` knows, such as ``"maf"``, or a function
+            (features, depth) -> Flow of one's own for white data. A name is looked up in
+            ``baselines`` when ``fit`` is called: this package does not import that one.
+        depth: layers or blocks; None for the deepest setting of a comparison.
+        steps: optimiser steps at most; None for the model's own number.
+        learning_rate: Adam's; None for the model's own.
+        batch_size: rows a step.
+        preprocess: the map in front of X, ``"whiten"`` (by correlation, with a floor),
+            ``"standardise"``, ``"auto"`` for the one that does better on validation rows, or
+            ``"none"``.
+        validation_fraction: share of the rows that chooses the best state; 0, or fewer than two
+            rows, keeps the last state.
+        dtype: ``"float64"``, as scikit-learn computes, or ``"float32"``, which is faster and wants
+            columns whose spread is not small beside their distance from zero.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for the GPU where there is one.
+        random_state: of the first weights, the split and the training. The global generators of
+            torch are left alone.
+        progress: whether to show a progress bar.
+
+    Attributes:
+        flow_: the trained flow, in evaluation mode and on the CPU.
+        history_: what ``cflows.fit`` returned.
+        preprocess_: the map's name, which ``"auto"`` has chosen.
+        n_features_in_: D.
+        feature_names_in_: the columns of X, where it had names; the flow has them too.
+
+    Example:
+        >>> import numpy as np
+        >>> from cflows.sklearn import DensityEstimator
+        >>> X = np.random.default_rng(0).normal(5.0, 2.0, (200, 2))
+        >>> estimator = DensityEstimator("maf", depth=1, steps=20).fit(X)
+        >>> estimator.score_samples(X[:3]).shape, estimator.sample(4).shape
+        ((3,), (4, 2))
+
+    """
+
+    def __init__(
+        self,
+        model: str | Callable[[int, int | None], Flow] = "maf",
+        *,
+        depth: int | None = None,
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        batch_size: int = 512,
+        preprocess: str = "whiten",
+        validation_fraction: float = 0.1,
+        dtype: str = "float64",
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = 0,
+        progress: bool = False,
+    ) -> None:
+        self.model = model
+        self.depth = depth
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.preprocess = preprocess
+        self.validation_fraction = validation_fraction
+        self.dtype = dtype
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    flow_: Flow
+    history_: History
+    preprocess_: str
+
+    def fit(self, X: Any, y: Any = None) -> DensityEstimator:
+        """Train a new flow on the rows of X, (N, D); y is there for the interface.
+
+        Raises:
+            ValueError: a parameter or X cannot be used; the message says which.
+            TrainingError: the training came to no end.
+
+        """
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        self._check_parameters()
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        core, steps, learning_rate = self._resolved(seed)
+        names = getattr(self, "feature_names_in_", None)
+        columns = None if names is None else [str(name) for name in names]
+        rows, validation = self._split(torch.tensor(X, dtype=getattr(torch, self.dtype)), seed)
+        training: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "device": self.device,
+            "progress": self.progress,
+        }
+
+        def build(data_end: Bijector | None) -> Flow:
+            flow = behind(core(), data_end)
+            return TableFlow(flow.bijector, flow.base, columns).to(rows.dtype)
+
+        self.preprocess_, data_end = self._data_end(build, rows, validation, steps, training)
+        flow = build(data_end)
+        self.history_ = fit(
+            flow,
+            rows,
+            validation,
+            steps=steps,
+            validate_every=max(1, steps // 20),
+            **training,
+        )
+        self.flow_ = flow.cpu()
+        return self
+
+    def score_samples(self, X: Any) -> Matrix:
+        """Log-density of each row in nats, (N, D) -> (N,)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        rows = torch.tensor(X, dtype=getattr(torch, self.dtype))
+        log_prob: Matrix = log_likelihood(self.flow_, rows).double().numpy()
+        return log_prob
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log-density of a row in nats: the higher the better, whatever the number of rows."""
+        return float(self.score_samples(X).mean())
+
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> Matrix:
+        """Draw rows in the units of X, (n_samples, D); None draws anew each time.
+
+        Raises:
+            ValueError: n_samples is less than 1.
+
+        """
+        check_is_fitted(self)
+        given: Any = n_samples
+        if not isinstance(given, numbers.Integral) or given < 1:
+            raise ValueError(f"n_samples must be a whole number of at least 1, got {given!r}")
+        n = int(given)
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            parts = [
+                self.flow_.sample(min(DRAWN_AT_ONCE, n - first))
+                for first in range(0, n, DRAWN_AT_ONCE)
+            ]
+        drawn: Matrix = torch.cat(parts).double().numpy()
+        return drawn
+
+    def _check_parameters(self) -> None:
+        for name, allowed in (
+            ("preprocess", ("auto", "standardise", "whiten", "none")),
+            ("dtype", ("float64", "float32")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                )
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction must lie in [0, 1), got {self.validation_fraction}"
+            )
+        if self.depth is not None and self.depth < 1:
+            raise ValueError(f"depth must be at least 1, got {self.depth}")
+
+    def _resolved(self, seed: int) -> tuple[Callable[[], Flow], int, float]:
+        """A maker of the flow for white data, the same each time; its steps and learning rate."""
+        depth, steps, learning_rate = self.depth, 2000, 1e-3
+        make = self.model
+        if isinstance(make, str):
+            found = importlib.import_module(BY_NAME).find(make)
+            depth = max(found.depths) if depth is None else depth
+            make, steps, learning_rate = found.core, found.steps, found.learning_rate
+
+        def core() -> Flow:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return make(self.n_features_in_, depth)
+
+        return (
+            core,
+            steps if self.steps is None else self.steps,
+            learning_rate if self.learning_rate is None else self.learning_rate,
+        )
+
+    def _split(self, rows: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        held_out = int(self.validation_fraction * len(rows))
+        if held_out < 2 or len(rows) - held_out < 2:
+            return rows, None
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        return rows[order[held_out:]], rows[order[:held_out]]
+
+    def _data_end(
+        self,
+        build: Callable[[Bijector | None], Flow],
+        rows: torch.Tensor,
+        validation: torch.Tensor | None,
+        steps: int,
+        training: dict[str, Any],
+    ) -> tuple[str, Bijector | None]:
+        if self.preprocess == "none":
+            return "none", None
+        maps: dict[str, Callable[[torch.Tensor], Bijector]] = {
+            "standardise": standardise,
+            "whiten": lambda rows: whiten(rows, FLOOR),
+        }
+        if self.preprocess != "auto":
+            return self.preprocess, maps[self.preprocess](rows)
+        if validation is None:
+            warnings.warn("no validation rows to choose by: whitening is taken", stacklevel=3)
+            return "whiten", maps["whiten"](rows)
+        tried = min(steps, max(50, steps // 10))
+        return choose(build, rows, validation, maps, steps=tried, **training)[:2]

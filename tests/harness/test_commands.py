@@ -1,0 +1,449 @@
+"""``cflows fit``, ``score`` and ``sample``: a model of the user's own table, in its units."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cflows
+from baselines.harness import cli, data, models, single
+
+COLUMNS = ["height, cm", "weight"]
+
+
+def people(n: int, seed: int = 0) -> np.ndarray:
+    """Two columns in units of their own, correlated, and one of them skewed."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, 2))
+    height = 170 + 9 * z[:, 0]
+    return np.column_stack([height, 70 * np.exp(0.15 * (0.7 * z[:, 0] + 0.7 * z[:, 1]))])
+
+
+def write_csv(path: Path, rows: np.ndarray, columns: list[str]) -> Path:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows.tolist())
+    return path
+
+
+def read_csv(path: Path) -> tuple[list[str], np.ndarray]:
+    with open(path, newline="") as file:
+        header, *lines = csv.reader(file)
+    return header, np.array(lines, dtype=float)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "people.csv", people(1500), COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def model(table, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "people.flow"
+    assert run("fit", "--model", "maf", "--data", table, "--out", out, "--depth", 2,
+               "--steps", 200) == 0  # fmt: skip
+    return out
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_a_saved_model_knows_the_columns(model, table):
+    flow = cflows.load(model)
+    assert isinstance(flow, cflows.TableFlow)
+    assert flow.columns == tuple(COLUMNS)
+    assert next(flow.parameters()).dtype == torch.float32
+
+
+def test_samples_are_in_the_units_of_the_table(model, tmp_path):
+    assert run("sample", model, "-n", 4000, "--out", tmp_path / "new.csv", "--seed", 3) == 0
+    header, drawn = read_csv(tmp_path / "new.csv")
+    rows = people(1500)
+    assert header == COLUMNS
+    assert drawn.shape == (4000, 2)
+    np.testing.assert_allclose(drawn.mean(0), rows.mean(0), atol=0.2 * rows.std(0).max())
+    np.testing.assert_allclose(drawn.std(0), rows.std(0), rtol=0.15)
+    np.testing.assert_allclose(
+        np.quantile(drawn, [0.05, 0.95], 0), np.quantile(rows, [0.05, 0.95], 0), rtol=0.05
+    )
+    assert np.corrcoef(drawn.T)[0, 1] == pytest.approx(np.corrcoef(rows.T)[0, 1], abs=0.1)
+
+
+def test_densities_integrate_to_one_in_the_units_of_the_table(model, tmp_path):
+    """By the trapezoidal rule on a grid of heights and weights, through files alone."""
+    axes = np.linspace(110, 230, 241), np.linspace(20, 190, 341)
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    write_csv(tmp_path / "grid.csv", grid, COLUMNS)
+    assert run("score", model, "--data", tmp_path / "grid.csv", "--out", tmp_path / "p.csv") == 0
+    header, log_prob = read_csv(tmp_path / "p.csv")
+    assert header == ["log_prob"]
+    density = np.exp(log_prob).reshape(241, 341)
+    rule = [torch.tensor(axis) for axis in axes]
+    mass = torch.trapezoid(torch.trapezoid(torch.tensor(density), rule[1]), rule[0])
+    assert float(mass) == pytest.approx(1.0, abs=2e-3)
+    mean = np.exp(log_prob[:, 0]) @ grid * (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
+    np.testing.assert_allclose(mean, people(1500).mean(0), rtol=0.02)
+
+
+def test_scores_are_the_flows_own(model, table, tmp_path):
+    assert run("score", model, "--data", table, "--out", tmp_path / "p.npy") == 0
+    log_prob = np.load(tmp_path / "p.npy")
+    assert log_prob.shape == (1500,)
+    expected = cflows.log_likelihood(cflows.load(model), torch.tensor(people(1500)).float())
+    np.testing.assert_allclose(log_prob, expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_columns_are_found_by_name(model, tmp_path):
+    rows = people(30, seed=5)
+    write_csv(tmp_path / "a.csv", rows, COLUMNS)
+    write_csv(tmp_path / "b.csv", rows[:, ::-1], COLUMNS[::-1])
+    np.save(tmp_path / "c.npy", rows)
+    np.savetxt(tmp_path / "d.csv", rows, fmt="%.17g", delimiter=",")
+    found = []
+    for name in ("a.csv", "b.csv", "c.npy", "d.csv"):
+        assert run("score", model, "--data", tmp_path / name, "--out", tmp_path / "p.npy") == 0
+        found.append(np.load(tmp_path / "p.npy"))
+    assert all(np.array_equal(found[0], other) for other in found)
+
+
+def test_a_model_without_names_goes_by_order_and_one_row_is_enough(tmp_path):
+    np.save(tmp_path / "rows.npy", people(300))
+    out = tmp_path / "model"
+    assert run("fit", "--model", "nice", "--data", tmp_path / "rows.npy", "--out", out,
+               "--steps", 5, "--preprocess", "standardise") == 0  # fmt: skip
+    write_csv(tmp_path / "named.csv", people(1), COLUMNS)
+    write_csv(tmp_path / "shuffled.csv", people(1)[:, ::-1], ["x1", "x0"])
+    found = []
+    for name in ("named.csv", "shuffled.csv"):
+        assert run("score", out, "--data", tmp_path / name, "--out", tmp_path / "p.npy") == 0
+        found.append(np.load(tmp_path / "p.npy"))
+    assert found[0] == found[1]
+    assert run("sample", out, "-n", 2, "--out", tmp_path / "s.csv") == 0
+    assert read_csv(tmp_path / "s.csv")[0] == ["x0", "x1"]
+
+
+def test_sampled_files_are_read_again(model, tmp_path):
+    """The whole way round: a sampled .csv is a table to fit, score and sample."""
+    drawn, again = tmp_path / "drawn.csv", tmp_path / "again"
+    assert run("sample", model, "-n", 100, "--out", drawn) == 0
+    assert data.load(drawn).columns == tuple(COLUMNS)
+    assert run("fit", "--model", "realnvp", "--data", drawn, "--out", again, "--steps", 3) == 0
+    assert cflows.load(again).columns == tuple(COLUMNS)
+
+
+def test_a_seed_repeats_the_samples(model, tmp_path):
+    found = []
+    state = torch.get_rng_state()
+    for seed in (0, 0, 1):
+        assert run("sample", model, "-n", 9, "--out", tmp_path / "s.npy", "--seed", seed) == 0
+        found.append(np.load(tmp_path / "s.npy"))
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert found[0].dtype == np.float64
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_many_samples_are_drawn_in_parts(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(single, "DRAWN_AT_ONCE", 4)
+    assert run("sample", model, "-n", 10, "--out", tmp_path / "s.npy") == 0
+    rows = np.load(tmp_path / "s.npy")
+    assert len(np.unique(rows, axis=0)) == 10
+
+
+def test_fit_prints_what_the_model_is_worth(table, tmp_path, capsys):
+    assert run("fit", "--model", "ffjord", "--depth", 1, "--data", table, "--steps", 3,
+               "--out", tmp_path / "m", "--preprocess", "whiten") == 0  # fmt: skip
+    text = capsys.readouterr().out
+    flow = cflows.load(tmp_path / "m")
+    test = torch.from_numpy(data.load(table).test).float()
+    log_prob = cflows.log_likelihood(flow, test).double()
+    error = 2 * log_prob.std() / len(test) ** 0.5
+    assert f"test       {log_prob.mean():10.3f} ± {error:.3f}   150 rows" in text
+    assert "training" in text
+    assert "validation" in text
+    assert "solver gap" in text
+    assert "FFJORD, 1 blocks, whiten: 3 steps" in text
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "parts"),
+    [("standardise", "Affine"), ("whiten", "Whitening"), ("none", "")],
+)
+def test_the_map_that_was_asked_for(preprocess, parts, table, tmp_path):
+    assert run("fit", "--model", "maf", "--data", table, "--out", tmp_path / "m", "--steps", 2,
+               "--preprocess", preprocess) == 0  # fmt: skip
+    found = {type(part).__name__ for part in cflows.load(tmp_path / "m").modules()}
+    assert found & {"Affine", "Whitening"} == ({parts} if parts else set())
+
+
+def test_auto_keeps_the_map_of_the_better_validation(table, tmp_path, capsys):
+    """Additive couplings of one layer cannot undo a correlation: whitening wins."""
+    assert run("fit", "--model", "nice", "--depth", 1, "--data", table, "--out", tmp_path / "m",
+               "--steps", 60) == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert "(standardise)" in text
+    assert "(whiten)" in text
+    assert "NICE, 1 layers, whiten" in text
+
+
+def test_seeds_repeat_and_quick_and_seconds_end_the_training(table, tmp_path, capsys):
+    for name in ("a", "b"):
+        assert run("fit", "--model", "nice", "--data", table, "--out", tmp_path / name,
+                   "--steps", 20, "--seed", 4) == 0  # fmt: skip
+    a, b = (cflows.load(tmp_path / name).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    capsys.readouterr()
+    assert run("fit", "--model", "nice", "--data", table, "--out", tmp_path / "c",
+               "--seconds", 0.3, "--preprocess", "none") == 0  # fmt: skip
+    assert "ended by seconds" in capsys.readouterr().out
+    assert run("fit", "--model", "nice", "--data", table, "--out", tmp_path / "c", "--quick",
+               "--depth", 1, "--preprocess", "none") == 0  # fmt: skip
+    assert f": {models.MODELS['nice'].quick_steps} steps" in capsys.readouterr().out
+
+
+def test_dependent_columns_are_floored_with_one_line(tmp_path, capsys):
+    rows = people(200)
+    write_csv(tmp_path / "t.csv", np.column_stack([rows, 2 * rows[:, 0]]), ["a", "b", "c"])
+    command = ["fit", "--model", "nice", "--data", tmp_path / "t.csv", "--out", tmp_path / "m"]
+    assert run(*command, "--steps", 2, "--preprocess", "whiten") == 0
+    error = capsys.readouterr().err
+    assert error.startswith("cflows: 1 of 3 directions")
+    assert error.count("\n") == 1
+    assert run("sample", tmp_path / "m", "-n", 50, "--out", tmp_path / "s.npy") == 0
+    drawn = np.load(tmp_path / "s.npy")
+    np.testing.assert_allclose(drawn[:, 2], 2 * drawn[:, 0], atol=0.2)
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_model(table, tmp_path, monkeypatch, capsys):
+    """The same command again: the choice of a map repeats, the training goes on, the bits agree."""
+    command = ["fit", "--model", "nice", "--depth", 1, "--data", table, "--steps", 40]
+    assert run(*command, "--out", tmp_path / "whole") == 0
+    kept = [*command, "--out", tmp_path / "part", "--checkpoint", tmp_path / "c.pt"]
+    step, taken = torch.optim.Adam.step, []
+
+    def interrupted(self, *args):
+        taken.append(step(self, *args))
+        if len(taken) == 105:  # behind 40 and 40 of the choice
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    assert run(*kept) == 130
+    assert not (tmp_path / "part").exists()
+    assert "nothing is lost" in capsys.readouterr().err
+    assert run(*kept) == 0
+    assert 80 < len(taken) - 105 < 100  # the choice, and the steps that were missing
+    whole, part = (cflows.load(tmp_path / n).state_dict() for n in ("whole", "part"))
+    assert all(torch.equal(whole[key], part[key]) for key in whole)
+
+
+def test_a_foreign_checkpoint_is_refused(table, tmp_path, capsys):
+    (tmp_path / "c.pt").write_bytes(table.read_bytes())
+    refused(capsys, "fit", "--model", "nice", "--data", table, "--out", tmp_path / "m",
+            "--preprocess", "none", "--checkpoint", tmp_path / "c.pt", words=("c.pt",))  # fmt: skip
+    assert not (tmp_path / "m").exists()
+
+
+def refused(capsys, *arguments: object, words: tuple[str, ...] = (), status: int = 2) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == status
+    assert error.startswith("cflows: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "mfa"], ("'mfa'", "maf")),
+        (["--depth", "0"], ("--depth must be positive",)),
+        (["--depth", "-1"], ("--depth",)),
+        (["--steps", "0"], ("--steps must be positive",)),
+        (["--seconds", "nan"], ("--seconds must be a finite",)),
+        (["--seconds", "-1"], ("--seconds must be positive",)),
+        (["--seed", "-1"], ("--seed", "2**63 - 1")),
+        (["--preprocess", "zca"], ("--preprocess", "zca", "whiten")),
+        (["--data", "pinwheal"], ("'pinwheal'", "pinwheel")),
+        (["--data", "nowhere.csv"], ("nowhere.csv", "not found")),
+        (["--out", "no/such/folder/m"], ("no such folder",)),
+        (["--out", "."], ("is a directory",)),
+        (["--checkpoint", "no/folder/c.pt"], ("no such folder",)),
+        (["--checkpoint", "m"], ("m: cannot be the checkpoint too",)),
+    ],
+)
+def test_bad_options_of_fit(arguments, words, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    good = ["--model", "nice", "--data", table, "--out", "m", "--steps", "2"]
+    refused(capsys, "fit", *good, *arguments, words=words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,b\n" + "1,2\n3,nan\n" * 20, ("column 'b'", "nan")),
+        ("a,b\n" + "1,2\n3,2\n" * 20, ("column 'b'", "constant")),
+        ("a,a\n" + "1,2\n3,4\n2,2\n" * 20, ("two columns", "'a'")),
+        ("a,b\n" + "1,1700000001\n3,1700000002\n2,1700000003\n" * 20, ("'b'", "subtract")),
+        ("a\n" + "1\n2\n3\n" * 20, ("realnvp", "1 columns")),
+    ],
+)
+def test_bad_tables_of_fit(content, words, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text(content)
+    refused(capsys, "fit", "--model", "realnvp", "--data", tmp_path / "t.csv", "--out",
+            tmp_path / "m", "--steps", "2", words=words)  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_failed_training_is_one_line_and_status_1(table, tmp_path, monkeypatch, capsys):
+    def broken(*args, **settings):
+        raise cflows.TrainingError("the loss left\nthe numbers")
+
+    monkeypatch.setattr(single, "fit", broken)
+    refused(capsys, "fit", "--model", "nice", "--data", table, "--out", tmp_path / "m",
+            "--preprocess", "none", words=("the loss left the numbers",), status=1)  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [([], "nothing was written; with --checkpoint"), (["--checkpoint", "c"], "nothing is lost")],
+)
+def test_an_interrupted_fit_says_what_is_left(extra, says, table, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(single, "fit", interrupted)
+    assert run("fit", "--model", "nice", "--data", table, "--out", "m", "--preprocess", "none",
+               *extra) == 130  # fmt: skip
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.csv", None, ("missing.csv", "not found")),
+        ("nan.csv", '"height, cm",weight\n1,2\n3,nan\n', ("column 'weight'", "line 3")),
+        ("lacks.csv", '"height, cm",age\n1,2\n', ("lacks the column 'weight'", "'age'")),
+        ("extra.csv", '"height, cm",weight,age\n1,2,3\n', ("further column 'age'",)),
+        ("unnamed.csv", "1,2,3\n4,5,6\n", ("3 columns", "the model 2", "weight")),
+        ("twice.csv", "weight,weight\n1,2\n", ("two columns", "'weight'")),
+        ("huge.csv", "1e39,2\n4,5\n", ("beyond 3e+38", "float32")),
+        ("header.csv", '"height, cm",weight\n', ("no rows",)),
+        ("rows.parquet", "x", ("'.parquet'",)),
+    ],
+)
+def test_bad_files_of_score(name, content, words, model, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    before = sorted(tmp_path.iterdir())
+    refused(capsys, "score", model, "--data", tmp_path / name, "--out", tmp_path / "p.csv",
+            words=words)  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", [["score", "--data"], ["sample", "-n", "3"]])
+@pytest.mark.parametrize("kind", ["missing", "damaged", "table", "module", "context"])
+def test_bad_models(command, kind, table, tmp_path, capsys):
+    path, words = tmp_path / "m", (str(tmp_path / "m"),)
+    if kind == "damaged":
+        path.write_bytes(b"PK\x03\x04 and no more")
+    elif kind == "table":
+        path.write_bytes(table.read_bytes())
+    elif kind == "module":
+        cflows.storage.save(cflows.Affine([0.0], [1.0]), path)
+        words = ("Affine", "not a flow")
+    elif kind == "context":
+        cflows.FFJORD(2, context_features=1).save(path)
+        words = ("context",)
+    before = sorted(tmp_path.iterdir())
+    tail = [table] if command[0] == "score" else []
+    refused(capsys, command[0], path, *command[1:], *tail, "--out", tmp_path / "o.csv",
+            words=words)  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-n", "0"], ("-n must be positive",)),
+        (["-n", "many"], ("-n", "many")),
+        (["--out", "s.xlsx"], ("'.xlsx'", ".csv or .npy")),
+        (["--out", "s"], ("''", ".csv or .npy")),
+        (["--out", "none/s.csv"], ("no such folder",)),
+        (["--seed", "-2"], ("--seed",)),
+    ],
+)
+def test_bad_options_of_sample(arguments, words, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, "sample", model, "-n", "3", "--out", "s.csv", *arguments, words=words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_read_is_never_overwritten(table, model, capsys):
+    before = table.read_bytes(), model.read_bytes()
+    words = ("would overwrite what is read",)
+    fit = ["fit", "--model", "nice", "--data", table, "--out"]
+    refused(capsys, *fit, table, words=words)
+    refused(capsys, "score", model, "--data", table, "--out", table, words=words)
+    refused(capsys, "sample", model, "-n", "3", "--out", model, words=words)
+    assert (table.read_bytes(), model.read_bytes()) == before
+
+
+def test_samples_that_are_not_finite_are_not_written(tmp_path, capsys):
+    flow = cflows.Flow(cflows.Chain(cflows.Affine([0.0], [3e38]), cflows.Affine([0.0], [10.0])))
+    flow.save(tmp_path / "m")
+    refused(capsys, "sample", tmp_path / "m", "-n", "9", "--out", tmp_path / "s.csv",
+            words=("of 9 samples are not finite",))  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_write_that_fails_leaves_the_earlier_file(model, table, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "p.csv"
+    out.write_text("earlier")
+
+    def full(file, *args, **settings):
+        file.write(b"half a line")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(single.np, "savetxt", full)
+    refused(capsys, "score", model, "--data", table, "--out", out, words=("No space left",))
+    assert out.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_flow_saved_from_python_is_scored_by_order(tmp_path):
+    cflows.Flow(cflows.Affine([1.0, 2.0], [1.0, 3.0])).double().save(tmp_path / "m")
+    write_csv(tmp_path / "t.csv", np.array([[1.0, 2.0]]), ["a", "b"])
+    assert run("score", tmp_path / "m", "--data", tmp_path / "t.csv", "--out",
+               tmp_path / "p.npy") == 0  # fmt: skip
+    expected = -np.log(2 * np.pi) - np.log(3)
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), [expected], rtol=1e-12)
+
+
+def test_as_a_process(model, tmp_path):
+    """The installed way in: ``python -m baselines.harness``, standard streams and status."""
+    command = [sys.executable, "-m", "baselines.harness"]
+    good = subprocess.run(
+        [*command, "sample", str(model), "-n", "3", "--out", str(tmp_path / "s.csv")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert good.stderr == ""
+    assert "3 samples" in good.stdout
+    bad = subprocess.run(
+        [*command, "sample", str(tmp_path / "none"), "-n", "3", "--out", str(tmp_path / "t.csv")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert bad.returncode == 2
+    assert bad.stderr == f"cflows: {tmp_path / 'none'}: no such file\n"
