@@ -13,9 +13,11 @@ from .ffjord import FFJORD
 from .fields import MLP
 from .flow import Flow, FlowDistribution, log_likelihood
 from .grids import SolveStats
-from .loop import History, TrainingError
+from .history import History, Record
+from .loop import TrainingError
 from .normalization import ActNorm, BatchNorm
 from .preprocessing import Whitening, behind, choose, standardise, whiten
+from .schedules import Constant, Cosine, Plateau, Schedule
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
 from .squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from .storage import LoadError, load, register
@@ -33,6 +35,8 @@ __all__ = [
     "BatchNorm",
     "Bijector",
     "Chain",
+    "Constant",
+    "Cosine",
     "DiagonalScale",
     "ElementwiseAffine",
     "Exp",
@@ -50,6 +54,9 @@ __all__ = [
     "MixtureOfGaussians",
     "Normal",
     "ODEBijector",
+    "Plateau",
+    "Record",
+    "Schedule",
     "Sigmoid",
     "SinhArcsinh",
     "Softplus",
