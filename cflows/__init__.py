@@ -13,6 +13,7 @@ from .ffjord import FFJORD
 from .fields import MLP
 from .flow import Flow, FlowDistribution, log_likelihood
 from .grids import SolveStats
+from .kl import ForwardKL, ReverseKL
 from .loop import History, TrainingError
 from .normalization import ActNorm, BatchNorm
 from .preprocessing import Whitening, standardise, whiten
@@ -38,6 +39,7 @@ __all__ = [
     "FixedGrid",
     "Flow",
     "FlowDistribution",
+    "ForwardKL",
     "History",
     "Inverse",
     "Lagged",
@@ -49,6 +51,7 @@ __all__ = [
     "MixtureOfGaussians",
     "Normal",
     "ODEBijector",
+    "ReverseKL",
     "Sigmoid",
     "SinhArcsinh",
     "Softplus",
