@@ -15,6 +15,7 @@ from .flow import Flow, FlowDistribution, log_likelihood
 from .grids import SolveStats
 from .kl import ForwardKL, ReverseKL
 from .loop import History, TrainingError
+from .matching import FlowMatching
 from .normalization import ActNorm, BatchNorm
 from .preprocessing import Whitening, standardise, whiten
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
@@ -39,6 +40,7 @@ __all__ = [
     "FixedGrid",
     "Flow",
     "FlowDistribution",
+    "FlowMatching",
     "ForwardKL",
     "History",
     "Inverse",

@@ -8,6 +8,7 @@ Called without arguments, those that need some say which.
 from __future__ import annotations
 
 from .kl import AnyBatch, Batch, ForwardKL, LogDensity, Objective, ReverseKL
+from .matching import FlowMatching
 
 __all__ = [
     "OBJECTIVES",
@@ -23,4 +24,5 @@ __all__ = [
 OBJECTIVES: dict[str, type[Objective]] = {
     "forward_kl": ForwardKL,
     "reverse_kl": ReverseKL,
+    "flow_matching": FlowMatching,
 }
