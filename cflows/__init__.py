@@ -9,6 +9,7 @@ from .bijector import Bijector, Chain, Inverse
 from .continuous import ODEBijector
 from .divergence import value_and_divergence
 from .elementwise import Affine, DiagonalScale, ElementwiseAffine, LeakyReLU, SinhArcsinh
+from .f_divergences import AlphaDivergence, ChiSquare, JensenShannon
 from .ffjord import FFJORD
 from .fields import MLP
 from .flow import Flow, FlowDistribution, log_likelihood
@@ -16,6 +17,7 @@ from .grids import SolveStats
 from .kl import ForwardKL, ReverseKL
 from .loop import History, TrainingError
 from .matching import FlowMatching
+from .metrics import MMD, SlicedWasserstein
 from .normalization import ActNorm, BatchNorm
 from .preprocessing import Whitening, standardise, whiten
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
@@ -27,13 +29,16 @@ from .training import fit
 __all__ = [
     "FFJORD",
     "MLP",
+    "MMD",
     "ActNorm",
     "Adaptive",
     "Affine",
+    "AlphaDivergence",
     "Base",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ChiSquare",
     "DiagonalScale",
     "ElementwiseAffine",
     "Exp",
@@ -44,6 +49,7 @@ __all__ = [
     "ForwardKL",
     "History",
     "Inverse",
+    "JensenShannon",
     "Lagged",
     "LeakyReLU",
     "LoadError",
@@ -56,6 +62,7 @@ __all__ = [
     "ReverseKL",
     "Sigmoid",
     "SinhArcsinh",
+    "SlicedWasserstein",
     "Softplus",
     "Softsign",
     "SolveStats",

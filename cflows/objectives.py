@@ -7,22 +7,35 @@ Called without arguments, those that need some say which.
 
 from __future__ import annotations
 
+from .f_divergences import AlphaDivergence, ChiSquare, FDivergence, JensenShannon
 from .kl import AnyBatch, Batch, ForwardKL, LogDensity, Objective, ReverseKL
 from .matching import FlowMatching
+from .metrics import MMD, SlicedWasserstein
 
 __all__ = [
+    "MMD",
     "OBJECTIVES",
+    "AlphaDivergence",
     "AnyBatch",
     "Batch",
+    "ChiSquare",
+    "FDivergence",
     "FlowMatching",
     "ForwardKL",
+    "JensenShannon",
     "LogDensity",
     "Objective",
     "ReverseKL",
+    "SlicedWasserstein",
 ]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "forward_kl": ForwardKL,
     "reverse_kl": ReverseKL,
     "flow_matching": FlowMatching,
+    "alpha": AlphaDivergence,
+    "jensen_shannon": JensenShannon,
+    "chi_square": ChiSquare,
+    "mmd": MMD,
+    "sliced_wasserstein": SlicedWasserstein,
 }
