@@ -9,12 +9,16 @@ from .bijector import Bijector, Chain, Inverse
 from .continuous import ODEBijector
 from .divergence import value_and_divergence
 from .elementwise import Affine, DiagonalScale, ElementwiseAffine, LeakyReLU, SinhArcsinh
+from .f_divergences import AlphaDivergence, ChiSquare, JensenShannon
 from .ffjord import FFJORD
 from .fields import MLP
 from .flow import Flow, FlowDistribution, log_likelihood
 from .grids import SolveStats
 from .history import History, Record
+from .kl import ForwardKL, ReverseKL
 from .loop import TrainingError
+from .matching import FlowMatching
+from .metrics import MMD, SlicedWasserstein
 from .normalization import ActNorm, BatchNorm
 from .preprocessing import Whitening, behind, choose, standardise, whiten
 from .schedules import Constant, Cosine, Plateau, Schedule
@@ -28,13 +32,16 @@ from .training import fit
 __all__ = [
     "FFJORD",
     "MLP",
+    "MMD",
     "ActNorm",
     "Adaptive",
     "Affine",
+    "AlphaDivergence",
     "Base",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ChiSquare",
     "Constant",
     "Cosine",
     "DiagonalScale",
@@ -43,8 +50,11 @@ __all__ = [
     "FixedGrid",
     "Flow",
     "FlowDistribution",
+    "FlowMatching",
+    "ForwardKL",
     "History",
     "Inverse",
+    "JensenShannon",
     "Lagged",
     "LeakyReLU",
     "LoadError",
@@ -56,9 +66,11 @@ __all__ = [
     "ODEBijector",
     "Plateau",
     "Record",
+    "ReverseKL",
     "Schedule",
     "Sigmoid",
     "SinhArcsinh",
+    "SlicedWasserstein",
     "Softplus",
     "Softsign",
     "SolveStats",

@@ -77,6 +77,10 @@ class Silu(Activation):
         super().__init__()
         self.beta = nn.Parameter(torch.ones(()))
 
+    def forward(self, a: Tensor) -> Tensor:
+        """a σ."""
+        return a * torch.sigmoid(self.beta * a)
+
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """a σ and σ + βa σ (1 - σ)."""
         gate = torch.sigmoid(self.beta * a)

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from baselines import MAF
+from cflows import (
+    FFJORD,
+    ActNorm,
+    Affine,
+    Chain,
+    FixedGrid,
+    Flow,
+    FlowMatching,
+    Inverse,
+    MixtureOfGaussians,
+    Normal,
+    ODEBijector,
+    fit,
+    log_likelihood,
+    standardise,
+    whiten,
+)
+from cflows.matching import optimal_coupling
+from cflows.objectives import OBJECTIVES
+
+GRID = FixedGrid("rk4", 16)
+
+
+class Line(nn.Module):
+    """f(t, x) = a + b x: no time."""
+
+    features = 1
+    context_features = 0
+
+    def __init__(self, a=0.0, b=0.0):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(a)), nn.Parameter(torch.tensor(b))
+
+    def forward(self, t, x, context=None):
+        return self.a + self.b * x
+
+
+class Gaussian(nn.Module):
+    """E[x₁ - x₀ | x_s] for x₀ ~ N(0, 1) and x₁ ~ N(mean, std²), independent."""
+
+    features = 1
+    context_features = 0
+
+    def __init__(self, mean, std, end_time=1.0):
+        super().__init__()
+        self.mean, self.variance, self.end_time = mean, std**2, end_time
+
+    def forward(self, t, x, context=None):
+        s = (t / self.end_time).unsqueeze(-1)
+        slope = (s * self.variance - (1 - s)) / (s**2 * self.variance + (1 - s) ** 2)
+        return (self.mean + slope * (x - s * self.mean)) / self.end_time
+
+
+def solved(field, *, end_time=1.0, **options):
+    return ODEBijector(
+        field, end_time=end_time, training_solver=GRID, evaluation_solver=GRID, **options
+    )
+
+
+def film(features=2, **options):
+    return FFJORD(
+        features, hidden=(32, 32), layer="film", activation="silu", field={"time_frequencies": 4},
+        training_solver=GRID, evaluation_solver=GRID, **options,
+    )  # fmt: skip
+
+
+def rows(n=4000, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 2, generator=generator) @ torch.tensor([[20.0, 5.0], [0.0, 0.3]]) + 10.0
+
+
+def test_by_name():
+    assert isinstance(OBJECTIVES["flow_matching"](), FlowMatching)
+    with pytest.raises(ValueError, match="independent, optimal"):
+        FlowMatching("best")
+
+
+@pytest.mark.parametrize("end_time", [1.0, 2.5])
+def test_the_conditional_mean_velocity_is_the_minimiser_and_its_flow_is_the_data(end_time, dtype):
+    mean, std = 3.0, 0.5
+    flow = Flow(solved(Gaussian(mean, std, end_time), end_time=end_time)).to(dtype)
+    x = torch.linspace(0.0, 6.0, 50, dtype=dtype).unsqueeze(1)
+    with flow.using(solver=FixedGrid("dopri5", 64)):
+        got = flow.eval().log_prob(x)
+    expected = torch.distributions.Normal(mean, std).log_prob(x[:, 0])
+    torch.testing.assert_close(got, expected.to(dtype), rtol=0, atol=1e-4)
+    data = mean + std * torch.randn(40_000, 1, dtype=dtype)
+    # The least loss is the variance of x₁ - x₀ given x_s, averaged: ∫ v / (s² v + (1 - s)²) ds.
+    s = torch.linspace(0, 1, 10_001)
+    least = torch.trapezoid(std**2 / (s**2 * std**2 + (1 - s) ** 2), s).item()
+    found = {}
+    for shift in (-0.2, 0.0, 0.2):
+        flow.bijector.field.mean = mean + shift
+        torch.manual_seed(1)
+        found[shift] = FlowMatching()(flow, (data, None)).item()
+    assert found[0.0] == pytest.approx(least, abs=0.02)
+    assert found[0.0] < min(found[-0.2], found[0.2])
+
+
+def test_minimiser_in_closed_form():
+    """Of a + b x: b = cov(x_s, x₁ - x₀) / var x_s and a the rest, for x₁ ~ N(m, v)."""
+    m, v = 2.0, 0.25
+    flow = Flow(solved(Line()))
+    data = m + math.sqrt(v) * torch.randn(20_000, 1)
+    fit(flow, data, objective="flow_matching", steps=600, learning_rate=5e-2, progress=False)
+    # s uniform, so E s² = 1/3: var x_s = E[(1-s)² + s² v] + m² var s, cov = E[s v - (1-s)].
+    b = (v / 2 - 1 / 2) / ((1 + v) / 3 + m**2 / 12)
+    a = m - b * m / 2
+    assert flow.bijector.field.b.item() == pytest.approx(b, abs=0.04)
+    assert flow.bijector.field.a.item() == pytest.approx(a, abs=0.06)
+
+
+@pytest.mark.parametrize("coupling", ["independent", "optimal"])
+def test_gradient_is_that_of_the_loss(coupling):
+    flow = Flow(solved(Line(0.3, -0.4), end_time=1.5, trainable_end_time=True)).double()
+    data = 1 + torch.randn(30, 1).double()
+
+    def loss():
+        torch.manual_seed(2)
+        return FlowMatching(coupling)(flow, (data, None))
+
+    parameters = list(flow.parameters())
+    got = torch.autograd.grad(loss(), parameters)
+    assert len(got) == 3
+    for parameter, gradient in zip(parameters, got, strict=True):
+        ends, middle = [], parameter.detach().clone()
+        for step in (-1e-6, 1e-6):
+            parameter.data = middle + step
+            ends.append(loss().item())
+        parameter.data = middle
+        assert gradient.item() == pytest.approx((ends[1] - ends[0]) / 2e-6, rel=1e-6, abs=1e-7)
+
+
+def test_fixed_maps_are_undone_before_and_behind_the_field():
+    torch.manual_seed(0)
+    inner, data = film().double(), rows(100).double()
+    with torch.no_grad():
+        for parameter in inner.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    behind, before = whiten(rows().double()), Affine([1.0, 0.0], [2.0, 1.0]).double()
+    losses = []
+    for flow, seen in (
+        (inner, behind.inverse(data)),
+        (Flow(Chain(inner.bijector, Chain(behind))), data),
+        (Flow(Chain(Chain(before, inner.bijector), behind), Shrunk(2)), data),
+    ):
+        torch.manual_seed(4)
+        losses.append(FlowMatching()(flow.double(), (seen, None)))
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(losses[0], losses[2])
+
+
+class Shrunk(Normal):
+    """The standard normal seen through the inverse of ``before`` above."""
+
+    def sample(self, shape=(), context=None):
+        return (super().sample(shape, context) - torch.tensor([1.0, 0.0])) / torch.tensor([2.0, 1])
+
+
+def test_fit_reaches_the_likelihood_of_the_data():
+    flow = Flow(Chain(film().bijector, standardise(rows())))
+    before = log_likelihood(flow, rows(2000, seed=1)).mean()
+    history = fit(
+        flow, rows(), rows(500, seed=2), objective="flow_matching", steps=600, learning_rate=5e-3,
+        progress=False,
+    )  # fmt: skip
+    best = log_likelihood(Flow(whiten(rows())), rows(2000, seed=1)).mean()
+    after = log_likelihood(flow, rows(2000, seed=1)).mean()
+    assert after > best - 0.1
+    assert after > before + 1
+    assert history.records[1].nfe == 1, "one evaluation a step and no solve"
+
+
+def test_with_context():
+    c = torch.randn(4000, 1)
+    x = 3 * c + 0.3 * torch.randn(4000, 1)
+    flow = film(1, context_features=1)
+    fit(flow, (x, c), objective="flow_matching", steps=400, learning_rate=5e-3, progress=False)
+    draws = flow.sample(2000, torch.tensor([[1.0]]))
+    assert draws.mean().item() == pytest.approx(3.0, abs=0.2)
+    assert draws.std().item() == pytest.approx(0.3, abs=0.15)
+    with pytest.raises(ValueError, match="depend on the context"):
+        FlowMatching("optimal")(flow, (x, c))
+
+
+def test_bases_without_a_gradient_will_do():
+    flow = Flow(film().bijector, MixtureOfGaussians(2, 3, learnable=False))
+    FlowMatching()(flow, (rows(50), None)).backward()
+
+
+def test_optimal_coupling_is_the_sorted_one_on_a_line():
+    start, end = torch.randn(50, 1), torch.randn(50, 1)
+    paired = start[optimal_coupling(start, end)]
+    assert torch.equal(paired[end[:, 0].argsort()], start.sort(0).values)
+
+
+def test_optimal_coupling_makes_paths_straighter():
+    flow, data = Flow(solved(Line())), 2 + 0.1 * torch.randn(200, 1)
+    losses = []
+    for coupling in ("independent", "optimal"):
+        flow.bijector.field.a.data.fill_(2.0)
+        flow.bijector.field.b.data.fill_(-0.9)
+        losses.append(FlowMatching(coupling)(flow, (data, None)).item())
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("flow", "error", "words"),
+    [
+        (lambda: MAF(2), TypeError, "has none"),
+        (lambda: film(blocks=2), ValueError, "this flow has 2"),
+        (lambda: Flow(Inverse(film().bijector)), ValueError, "within another map"),
+        (lambda: film(batch_norm=True), ValueError, "log_gamma would stay as it is"),
+        (lambda: Flow(Chain(film().bijector, ActNorm(2))), ValueError, "shift would stay"),
+        (lambda: film(base=Normal(2, learnable=True)), ValueError, "base.loc would stay"),
+    ],
+)
+def test_flows_that_cannot_be_matched_are_refused(flow, error, words):
+    with pytest.raises(error, match=words) as caught:
+        FlowMatching()(flow(), (rows(10), None))
+    assert "\n" not in str(caught.value)
+
+
+def test_bfloat16_keeps_the_losss_dtype():
+    flow = film(ode={"bfloat16": True})
+    loss = FlowMatching()(flow, (rows(50), None))
+    assert loss.dtype == torch.float32
+    exact = FlowMatching()(film(), (rows(50), None))
+    assert exact.dtype == torch.float32
