@@ -148,6 +148,8 @@ class Run:
         try:
             self.losses[self.step + 1] = self._update(batch)
         except SolverError as error:
+            if self.skipped == self.step:
+                raise  # no batch was ever solved: it is not the batch
             self.skipped += 1
             if self.skipped > self.max_failures:
                 raise TrainingError(

@@ -83,7 +83,8 @@ def fit(
         penalties: weights of the penalties that a continuous flow was built with, by name.
         validate_every: steps between two validations.
         patience: validations without a better one after which training stops; None for never.
-        max_failures: how many batches may be skipped because their solve failed.
+        max_failures: how many batches may be skipped because their solve failed; where the first
+            one fails already, its SolverError is raised.
         seed: of the order of the rows and of the flow's random numbers.
         device: ``"auto"`` is the GPU where there is one.
         checkpoint: a path; where it exists the run goes on from it. The one before is kept as

@@ -235,16 +235,18 @@ def test_784_dimensions_with_gradients():
 
 
 MEMORY = """
-import resource, sys, torch
+import re, sys, torch
 torch.set_num_threads(1)
 from baselines import MAF
 features = int(sys.argv[1])
 flow = MAF(features, layers=1, hidden=(512, 512))
 z = torch.randn(2000, features, requires_grad=True)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = peak()
 x, log_det = flow.bijector.forward_and_log_det(z)
 (x.sum() + log_det.sum()).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
