@@ -150,7 +150,8 @@ def draw(
     high = np.array([max(times[str(int(d))]) for d in sizes]) - medians
     axes.errorbar(sizes, 1e3 * medians, 1e3 * np.array([low, high]), fmt="o-", capsize=3)
     axes.plot(sizes, 1e3 * medians[0] * sizes / sizes[0], "--", color="0.6", label="∝ D")
-    axes.set(xscale="log", yscale="log", xlabel="D", ylabel="ms")
+    axes.set(xscale="log", yscale="log", xlabel="D",
+             ylabel="ms: median, fastest and slowest")  # fmt: skip
     axes.set_xticks(sizes, [f"{int(d)}" for d in sizes])
     axes.minorticks_off()
     axes.set_title(f"Cached sampling, one MAF layer\nH={width}, {rows} rows: slope {slope:.2f}",
