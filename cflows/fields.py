@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .layers import ACTIVATIONS, LAYERS, Activation, TimeFeatures, TimeLayer
+from .layers import ACTIVATIONS, LAYERS, Activation, Silu, TimeFeatures, TimeLayer
 from .storage import register
 
 __all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
@@ -128,21 +128,29 @@ class MLP(nn.Module):
         layers = [layer for layer in self.layers if isinstance(layer, TimeLayer)]
         activations = [part for part in self.activations if isinstance(part, Activation)]
         phi = self.time(times)
-        coefficients = [layer.coefficients(phi) for layer in layers]
-        if scale is not None:
-            gates, shifts = coefficients[-1]
-            gates = torch.ones_like(shifts) if gates is None else gates
-            coefficients[-1] = (scale * gates, scale * shifts)
-        added = [part(context) for part in self.context_shifts]
+        # silu(βa) / β: β goes into the layer before, 1 / β into the weights of the one after.
+        slopes = [part.beta if isinstance(part, Silu) else None for part in activations]
+        coefficients = [
+            layer.coefficients(phi) if factor is None else layer.scaled(phi, factor)
+            for layer, factor in zip(layers, [*slopes, scale], strict=True)
+        ]
+        added = [
+            part(context) if slope is None else slope * part(context)
+            for part, slope in zip(self.context_shifts, slopes, strict=False)
+        ]
         factors = [1 + part(context) for part in self.context_gates]
-        fixed = [None if layer.varies else layer.weight for layer in layers]
+        behind = [None, *slopes]
+        fixed = [
+            None if layer.varies else _divided(layer.weight, slope)
+            for layer, slope in zip(layers, behind, strict=True)
+        ]
         back = None
         if self.residual:
             back = times.new_ones(()) if scale is None else scale
         for stage in range(len(times)):
             weights = [
-                layer.weight_at(phi[stage]) if weight is None else weight
-                for layer, weight in zip(layers, fixed, strict=True)
+                _divided(layer.weight_at(phi[stage]), slope) if weight is None else weight
+                for layer, weight, slope in zip(layers, fixed, behind, strict=True)
             ]
             gates_here = [None if gate is None else gate[stage] for gate, _ in coefficients]
             shifts_here = [shift[stage] for _, shift in coefficients]
@@ -246,6 +254,10 @@ def matvec(weight: Tensor, h: Tensor) -> Tensor:
     if weight.dim() == 2:
         return h @ weight.mT
     return (weight @ h.unsqueeze(-1)).squeeze(-1)
+
+
+def _divided(weight: Tensor, slope: Tensor | None) -> Tensor:
+    return weight if slope is None else weight / slope
 
 
 def _linears(inputs: int, widths: Sequence[int]) -> nn.ModuleList:

@@ -71,21 +71,25 @@ class Elu(Activation):
 
 
 class Silu(Activation):
-    """s = a σ(βa) with a learned β, one for a layer (Ramachandran et al. 2017, "swish")."""
+    """s = a σ(βa) with a learned β, one for a layer (Ramachandran et al. 2017, "swish").
+
+    It is silu(βa) / β, and a field takes β into the affine maps before and after it, see
+    ``MLP.at``: what is left here, once for all rows, is silu(a) = a σ(a).
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.beta = nn.Parameter(torch.ones(()))
 
     def forward(self, a: Tensor) -> Tensor:
-        """a σ."""
-        return a * torch.sigmoid(self.beta * a)
+        """a σ(a)."""
+        return F.silu(a)
 
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """a σ and σ + βa σ (1 - σ)."""
-        gate = torch.sigmoid(self.beta * a)
+        """a σ and σ + a σ (1 - σ)."""
+        gate = torch.sigmoid(a)
         value = a * gate
-        return value, gate + self.beta * value * (1 - gate)
+        return value, torch.addcmul(gate, value, 1 - gate)
 
 
 class Sin(Activation):
@@ -156,6 +160,11 @@ class TimeLayer(nn.Module):
         """Gate (None where it is one) and shift at φ (*T, times): both (*T, outputs)."""
         raise TypeError(f"{type(self).__name__} must define coefficients")
 
+    def scaled(self, phi: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and shift, times a scalar."""
+        gate, shift = self.coefficients(phi)
+        return (scale.expand_as(shift) if gate is None else scale * gate), scale * shift
+
 
 class IgnoreLayer(TimeLayer):
     """No time at all: y = W h + b."""
@@ -215,6 +224,11 @@ class FilmLayer(TimeLayer):
     def coefficients(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Gate 1 + U φ, shift V φ + b."""
         return 1 + phi @ self.gate_weight.mT, self.bias + phi @ self.time_weight.mT
+
+    def scaled(self, phi: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and shift, times a scalar: linear in φ, which is smaller than they are."""
+        phi = scale * phi
+        return scale + phi @ self.gate_weight.mT, scale * self.bias + phi @ self.time_weight.mT
 
 
 class BlendLayer(TimeLayer):
