@@ -29,6 +29,7 @@ __all__ = ["Callback", "History", "Record", "Run", "TrainingError"]
 ATTEMPTS = 3
 SHOWN = 20  # steps between two looks at the loss, which cost a host synchronisation each
 SCORED = 2000
+VALIDATIONS = 20  # of a run that only seconds end
 
 Callback = Callable[[Record], object]
 
@@ -55,8 +56,8 @@ class Run:
     weight_decay: float
     clip_norm: float | None
     ema: float | None
-    validate_every: int
-    checkpoint_every: int
+    validate_every: int | None
+    checkpoint_every: int | None
     patience: float
     max_failures: int
     seed: int
@@ -72,6 +73,7 @@ class Run:
         self.history = History()
         self.step = 0
         self.elapsed = 0.0
+        self.validated = 0.0  # seconds at the end of the last validation
         self.stale = 0  # validations without a better one
         self.waiting = 0  # likewise, since the learning rate last decayed
         self.decays = 0
@@ -100,13 +102,16 @@ class Run:
                 self.history.stopped = "steps"
             elif self.elapsed >= self.seconds:
                 self.history.stopped = "seconds"
-            if self.history.stopped or self.step % self.validate_every == 0:
+            validates = bool(self.history.stopped) or self._validates()
+            if validates:
                 self._validate()
-                self.elapsed = time.perf_counter() - started
+                self.elapsed = self.validated = time.perf_counter() - started
             elif self.step % SHOWN == 0:
                 show(self, self._mean_loss())
-            due = self.step % self.checkpoint_every == 0 or self.history.stopped or signals
-            if checkpoint is not None and due:
+            writes = validates
+            if self.checkpoint_every is not None:
+                writes = bool(self.history.stopped) or self.step % self.checkpoint_every == 0
+            if checkpoint is not None and (writes or signals):
                 self._mean_loss()  # a state that has left the numbers is no checkpoint
                 self._write(checkpoint)
                 started = time.perf_counter() - self.elapsed
@@ -129,6 +134,12 @@ class Run:
     def nfe(self) -> float:
         """Network evaluations a step since the last record."""
         return self.evaluations / max(1, self.step - self.history.steps)
+
+    def _validates(self) -> bool:
+        """Whether it is time for a validation: by steps, or by a part of the seconds."""
+        if self.validate_every is not None:
+            return self.step % self.validate_every == 0
+        return self.elapsed - self.validated >= self.seconds / VALIDATIONS
 
     def _optimizer(self) -> torch.optim.Optimizer:
         # Biases, scales and bases are not what overfits: weights alone decay (Loshchilov and
@@ -333,7 +344,7 @@ class Run:
         )
 
 
-COUNTERS = ("step", "elapsed", "stale", "waiting", "decays", "skipped", "evaluations")
+COUNTERS = ("step", "elapsed", "validated", "stale", "waiting", "decays", "skipped", "evaluations")
 SHARED = (
     "seed", "batch_size", "learning_rate", "warmup", "weight_decay", "clip_norm", "ema",
     "validate_every",

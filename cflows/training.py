@@ -38,7 +38,7 @@ def fit(
     clip_norm: float | None = 5.0,
     ema: float | None = None,
     penalties: Mapping[str, float] | None = None,
-    validate_every: int = 100,
+    validate_every: int | None = None,
     patience: int | None = 30,
     max_failures: int = 10,
     seed: int = 0,
@@ -81,7 +81,8 @@ def fit(
             w̄ <- m w̄ + (1 - m) w of its weights; None for the weights. m is t / (t + 10) at step
             t where that is less.
         penalties: weights of the penalties that a continuous flow was built with, by name.
-        validate_every: steps between two validations.
+        validate_every: steps between two validations; by default 100, or, where only seconds end
+            the run, as many as a twentieth of the seconds allow.
         patience: validations without a better one after which training stops; None for never.
         max_failures: how many batches may be skipped because their solve failed; where the first
             one fails already, its SolverError is raised.
@@ -91,7 +92,7 @@ def fit(
             PATH.previous, and is used, with a warning, where the newest is damaged. On SIGINT and
             SIGTERM the step is finished and a checkpoint written before the signal takes effect.
             Where the disk is full a warning says so, and training goes on.
-        checkpoint_every: steps between two checkpoints; by default as ``validate_every``.
+        checkpoint_every: steps between two checkpoints; by default at each validation.
         callbacks: each is called with the ``Record`` of each validation, before the checkpoint. One
             that returns True stops the run, and a run that was stopped so stays stopped. After a
             kill a record may come a second time.
@@ -117,7 +118,8 @@ def fit(
     """
     if steps is None and seconds is None:
         steps = 2000
-    checkpoint_every = validate_every if checkpoint_every is None else checkpoint_every
+    if validate_every is None and steps is not None:
+        validate_every = 100
     _check(1, steps=steps, batch_size=batch_size, validate_every=validate_every,
            checkpoint_every=checkpoint_every)  # fmt: skip
     _check(0, warmup=warmup, weight_decay=weight_decay, max_failures=max_failures)

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.harness import data, likelihood, models, sampling
-from cflows import __version__, fit, load
+from baselines.harness import data, data_end, likelihood, models, sampling
+from cflows import Flow, __version__, fit, load, whiten
 from cflows.storage import write_beside
 
 __all__ = ["Cell", "cost_of", "fail", "finished", "rows_of", "run"]
@@ -50,6 +50,7 @@ class Cell:
         learning_rate: Adam's.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: of rows and weights.
+        preprocess: the map that the model ends in, one of ``data_end.PREPROCESS``.
         configuration: a hash of the model's preset, see ``models.configuration``.
         batch_size: rows a step.
         validation_rows: about how many of the validation rows choose the best state.
@@ -69,6 +70,7 @@ class Cell:
     learning_rate: float
     device: str = "cpu"
     dtype: str = "float32"
+    preprocess: str = "auto"
     configuration: str = ""
     batch_size: int = BATCH_SIZE
     validation_rows: int = VALIDATION_ROWS
@@ -181,27 +183,14 @@ def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dic
 
 def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
     train, validation, test = rows_of(cell.source, cell.checksum, cell.dtype, cell.device)
-    flow = models.build(cell.model, cell.depth, train, cell.seed).to(cell.device)
     result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
-    if cell.model != models.GAUSSIAN:
+    if cell.model == models.GAUSSIAN:
+        flow = models.build(cell.model, None, whiten(train), cell.seed).to(cell.device)
+    else:
         # Evenly spaced, since neighbouring rows of a validation set may come from one place.
         stride = max(1, len(validation) // cell.validation_rows)
-        history = fit(
-            flow,
-            train,
-            validation[::stride],
-            steps=cell.steps,
-            seconds=cell.seconds,
-            batch_size=cell.batch_size,
-            learning_rate=cell.learning_rate,
-            validate_every=100 if cell.steps is None else max(1, cell.steps // cell.validations),
-            seed=cell.seed,
-            device=cell.device,
-            checkpoint=folder / "checkpoint.pt",
-            progress=False,
-        )
-        history.write(folder / "history.jsonl")
-        result |= {"steps": history.steps, "train_seconds": history.seconds}
+        flow, facts = _trained(cell, folder, train, validation[::stride])
+        result |= facts
     flow.eval()
     result["parameters"] = sum(p.numel() for p in flow.parameters())
     if cell.model == models.GAUSSIAN:
@@ -214,6 +203,47 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
         write_beside(folder / "picture.npz", lambda beside: _savez(beside, parts))
     flow.save(folder / "model.pt")
     return result | scores
+
+
+def _trained(
+    cell: Cell, folder: Path, train: Tensor, validation: Tensor
+) -> tuple[Flow, dict[str, Any]]:
+    """Choose the map, train behind it; the flow, and what the result says of both."""
+    settings: dict[str, Any] = {
+        "objective": models.find(cell.model).objective,
+        "batch_size": cell.batch_size,
+        "learning_rate": cell.learning_rate,
+        "seed": cell.seed,
+        "device": cell.device,
+        "progress": False,
+    }
+    name, end, chosen_in = data_end.fitted(
+        cell.preprocess,
+        lambda end: models.build(cell.model, cell.depth, end, cell.seed),
+        train,
+        validation,
+        folder / "map.json",
+        steps=cell.steps,
+        seconds=cell.seconds,
+        **settings,
+    )
+    flow = models.build(cell.model, cell.depth, end, cell.seed).to(cell.device)
+    history = fit(
+        flow,
+        train,
+        validation,
+        steps=cell.steps,
+        seconds=None if cell.seconds is None else max(cell.seconds - chosen_in, 1e-9),
+        validate_every=None if cell.steps is None else max(1, cell.steps // cell.validations),
+        checkpoint=folder / "checkpoint.pt",
+        **settings,
+    )
+    history.write(folder / "history.jsonl")
+    return flow, {
+        "steps": history.steps,
+        "train_seconds": history.seconds + chosen_in,
+        "map": name,
+    }
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

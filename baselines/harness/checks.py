@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from baselines.harness import models
 from baselines.harness.data import DataError, Dataset
+from cflows import whiten
 
 __all__ = ["refuse_single_precision", "refuse_unusable"]
 
@@ -29,7 +29,7 @@ def refuse_unusable(rows: Dataset) -> None:
             "Gaussian without a density; drop one of the columns at least, or give more rows"
         )
     try:
-        models.build(models.GAUSSIAN, None, torch.from_numpy(rows.train).float(), 0)
+        whiten(torch.from_numpy(rows.train).float())
     except ValueError as error:  # its own remedies are not at hand on the command line
         raise DataError(
             f"{place}: some columns are linear combinations of others in the training rows, "

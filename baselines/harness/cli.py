@@ -15,7 +15,7 @@ from typing import NoReturn
 __all__ = ["main"]
 
 DEFAULT_DATA = ("pinwheel", "patches4")
-DEFAULT_MODELS = ("ffjord", "maf", "iaf", "realnvp", "nice")
+DEFAULT_MODELS = ("ffjord", "ffjord-matching", "maf", "iaf", "realnvp", "nice")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,6 +135,9 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
         help="layers of discrete flows, blocks of continuous ones")  # fmt: skip
     add("--budget", type=float, metavar="SECONDS", help="training seconds a cell")
     add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own)")
+    add("--preprocess", choices=["auto", "standardise", "whiten"], default="auto",
+        help="the map behind each model; auto (default) tries both on validation rows, and whitens "
+        "with --quick")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="default: results/COMMAND, with -quick for --quick")
     add("--quick", action="store_true", help="few steps: a first look in about a minute")
     add("--jobs", type=int, metavar="N",
@@ -165,6 +168,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             jobs=jobs,
             out=options.out or default,
             command=command,
+            preprocess=options.preprocess,
         )
     )
 

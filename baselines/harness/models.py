@@ -1,7 +1,8 @@
 """The models of a comparison, by name.
 
-Every model is built behind the same fixed map, whitening fitted to the training rows, so that it
-starts at the Gaussian that it has to beat and its densities and samples are in the data's units.
+Every model is built behind a fixed map that was fitted to the training rows, so that its densities
+and samples are in the data's units; behind a whitening it starts at the Gaussian that it has to
+beat.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from baselines.autoregressive import IAF, MAF
 from baselines.coupling import NICE, RealNVP
-from cflows import FFJORD, Chain, Flow, Lagged, ODEBijector, whiten
+from cflows import FFJORD, Bijector, FixedGrid, Flow, Lagged, ODEBijector
+from cflows.preprocessing import behind
 from cflows.storage import configuration_of
 
 __all__ = [
@@ -51,6 +52,7 @@ class Model:
         steps: optimiser steps by default.
         quick_steps: the same under ``--quick``.
         learning_rate: Adam's.
+        objective: a name that ``fit`` knows.
 
     """
 
@@ -61,6 +63,18 @@ class Model:
     steps: int
     quick_steps: int
     learning_rate: float
+    objective: str = "forward_kl"
+
+
+def _matching(features: int, depth: int) -> Flow:
+    """The field of design.md's measurements: smooth paths, which a fixed grid follows."""
+    if depth > 1:
+        raise ValueError("flow matching trains one block: leave the depth at 1")
+    grid = FixedGrid("dopri5", 16)
+    return FFJORD(
+        features, hidden=(256, 256), layer="film", activation="silu",
+        field={"time_frequencies": 8}, training_solver=grid, evaluation_solver=grid,
+    )  # fmt: skip
 
 
 MODELS: dict[str, Model] = {
@@ -74,6 +88,16 @@ MODELS: dict[str, Model] = {
         steps=400,
         quick_steps=80,
         learning_rate=1e-2,
+    ),
+    "ffjord-matching": Model(
+        "FFJORD (matching)",
+        _matching,
+        depths=(1,),
+        unit="block",
+        steps=2000,
+        quick_steps=200,
+        learning_rate=2e-3,
+        objective="flow_matching",
     ),
     "maf": Model(
         "MAF",
@@ -128,24 +152,22 @@ def find(name: str) -> Model:
     raise ModelError(f"no model is called {name!r}; {hint}Known names: {', '.join(MODELS)}")
 
 
-def build(name: str, depth: int | None, rows: Tensor, seed: int) -> Flow:
-    """Build a model for data like these rows; its first weights are a function of the seed.
+def build(name: str, depth: int | None, data_end: Bijector, seed: int) -> Flow:
+    """Build a model that ends in a fixed map; its first weights are a function of the seed.
 
     Args:
-        name: a name in ``MODELS``, or ``"gaussian"``: the whitening map alone is the
-            full-covariance Gaussian of maximum likelihood.
+        name: a name in ``MODELS``, or ``"gaussian"``: a whitening alone is the full-covariance
+            Gaussian of maximum likelihood.
         depth: layers or blocks; None for the Gaussian.
-        rows: the training rows, (N, D).
+        data_end: fitted to the training rows.
         seed: of torch's generator, within this call only.
 
     """
-    data_end = whiten(rows)
     if name == GAUSSIAN:
         return Flow(data_end)
     if depth is None or depth < 1:
         raise ModelError(f"{name} needs a depth of at least 1, got {depth}")
-    core = preset(name, rows.shape[1], depth, seed)
-    return Flow(Chain(core.bijector, data_end), core.base)
+    return behind(preset(name, data_end.features, depth, seed), data_end)
 
 
 def preset(name: str, features: int, depth: int, seed: int = 0) -> Flow:
@@ -168,6 +190,7 @@ def configuration(name: str, features: int, depth: int | None) -> str:
         # The parts as well as the flow: a call records what was passed, and a subclass of Flow
         # passes its own defaults on to its parts.
         calls = [configuration_of(part) for part in (core, core.bijector, core.base)]
+        calls.append(find(name).objective)
         return hashlib.sha256("\n".join(calls).encode()).hexdigest()
     return ""
 

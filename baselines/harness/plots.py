@@ -43,14 +43,15 @@ class Mark(NamedTuple):
 # Okabe and Ito's colours; a model keeps its own whatever else stands in the picture.
 _FIXED = {
     "ffjord": Mark("#D55E00", "o"),
+    "ffjord-matching": Mark("#CC79A7", "*"),
     "maf": Mark("#0072B2", "s"),
     "iaf": Mark("#56B4E9", "D"),
     "realnvp": Mark("#009E73", "^"),
     "nice": Mark("#E69F00", "v"),
     "gaussian": Mark("#7F7F7F", "X"),
 }
-_SPARE = [Mark("#CC79A7", "P"), Mark("#000000", "p"), Mark("#F0E442", "h", "#7A7200")]
-_SPARE += [Mark("#CC79A7", "<"), Mark("#000000", ">"), Mark("#F0E442", "d", "#7A7200")]
+_SPARE = [Mark("#000000", "p"), Mark("#F0E442", "h", "#7A7200")]
+_SPARE += [Mark("#CC79A7", "P"), Mark("#000000", ">"), Mark("#F0E442", "d", "#7A7200")]
 
 _INK, _SOFT, _RULE = "#222222", "#666666", "#DDDDDD"
 _STYLE: Any = {

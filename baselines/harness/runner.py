@@ -28,7 +28,7 @@ from cflows.storage import write_beside
 __all__ = ["COMPARISONS", "Plan", "execute", "plan_cells"]
 
 Sets = dict[str, tuple[str, data.Dataset]]
-WORK = {"ffjord": 16, "iaf": 8}  # roughly, for the order of the cells alone
+WORK = {"ffjord": 16, "ffjord-matching": 16, "iaf": 8}  # roughly, for the order of the cells alone
 COMPARISONS = ("compare", "likelihood", "sampling", "depth")
 
 
@@ -48,6 +48,8 @@ class Plan:
         device: ``"cpu"`` or ``"cuda"``.
         jobs: cells trained at a time, a process and a thread each.
         out: DIR.
+        preprocess: the map behind each model, one of ``data_end.PREPROCESS``; with ``quick``
+            nothing is chosen, and ``"auto"`` is ``"whiten"``.
         command: as it was typed, for the manifest.
 
     """
@@ -64,6 +66,7 @@ class Plan:
     jobs: int
     out: Path
     command: str
+    preprocess: str = "auto"
 
 
 def execute(plan: Plan) -> int:
@@ -98,6 +101,7 @@ def execute(plan: Plan) -> int:
 def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
     """Return the cells of a plan, the longest first so that processes end together."""
     listed: list[tuple[int, Cell]] = []
+    preprocess = "whiten" if plan.quick and plan.preprocess == "auto" else plan.preprocess
     deepest_only = plan.comparison in ("likelihood", "sampling")
     for name, (source, rows) in sets.items():
         common: dict[str, Any] = {
@@ -120,12 +124,13 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
                         steps=_steps(plan, model),
                         seconds=plan.budget,
                         learning_rate=model.learning_rate,
+                        preprocess=preprocess,
                         configuration=configuration,
                     )
                     listed.append((work, cell))
         gaussian = Cell(
             **common, model=models.GAUSSIAN, depth=None, seed=0, steps=0, seconds=None,
-            learning_rate=0.0,
+            learning_rate=0.0, preprocess="whiten",
         )  # fmt: skip
         listed.append((0, gaussian))
     return [cell for _, cell in sorted(listed, key=lambda item: -item[0])]

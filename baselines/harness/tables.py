@@ -37,6 +37,7 @@ Columns = dict[str, Callable[["Setting"], str]]
 
 _LABELS = {
     "ffjord": "FFJORD",
+    "ffjord-matching": "FFJORD, matching",
     "maf": "MAF",
     "iaf": "IAF",
     "realnvp": "RealNVP",
