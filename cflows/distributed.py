@@ -205,10 +205,13 @@ def shared_loss(objective: nn.Module, flow: Any, normed: bool) -> Callable[..., 
         )
     _take_over(objective)
     _take_over(flow)
-    if not any(parameter.requires_grad for parameter in joint.parameters()):
+    trained = next((p for p in joint.parameters() if p.requires_grad), None)
+    if trained is None:
         return joint.forward
-    # Parameters that a batch does not use would be waited for.
-    return DistributedDataParallel(joint, broadcast_buffers=False, find_unused_parameters=True)
+    # Parameters that a batch does not use would be waited for, unless they are looked for at each
+    # step. Where there are none a warning says that this was in vain: so there is always one.
+    joint.unused = nn.Parameter(trained.detach().new_zeros(()))
+    return DistributedDataParallel(joint, find_unused_parameters=True)
 
 
 def agree_on_steps(parts: Sequence[Any], solved: bool) -> bool:
