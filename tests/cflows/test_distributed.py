@@ -302,6 +302,7 @@ def test_each_process_draws_its_own_probes(both, monkeypatch):
         monkeypatch.setattr("cflows.distributed.rank", lambda number=number: number)
         seed = own_seed(0)
         monkeypatch.undo()
+        assert (seed == 0) == (number == 0)
         flow = built("ffjord, probes").train()
         torch.manual_seed(seed)
         flow.log_prob(rows()[order[:32][number::2]]).mean().neg().backward()
