@@ -7,6 +7,7 @@ from ._version import __version__
 from .bases import Base, Logistic, MixtureOfGaussians, Normal, StudentT
 from .bijector import Bijector, Chain, Inverse
 from .continuous import ODEBijector
+from .distributed import ProcessError
 from .divergence import value_and_divergence
 from .elementwise import Affine, DiagonalScale, ElementwiseAffine, LeakyReLU, SinhArcsinh
 from .f_divergences import AlphaDivergence, ChiSquare, JensenShannon
@@ -65,6 +66,7 @@ __all__ = [
     "Normal",
     "ODEBijector",
     "Plateau",
+    "ProcessError",
     "Record",
     "ReverseKL",
     "Schedule",

@@ -87,8 +87,8 @@ def read_newest(path: PathLike, run: str) -> dict[str, Any]:
         )
     if content["run"] != run:
         raise LoadError(
-            f"{path} is the checkpoint of another run (rows, model or settings differ): "
-            "name another path, or delete it to start anew"
+            f"{path} is the checkpoint of another run (rows, model, settings or the number of "
+            "processes differ): name another path, or delete it to start anew"
         )
     return content
 

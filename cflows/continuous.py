@@ -209,7 +209,8 @@ class ODEBijector(Bijector):
     def review(self) -> bool:
         """Read the error of the last ``Lagged`` solve and choose the steps of the next.
 
-        One host synchronisation, outside of the solve. Called at the next solve if not before.
+        One host synchronisation, outside of the solve. Called at the next solve if not before. Of
+        several processes each chooses its own steps here; ``Flow.review`` gives them the same.
 
         Returns:
             whether the error was within ten times the tolerance; if not, the batch should be
@@ -224,10 +225,7 @@ class ODEBijector(Bijector):
             self.steps = solver.steps_for(0.0, 0)
         if stats.error is None:  # adaptive, or a batch without rows: there is nothing to learn
             return True
-        error = stats.error
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(error, torch.distributed.ReduceOp.MAX)
-        value = float(error)
+        value = float(stats.error)
         self.steps = solver.steps_for(value, stats.accepted)
         if self.steps == 0 and not self._warned:
             self._warned = True

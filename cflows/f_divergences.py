@@ -75,6 +75,7 @@ class FDivergence(Objective):
         self.log_density = log_density
         self.critic = critic
         self.normalised = normalised
+        self.additive = normalised or critic is not None  # Z is estimated by all draws at once
         self.needs_data = critic is not None
         self.rows = None if self.needs_data else samples
 

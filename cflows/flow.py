@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 
 from .bases import Normal
 from .bijector import Bijector
+from .distributed import agree_on_steps
 from .storage import register, save
 from .trajectory import trajectory
 
@@ -126,9 +127,11 @@ class Flow(nn.Module):
         """Let ``Lagged`` solvers choose their next steps; False: the batch should be solved again.
 
         For training loops of one's own, between ``backward`` and the optimiser's step; ``fit`` does
-        it.
+        it. Within a process group of torch.distributed every process must call it: the largest
+        error of all decides for all.
         """
-        return all([part.review() for part in self._continuous_parts()])
+        parts = self._continuous_parts()
+        return agree_on_steps(parts, all([part.review() for part in parts]))
 
     @torch.no_grad()
     def sample(

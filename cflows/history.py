@@ -22,7 +22,8 @@ class Record:
         seconds: training seconds so far, added up across resumes.
         loss: mean of the objective since the line before, None at the start.
         validation: mean validation log-likelihood in nats, or None without validation rows.
-        nfe: network evaluations a step since the line before.
+        nfe: network evaluations a step since the line before; of several processes, which evaluate
+            side by side, those of the one that made the most.
         learning_rate: at this step.
         skipped: batches so far whose solve failed, and from which nothing was learnt.
 

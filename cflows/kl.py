@@ -36,10 +36,13 @@ class Objective(nn.Module):
     Attributes:
         needs_data: whether the batch must hold rows; if not, its x may be None.
         rows: where no data are needed, how many draws a step takes; else None.
+        additive: whether the loss is a mean over rows or draws, so that several processes can share
+            it; what does not say so trains in one.
 
     """
 
     needs_data: bool = True
+    additive: bool = False
     rows: int | None = None
 
 
@@ -51,6 +54,8 @@ class ForwardKL(Objective):
             built with these names. The loss becomes -E[log p(x)] + Σ_k weight_k E[penalty_k].
 
     """
+
+    additive = True
 
     def __init__(self, penalties: Mapping[str, float] | None = None) -> None:
         super().__init__()
@@ -110,6 +115,7 @@ class ReverseKL(Objective):
     """
 
     needs_data = False
+    additive = True
 
     def __init__(
         self,

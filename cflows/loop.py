@@ -9,17 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .batches import Rows
 from .checkpoints import read_newest, write_newest
 from .flow import Flow, dtype_of, log_likelihood
 from .history import History, Record
 from .objectives import Batch
-from .refresh import preserved, refresh
+from .refresh import has_norms, own_batches, preserved, refresh, start_act_norms
 from .schedules import Schedule
 from .solvers import SolverError
 from .storage import configuration_of
@@ -64,6 +65,9 @@ class Run:
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
+        distributed.check_alike(self._settings)
+        self.normed = has_norms(self.flow)
+        self.loss = distributed.shared_loss(self.objective, self.flow, self.normed)
         # An objective may hold the flow; what is frozen stays as it is.
         own = dict.fromkeys([*self.flow.parameters(), *self.objective.parameters()])
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
@@ -86,18 +90,23 @@ class Run:
         self,
         checkpoint: str | os.PathLike[str] | None,
         show: Callable[[Run, float | None], None],
-        signals: Sequence[int] = (),
+        signals: list[int],
     ) -> None:
-        """Go on until the steps, the seconds, the patience, a callback or a signal end it."""
+        """Go on until the steps, the seconds, the patience, a callback or a signal end it.
+
+        A signal to another process is added to ``signals``.
+        """
         show(self, None)
         self.flow.train()
         if self.step == 0 and self.held_out is not None and not self.history.records:
             # What training must beat: a flow may be given that is good already.
             self._validate()
-        started = time.perf_counter() - self.elapsed
-        while not self.history.stopped and not signals:
+        if self.step == 0 and self.rows is not None and distributed.processes() > 1:
+            start_act_norms(self.flow, self.objective, self._batch(whole=True), self.seed)
+        started, signal = time.perf_counter() - self.elapsed, 0
+        while not self.history.stopped and not signal:
             self._step()
-            self.elapsed = time.perf_counter() - started
+            signal = self._look_up(started, signals)
             if self.step >= self.steps:
                 self.history.stopped = "steps"
             elif self.elapsed >= self.seconds:
@@ -105,16 +114,19 @@ class Run:
             validates = bool(self.history.stopped) or self._validates()
             if validates:
                 self._validate()
-                self.elapsed = self.validated = time.perf_counter() - started
+                signal = self._look_up(started, signals)
+                self.validated = self.elapsed
             elif self.step % SHOWN == 0:
                 show(self, self._mean_loss())
             writes = validates
             if self.checkpoint_every is not None:
                 writes = bool(self.history.stopped) or self.step % self.checkpoint_every == 0
-            if checkpoint is not None and (writes or signals):
+            if checkpoint is not None and (writes or signal):
                 self._mean_loss()  # a state that has left the numbers is no checkpoint
                 self._write(checkpoint)
                 started = time.perf_counter() - self.elapsed
+        if signal and not signals:
+            signals.append(signal)
         show(self, None)
 
     def restore_best(self) -> None:
@@ -141,6 +153,14 @@ class Run:
             return self.step % self.validate_every == 0
         return self.elapsed - self.validated >= self.seconds / VALIDATIONS
 
+    def _look_up(self, started: float, signals: list[int]) -> int:
+        """Take the time; return the signal that has come, or 0. All processes see the same."""
+        own = time.perf_counter() - started if distributed.leads() else 0.0
+        came = signals[0] if signals else 0
+        self.elapsed, evaluations, signal = distributed.largest(own, self.evaluations, came)
+        self.evaluations = int(evaluations)
+        return int(signal)
+
     def _optimizer(self) -> torch.optim.Optimizer:
         # Biases, scales and bases are not what overfits: weights alone decay (Loshchilov and
         # Hutter 2019), by the learning rate times the decay at each step, beside Adam's.
@@ -155,7 +175,9 @@ class Run:
 
     def _step(self) -> None:
         """One batch; a solve that fails on it skips it, up to a stated number of times."""
-        batch, before = self._batch(), self.flow.evaluations
+        with distributed.together(self.rows is not None and self.rows.streamed):
+            batch = self._batch()
+        before = self.flow.evaluations
         try:
             self.losses[self.step + 1] = self._update(batch)
         except SolverError as error:
@@ -168,20 +190,20 @@ class Run:
                     f"{error}; lower the learning rate ({self.learning_rate:g}), add a penalty, "
                     f"or allow more with max_failures"
                 ) from error
+            self.flow.review()  # of several processes, all go on alike
         self.step += 1
         self.evaluations += self.flow.evaluations - before
 
     def _update(self, batch: Batch) -> Tensor:
         """One optimiser step; the loss stays on the device."""
         if self.optimizer is None:
-            loss: Tensor = self.objective(self.flow, batch)
-            return loss.detach()
+            return distributed.mean(self._loss(batch).detach())
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         # Where a solver's error is far above its tolerance: once more, on more steps.
         for _ in range(ATTEMPTS):
             self.optimizer.zero_grad()
-            loss = self.objective(self.flow, batch)
+            loss = self._loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.flow.review():
                 break
@@ -192,18 +214,30 @@ class Run:
             # Short at first, so that the weights before training leave no trace.
             keep = min(self.ema, self.step / (self.step + 10))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.averaged], 1 - keep)
-        return loss.detach()
+        return distributed.mean(loss.detach())
 
-    def _batch(self) -> Batch:
-        """This step's rows: a function of the seed and the step alone, so that a run can resume."""
+    def _loss(self, batch: Batch) -> Tensor:
+        """The loss of this process's rows; a solve that fails in one process fails in all."""
+        # Batch norms wait for one another within the pass, where no process may turn back.
+        with distributed.together(not self.normed), distributed.whole_batches(self.normed):
+            return self.loss(*batch)
+
+    def _batch(self, whole: bool = False) -> Batch:
+        """This process's rows of this step: a function of the seed and the step, to resume by.
+
+        Args:
+            whole: all processes' rows.
+
+        """
+        share: Callable[[Tensor], Tensor] = Tensor.detach if whole else distributed.share
         if self.rows is None:
             like = torch.zeros((), dtype=dtype_of(self.flow), device=self.device)
-            return like.expand(cast(int, self.objective.rows), self.flow.features), None
+            return share(like.expand(cast(int, self.objective.rows), self.flow.features)), None
         epoch, position = divmod(self.step, len(self.rows) // self.batch_size)
         if position == 0 or not hasattr(self, "order"):
             self.order = self.rows.order(hash((self.seed, epoch)) % 2**63)
         first = position * self.batch_size
-        return self.rows.take(self.order[first : first + self.batch_size])
+        return self.rows.take(share(self.order[first : first + self.batch_size]))
 
     def _mean_loss(self) -> float | None:
         """Mean loss since the last record, None where there is none."""
@@ -248,8 +282,11 @@ class Run:
         self.losses, self.evaluations = {}, 0
         if not self.history.stopped and self.stale >= self.patience:
             self.history.stopped = "patience"
-        asked = [callback(record) is True for callback in self.callbacks]
-        if any(asked) and not self.history.stopped:
+        asked: list[bool] = []
+        with distributed.together():
+            if distributed.leads():
+                asked = [callback(record) is True for callback in self.callbacks]
+        if any(distributed.largest(any(asked))) and not self.history.stopped:
             self.history.stopped = "callback"
 
     @contextmanager
@@ -272,17 +309,23 @@ class Run:
                 refresh(self.flow, self.rows)
             if self.held_out is None:
                 return None
-            parts = [log_likelihood(self.flow, *part) for part in self.held_out.batches(SCORED)]
-            score = float(torch.cat(parts).double().mean())
+            with distributed.together():
+                found = torch.zeros((), dtype=torch.float64, device=self.device)
+                for part in own_batches(self.held_out, SCORED):
+                    found += log_likelihood(self.flow, *part).double().sum()
         except SolverError:
             return None if self.held_out is None else -math.inf
+        score = float(distributed.total(found)) / len(self.held_out)
         return score if math.isfinite(score) else -math.inf
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.flow.state_dict().items()}
 
     def _write(self, path: str | os.PathLike[str]) -> None:
-        cuda = self.device.type == "cuda"
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        random = distributed.gathered((torch.get_rng_state(), cuda))
+        if not distributed.leads():
+            return
         content = {
             "run": self._identity(),
             "counters": {name: getattr(self, name) for name in COUNTERS},
@@ -293,14 +336,14 @@ class Run:
             "average": self.average,
             "best": self.best,
             "optimizer": self.optimizer.state_dict() if self.optimizer else {},
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "random": random,
         }
         write_newest(path, content)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Take over the state of a checkpoint of this very run."""
-        content = read_newest(path, self._identity())
+        with distributed.together():
+            content = read_newest(path, self._identity())
         self.flow.load_state_dict(content["state"])
         self.objective.load_state_dict(content["objective"])
         if self.optimizer is not None:
@@ -319,9 +362,16 @@ class Run:
         )
         if allowed and self.history.stopped != "callback":
             self.history.stopped = ""
-        torch.set_rng_state(content["random"])
-        if content["random_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(content["random_cuda"], self.device)
+        random, random_cuda = content["random"][distributed.rank()]
+        torch.set_rng_state(random)
+        if random_cuda is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(random_cuda, self.device)
+
+    def _settings(self) -> list[Any]:
+        """What the processes of one run share."""
+        rows = [None if r is None else r.fingerprint() for r in (self.rows, self.held_out)]
+        state = {name: list(v.shape) for name, v in self.flow.state_dict().items()}
+        return [rows, state, repr(self.schedule), [getattr(self, n) for n in (*SHARED, *LIMITS)]]
 
     def _identity(self) -> str:
         """What two runs must share for one to go on where the other stopped."""
@@ -339,6 +389,7 @@ class Run:
                     self.objective.extra_repr(),
                 ],
                 "schedule": repr(self.schedule),
+                "processes": distributed.processes(),
                 **shared,
             }
         )
@@ -349,3 +400,4 @@ SHARED = (
     "seed", "batch_size", "learning_rate", "warmup", "weight_decay", "clip_norm", "ema",
     "validate_every",
 )  # fmt: skip
+LIMITS = ("steps", "seconds", "checkpoint_every", "patience", "max_failures")

@@ -66,6 +66,7 @@ class FlowMatching(Objective):
         if coupling not in COUPLINGS:
             raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}; got {coupling!r}")
         self.coupling = coupling
+        self.additive = coupling == "independent"  # a pairing is of the whole batch
 
     def forward(self, flow: Any, batch: Batch) -> Tensor:
         """The mean squared error of the velocity, summed over columns."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .bijector import Bijector
+from .distributed import moments
 from .storage import register
 
 __all__ = ["ActNorm", "BatchNorm"]
@@ -27,9 +28,9 @@ class ActNorm(Bijector):
     A batch of fewer than two values a channel, or with one that is not finite, tells no spread and
     initialises nothing. A column
     that is constant in the first batch is shifted and keeps s = 0. Log scales have no bound: they
-    are the data's. That it was initialised is part of the state, and so of saved flows. Under
-    DistributedDataParallel run one batch through before wrapping, or each process starts from its
-    own.
+    are the data's. That it was initialised is part of the state, and so of saved flows. In several
+    processes ``fit`` has each start from the whole first batch; a loop of one's own should run one
+    batch through before it wraps the flow in DistributedDataParallel.
 
     Args:
         features: D.
@@ -120,7 +121,8 @@ class BatchNorm(Bijector):
     (Dinh et al. 2017, section 3.7; Papamakarios et al. 2017, appendix B). While training,
     ``inverse`` takes m and v from the batch, or with ``moving`` from the running averages that the
     batch was just mixed into, as the FFJORD code does; in evaluation from the running averages.
-    ``forward`` always uses those, and is well defined before any ``inverse``.
+    ``forward`` always uses those, and is well defined before any ``inverse``. Where several
+    processes share a batch in ``fit``, m and v are the whole batch's, with gradient.
 
     Args:
         features: D.
@@ -162,7 +164,7 @@ class BatchNorm(Bijector):
         # A batch of no rows has no statistics, and would leave NaN in the averages.
         if self.training and x.numel():
             rows = x.reshape(-1, self.features)
-            batch_mean, batch_variance = rows.mean(0), rows.var(0, correction=0)
+            batch_mean, batch_variance = moments(rows)
             self._mix(batch_mean.detach(), batch_variance.detach())
             # Copies: the averages change again before this batch's backward pass ends.
             mean = self.mean.clone() if self.moving else batch_mean

@@ -1,21 +1,56 @@
-"""Batch norm's stored statistics, taken over all training rows."""
+"""What normalisations learn from rows beside training: from all of them, or the first batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from .batches import Rows
 from .bijector import Bijector, Chain
+from .distributed import gathered, processes, share
 from .flow import Flow, evaluating
-from .normalization import BatchNorm
+from .normalization import ActNorm, BatchNorm
+from .objectives import Batch
 
-__all__ = ["preserved", "refresh"]
+__all__ = ["has_norms", "own_batches", "preserved", "refresh", "start_act_norms"]
 
 BATCH = 2000
+
+Moments = tuple[int, Tensor, Tensor]
+"""Count, mean and sum of squares about it."""
+
+
+def own_batches(rows: Rows, size: int) -> Iterator[Batch]:
+    """All rows in their order, of ``size`` at a time this process's share."""
+    for x, context in rows.batches(size * processes()):
+        if len(share(x)):
+            yield share(x), None if context is None else share(context)
+
+
+def has_norms(flow: Flow) -> bool:
+    """Whether a batch norm takes statistics from the batches of training."""
+    return any(isinstance(part, BatchNorm) for part in flow.modules())
+
+
+@torch.no_grad()
+def start_act_norms(flow: Flow, objective: nn.Module, batch: Batch, seed: int) -> None:
+    """Initialise every ``ActNorm`` as training on this batch would; change nothing else."""
+    parts = [part for part in flow.modules() if isinstance(part, ActNorm)]
+    if all(bool(part.initialised) for part in parts):
+        return
+    cuda = [batch[0].device] if batch[0].device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        twin = deepcopy(flow)
+        objective(twin, batch)
+    for part, started in zip(flow.modules(), twin.modules(), strict=True):
+        if isinstance(part, ActNorm):
+            part.load_state_dict(started.state_dict())
 
 
 @torch.no_grad()
@@ -25,7 +60,8 @@ def refresh(flow: Flow, rows: Rows) -> None:
     A layer's statistics depend on those of the layers nearer the data, so the layers are taken
     from the data side to the base side, each over all rows (Papamakarios et al. 2017, appendix B).
     In memory the rows walk along, one pass of ``inverse`` in all; streamed rows start from the
-    data for every batch norm. Draws no random numbers: the flow is in evaluation mode.
+    data for every batch norm. Draws no random numbers: the flow is in evaluation mode. Several
+    processes take a part of the rows each.
 
     Reached are the batch norms of a bijector that is one, or a Chain, nested as deep as one likes;
     one inside of anything else, such as ``Inverse``, keeps its running averages.
@@ -40,11 +76,11 @@ def refresh(flow: Flow, rows: Rows) -> None:
     if last < 0:
         return
     with evaluating(flow):
-        walking = None if rows.streamed else list(rows.batches(BATCH))
+        walking = None if rows.streamed else list(own_batches(rows, BATCH))
         passed: list[Bijector] = []
         for part in parts[: last + 1]:
             if isinstance(part, BatchNorm):
-                batches = rows.batches(BATCH) if walking is None else iter(walking)
+                batches = own_batches(rows, BATCH) if walking is None else iter(walking)
                 done = passed if walking is None else []
                 _store(part, (_through(done, x, context) for x, context in batches))
             if walking is None:
@@ -84,19 +120,23 @@ def _through(parts: list[Bijector], x: Tensor, context: Tensor | None) -> Tensor
 
 
 def _store(norm: BatchNorm, batches: Iterator[Tensor]) -> None:
-    """Mean and variance over batches, merged in float64 (Chan, Golub and LeVeque 1983)."""
-    count = 0
-    mean = squares = torch.zeros((), dtype=torch.float64, device=norm.mean.device)
-    for x in batches:
-        part = x.double()
-        part_mean = part.mean(0)
-        total = count + len(part)
-        shift = part_mean - mean
-        squares = (
-            squares + (part - part_mean).square().sum(0) + shift**2 * (count * len(part) / total)
-        )
-        mean = mean + shift * (len(part) / total)
-        count = total
+    """Mean and variance over the batches of all processes."""
+    nothing = torch.zeros(norm.features, dtype=torch.float64, device=norm.mean.device)
+    count, *sums = reduce(_merged, (_moments(x.double()) for x in batches), (0, nothing, nothing))
+    # By the CPU: a GPU's tensor would be unpickled on a GPU of the same number.
+    count, mean, squares = reduce(_merged, gathered((count, *(part.cpu() for part in sums))))
     norm.mean.copy_(mean)
     norm.variance.copy_(squares / count)
     norm.batches.fill_(1)
+
+
+def _moments(x: Tensor) -> Moments:
+    mean = x.mean(0)
+    return len(x), mean, (x - mean).square().sum(0)
+
+
+def _merged(a: Moments, b: Moments) -> Moments:
+    """Those of both samples (Chan, Golub and LeVeque 1983)."""
+    total = a[0] + b[0]
+    shift, part = b[1] - a[1], b[0] / max(total, 1)
+    return total, a[1] + shift * part, a[2] + b[2] + shift**2 * (a[0] * part)

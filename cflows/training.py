@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import distributed
 from .batches import Data, rows_for
 from .checkpoints import exists, interruptible
 from .flow import Flow
@@ -58,6 +59,12 @@ def fit(
     training rows, from the data side to the base side (Papamakarios et al. 2017, appendix B); see
     ``refresh.refresh``. The best state holds these; training goes on with its running averages.
 
+    Within a process group of ``torch.distributed`` every process calls it alike, with all rows, on
+    a device of its own (``torch.cuda.set_device``): each takes its share of every batch, and the
+    gradient is that of the whole batch (DistributedDataParallel). Random draws and the step
+    control are each process's own, the step counts of a ``Lagged`` solver the largest of all. The
+    first process alone writes, shows and calls the callbacks.
+
     Args:
         flow: any flow; it is moved to the device.
         train: rows (N, D), a pair of rows and context (N, C), or a Dataset of one of these. Tensors
@@ -69,7 +76,7 @@ def fit(
             One with ``needs_data = False`` may train without rows, on batches of ``rows`` zeros.
         steps: optimiser steps at most; 2000 where neither steps nor seconds is given.
         seconds: training seconds at most, validation included, added up across resumes.
-        batch_size: rows a step.
+        batch_size: rows a step, of all processes together.
         learning_rate: Adam's, in front of the schedule.
         schedule: ``"cosine"`` (to zero at the end of the steps or seconds), ``"constant"``,
             ``"plateau"`` (a tenth after ten validations without a better one), or a ``Schedule``.
@@ -106,6 +113,7 @@ def fit(
         ValueError: a setting out of range; rows of a wrong shape, or with NaN.
         TrainingError: the loss left the numbers, or more solves failed than may.
         LoadError: the checkpoint is damaged and there is none before it, or belongs to another run.
+        ProcessError: several processes cannot share this training, or another one has failed.
 
     Example:
         >>> import torch
@@ -143,7 +151,9 @@ def fit(
         rows=rows,
         held_out=held_out,
         device=place,
-        batch_size=batch_size if rows is None else min(batch_size, len(rows)),
+        batch_size=batch_size
+        if rows is None
+        else distributed.batch_size_for(batch_size, len(rows)),
         steps=math.inf if steps is None else steps,
         seconds=math.inf if seconds is None else seconds,
         learning_rate=learning_rate,
@@ -161,10 +171,10 @@ def fit(
     )
     with (
         interruptible(checkpoint is not None) as signals,
-        _seeded(seed, place),
-        _bar(progress, steps) as show,
+        _seeded(distributed.own_seed(seed), place),
+        _bar(progress and distributed.leads(), steps) as show,
     ):
-        if checkpoint is not None and exists(checkpoint):
+        if checkpoint is not None and any(distributed.largest(exists(checkpoint))):
             run.resume(checkpoint)
         try:
             run.train(checkpoint, show, signals)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from . import processes
+
 __all__ = ["main"]
 
 DEFAULT_DATA = ("pinwheel", "patches4")
@@ -34,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _replace_what_cannot_be_printed()
     options = _parser().parse_args(arguments)
+    if processes.count() > 1 and options.run is not _fit:
+        _fail("several processes are for cflows fit: start this command without torchrun")
     try:
         status: int = options.run(options, shlex.join(["cflows", *arguments]))
         return status
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {_what_is_left(options)}", file=sys.stderr)
+        if processes.speaks():
+            print(f"\ninterrupted; {_what_is_left(options)}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "sklearn", "PIL"):
@@ -178,21 +183,21 @@ def _fit(options: argparse.Namespace, command: str) -> int:
     _refuse_seed(options.seed)
     from . import single
 
-    single.train(
-        single.Task(
-            model=options.model,
-            data=options.data,
-            out=options.out,
-            depth=options.depth,
-            steps=options.steps,
-            seconds=options.seconds,
-            seed=options.seed,
-            preprocess=options.preprocess,
-            device=_device(options.device),
-            checkpoint=options.checkpoint,
-            quick=options.quick,
-        )
+    task = single.Task(
+        model=options.model,
+        data=options.data,
+        out=options.out,
+        depth=options.depth,
+        steps=options.steps,
+        seconds=options.seconds,
+        seed=options.seed,
+        preprocess=options.preprocess,
+        device=_device(options.device),
+        checkpoint=options.checkpoint,
+        quick=options.quick,
     )
+    with processes.joined(task.device):
+        single.train(task)
     return 0
 
 
@@ -291,11 +296,12 @@ def _is_ours(error: Exception) -> bool:
 
 def _is_a_failed_computation(error: Exception) -> bool:
     from baselines import InversionError
-    from cflows import SolverError, TrainingError
+    from cflows import ProcessError, SolverError, TrainingError
 
-    return isinstance(error, InversionError | SolverError | TrainingError)
+    return isinstance(error, InversionError | ProcessError | SolverError | TrainingError)
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:
-    print(f"cflows: {message}", file=sys.stderr)
+    if processes.speaks():
+        print(f"cflows: {message}", file=sys.stderr)
     raise SystemExit(status)

@@ -38,6 +38,7 @@ from cflows import (
     standardise,
     whiten,
 )
+from cflows.distributed import leads
 from cflows.flow import dtype_of
 from cflows.storage import write_beside
 
@@ -136,6 +137,8 @@ def train(task: Task) -> None:
         checkpoint=task.checkpoint,
         **training,
     )
+    if not leads():
+        return
     flow.save(task.out)
     print(
         f"{settings.label}, {depth} {settings.unit}, {name}: {history.steps} steps in "
