@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from made_data import archive
 
 from baselines.harness.data import DataError
 from baselines.harness.data.archive import extract
@@ -16,62 +13,6 @@ from baselines.harness.data.download import download
 
 CONTENT = bytes(range(256)) * 40_000  # ten megabytes: several chunks
 MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
-
-
-class Server:
-    """Serves one file, with the faults that it is told to have.
-
-    Attributes:
-        content: the file.
-        codes: answers to give before the file, one a request.
-        stop_after: bytes after which a connection breaks, one a request.
-        ranges: whether a Range is honoured.
-        asked: the Range of each request.
-
-    """
-
-    def __init__(self):
-        self.content, self.codes, self.stop_after, self.ranges = CONTENT, [], [], True
-        self.asked = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.answer(self)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/data.tar.gz"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def answer(self, request):
-        wanted = request.headers.get("Range")
-        self.asked.append(wanted)
-        if self.codes:
-            request.send_error(self.codes.pop(0))
-            return
-        start = int(wanted[6:-1]) if wanted and self.ranges else 0
-        if start >= len(self.content) and start:
-            request.send_response(416)
-            request.send_header("Content-Range", f"bytes */{len(self.content)}")
-            request.end_headers()
-            return
-        part = self.content[start:]
-        request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(len(part)))
-        request.end_headers()
-        request.wfile.write(part[: self.stop_after.pop(0)] if self.stop_after else part)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
 
 
 def fetched(server, folder):
@@ -174,19 +115,6 @@ def test_what_lies_there_is_verified_again(server, tmp_path):
 
 
 # Archives -----------------------------------------------------------------------------------------
-
-
-def archive(path, members):
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            if isinstance(content, bytes):
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-            else:
-                info.type, info.linkname = tarfile.SYMTYPE, content
-                tar.addfile(info)
-    return path
 
 
 def test_only_what_is_wanted_leaves(tmp_path):

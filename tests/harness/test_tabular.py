@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import types
 
 import numpy as np
 import pytest
+from made_data import Payload, frame_pickle, gas_frame
 
 from baselines.harness.data import DataError, tabular
 from baselines.harness.data.frames import read_frame
@@ -53,16 +52,6 @@ def naive_gas(raw, names):
         names.remove(correlated[0])
     rows = np.stack([data[name] for name in names], 1)
     return (rows - rows.mean(0)) / rows.std(0, ddof=1), tuple(names)
-
-
-def gas_frame(n=200):
-    rng = np.random.RandomState(3)
-    free = rng.normal(size=(n, 4))
-    near = free[:, :1] + 0.05 * rng.normal(size=(n, 3))  # all above .98 with one another
-    mirrored = -free[:, 1:2] + 0.01 * rng.normal(size=(n, 1))  # signed: stays
-    time = np.arange(n)[:, None]
-    raw = np.hstack([time, free[:, 3:], free, near, mirrored])
-    return raw, ("Time", "Meth", "a", "b", "c", "Eth", "n0", "n1", "n2", "m")
 
 
 def test_gas_against_the_loop():
@@ -135,57 +124,6 @@ def test_wrong_shapes_are_one_line(call, says):
 # Frames -------------------------------------------------------------------------------------------
 
 
-def stand_in(module, name):
-    """A class that pickles as pandas' own of this name would."""
-    cls = type(name, (), {"__module__": module})
-    cls.__reduce_ex__ = lambda self, protocol: self.how
-    return cls
-
-
-class FramePickler(pickle._Pickler):
-    """Writes stand-ins by their pandas names, which cannot be imported here."""
-
-    def save_global(self, obj, name=None):
-        if getattr(obj, "__module__", "").startswith("pandas"):
-            self.write(pickle.GLOBAL + f"{obj.__module__}\n{obj.__name__}\n".encode())
-            self.memoize(obj)
-        else:
-            super().save_global(obj, name)
-
-    dispatch = {**pickle._Pickler.dispatch, type: save_global, types.FunctionType: save_global}
-
-
-def made(module, name, args, state=None):
-    cls = stand_in(module, name)
-    found = cls()
-    found.how = (cls, args) if state is None else (cls, args, state)
-    return found
-
-
-def frame_pickle(raw, names, layout, protocol=2):
-    """What ``to_pickle`` writes: ``old`` to pandas 1.2, ``new`` from 1.3, ``strings`` from 3."""
-    labels = np.array(names, object)
-    if layout == "strings":
-        labels = made("pandas._libs.arrays", "f", (None,), ("a dtype", labels))
-    index_class = stand_in("pandas.core.indexes.base", "Index")
-    index = made("pandas.core.indexes.base", "_new_Index", (index_class, {"data": labels}))
-    half = len(names) // 2
-    parts = [(raw[:, :half].T, slice(0, half)), (raw[:, half:].T, np.arange(half, len(names)))]
-    manager, name = "pandas.core.internals.managers", "BlockManager"
-    if layout == "old":
-        blocks = [{"values": values, "mgr_locs": places} for values, places in parts]
-        axes = [index, None]
-        managed = made(manager, name, (), (axes, [], [], {"0.14.1": {"blocks": blocks}}))
-        state = {"_data": managed}
-    else:
-        unpickle = ("pandas._libs.internals", "_unpickle_block")
-        blocks = tuple(made(*unpickle, (*part, 2)) for part in parts)
-        state = {"_mgr": made(manager, name, (blocks, [index, None]))}
-    file = io.BytesIO()
-    FramePickler(file, protocol).dump(made("pandas.core.frame", "DataFrame", (), state))
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("layout", ["old", "new", "strings"])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_frames_of_three_layouts(layout, protocol, tmp_path):
@@ -194,16 +132,6 @@ def test_frames_of_three_layouts(layout, protocol, tmp_path):
     found, columns = read_frame(tmp_path / "f.pickle")
     assert columns == names
     np.testing.assert_array_equal(found, raw)
-
-
-class Payload:
-    """Runs a call of its own when it is unpickled as usual."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
