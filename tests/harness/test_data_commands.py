@@ -362,3 +362,23 @@ def test_compare_and_fit_take_the_names(made, tmp_path, capsys):
     assert cli.main(["fit", "--model", "nice", "--data", "power", "--steps", "2", "--preprocess",
                      "none", "--depth", "1", "--out", str(tmp_path / "m")]) == 0  # fmt: skip
     assert "power is a subset here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "validation", "test"),
+    [("power", "power/data.npy", -7.669, -7.786),
+     ("bsds300", "BSDS300/BSDS300.hdf5", 96.632, 95.697)],
+)  # fmt: skip
+def test_real_rows_where_they_are_present(name, file, validation, test, tmp_path, monkeypatch):
+    """The Gaussian's figures of the development subsets; elsewhere there is nothing to judge by."""
+    folder = store.read_only_folder()
+    rows = {"power": 69_984, "bsds300": 60_000}[name]
+    if folder is None or not (folder / file).is_file():
+        pytest.skip(f"CFLOWS_DATA has no {file}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = data.load(name)
+    if len(found.train) != rows:
+        pytest.skip("other rows than the development subset")
+    assert found.subset
+    scores = statistics.gaussian_scores(found.train, found.validation, found.test)
+    assert [score.mean for score in scores] == pytest.approx([validation, test], abs=1e-3)
