@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from baselines.harness.data import load, toy
+from baselines.harness.data import load, tabular, toy
 from baselines.harness.data.toys import TOYS
 
 __all__ = ["batches", "power", "task"]
@@ -55,13 +55,7 @@ def task(
 
 
 def power(folder: str | os.PathLike[str]) -> tuple[Matrix, Matrix, Matrix]:
-    """POWER, prepared as by Papamakarios et al. 2017 (appendix D.1, code of the MAF archive).
-
-    Rows are shuffled; reactive power and intensity are left out; what the meters rounded off is
-    filled up with uniform noise; the last tenth is the test set, the last tenth of the rest
-    validates; both and the training rows are standardised by training and validation together. The
-    random numbers are drawn in the order of that code, so that the full file gives the very rows
-    of the papers.
+    """POWER in float64, prepared as by Papamakarios et al. 2017: see ``tabular.power``.
 
     Args:
         folder: holds power/data.npy, (N, 8): active power, reactive power, voltage, intensity,
@@ -71,19 +65,7 @@ def power(folder: str | os.PathLike[str]) -> tuple[Matrix, Matrix, Matrix]:
         Training, validation and test rows, (·, 6).
 
     """
-    rng = np.random.RandomState(42)
-    raw = np.load(Path(folder) / "power" / "data.npy")
-    rows = len(raw)
-    # The permutation that rng.shuffle(raw) applies, without its slow swapping of rows.
-    data = raw[rng.permutation(rows)][:, [0, 2, 4, 5, 6, 7]]
-    voltage = 0.01 * rng.rand(rows, 1)
-    active_power = 0.001 * rng.rand(rows, 1)
-    meterings = rng.rand(rows, 3)
-    data = data + np.hstack((active_power, voltage, meterings, np.zeros((rows, 1))))
-    seen, test = _split_tenth(data)
-    mean, std = seen.mean(0), seen.std(0)
-    train, validation = _split_tenth((seen - mean) / std)
-    return train, validation, (test - mean) / std
+    return tabular.power(np.load(Path(folder) / "power" / "data.npy"))[:3]
 
 
 def batches(train: npt.NDArray[Any], size: int, seed: int) -> Iterator[Tensor]:
@@ -100,8 +82,3 @@ def _fresh(name: str, size: int, seed: int) -> Iterator[Tensor]:
     rng = np.random.default_rng(seed)
     while True:
         yield torch.from_numpy(TOYS[name](size, rng)).float()
-
-
-def _split_tenth(data: Matrix) -> tuple[Matrix, Matrix]:
-    last = int(0.1 * len(data))
-    return data[:-last], data[-last:]

@@ -85,10 +85,27 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)
         add_options(command)
         command.set_defaults(run=run)
-    command = commands.add_parser("data", help="the data sets")
-    command.add_argument("action", choices=["list"], help="list: names, sizes and sources")
-    command.set_defaults(run=_data)
+    _add_data_commands(commands.add_parser("data", help="the data sets: list, fetch, check"))
     return parser
+
+
+def _add_data_commands(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for action, help_text, names, names_help in (
+        ("list", "what there is, its size, source and licence, and whether it is here", "*",
+         "data sets (default: all)"),
+        ("fetch", "convert sets once into what is mapped into memory, from an archive of 857 MB",
+         "+", "power, gas, hepmass, miniboone, bsds300"),
+        ("check", "checksums, statistics, the log-likelihood of a Gaussian", "+",
+         "data sets, or .csv and .npy files"),
+    ):  # fmt: skip
+        command = actions.add_parser(action, help=help_text, description=help_text)
+        command.add_argument("names", metavar="NAME", nargs=names, help=names_help)
+        command.set_defaults(run=_data, action=action)
+        if action == "fetch":
+            command.add_argument("--from", dest="given", type=Path, metavar="FILE|DIR",
+                help="data.tar.gz, or the folder that was unpacked from it, in place of a "
+                     "download")  # fmt: skip
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
@@ -227,13 +244,14 @@ def _report(options: argparse.Namespace, command: str) -> int:
 
 
 def _data(options: argparse.Namespace, command: str) -> int:
-    from . import data
+    from . import data_commands
 
-    for name in data.names():
-        rows = data.load(name)
-        print(
-            f"{name:14} {rows.features:3} columns {len(rows.train):7,} training rows  {rows.source}"
-        )
+    if options.action == "fetch":
+        data_commands.fetch(options.names, options.given)
+    elif options.action == "check":
+        data_commands.check(options.names)
+    else:
+        data_commands.listing(options.names)
     return 0
 
 

@@ -268,6 +268,8 @@ def _describe(data: Mapping[str, Any]) -> str:
         parts.append(f"{counts} rows to train / validate / test")
     if data.get("features"):
         parts.append(f"{data['features']} columns")
+    if data.get("note"):
+        parts.append(str(data["note"]))
     parts += [f"{key} {data[key]}" for key in ("source", "licence", "checksum") if data.get(key)]
     return _one_line("; ".join(parts))
 

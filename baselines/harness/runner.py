@@ -85,6 +85,8 @@ def execute(plan: Plan) -> int:
     for name, (_, rows) in sets.items():
         sizes = " / ".join(f"{len(part):,}" for part in (rows.train, rows.validation, rows.test))
         _say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
+        if rows.note:
+            _say(rows.note)
     _say(f"{len(todo)} cells on {plan.jobs} process(es), one thread each, into {plan.out}")
     width = len(str(len(todo)))
     for count, (cell, result) in enumerate(_train(todo, plan), 1):
@@ -246,6 +248,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
                 "kind": rows.kind,
                 "source": rows.source,
                 "licence": rows.licence,
+                **({"note": rows.note} if rows.note else {}),
             }
             for name, (_, rows) in sets.items()
         },

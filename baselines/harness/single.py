@@ -106,6 +106,8 @@ def train(task: Task) -> None:
             raise FileExistsError(f"{task.out}: cannot be the checkpoint too; name another file")
     rows = data.load(task.data)
     _refuse_unusable(rows)
+    if rows.note:
+        print(rows.note)
     depth = max(settings.depths) if task.depth is None else task.depth
     steps = task.steps
     if steps is None and (task.seconds is None or task.quick):

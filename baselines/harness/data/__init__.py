@@ -1,10 +1,10 @@
-"""Data for the comparisons: toys, image patches and the user's own tables, all as a ``Dataset``."""
+"""Data for the comparisons: toys, patches, the field's tables, the user's own: a ``Dataset``."""
 
 from __future__ import annotations
 
-from .dataset import DataError, Dataset
+from .dataset import DataError, Dataset, Entry
 from .files import table
-from .registry import load, names
+from .registry import entry, load, names
 from .toys import toy
 
-__all__ = ["DataError", "Dataset", "load", "names", "table", "toy"]
+__all__ = ["DataError", "Dataset", "Entry", "entry", "load", "names", "table", "toy"]

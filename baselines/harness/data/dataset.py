@@ -1,17 +1,22 @@
-"""What every source of data returns, and the one error they raise."""
+"""What every source of data returns, what is known of it beforehand, and the error they raise."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DataError", "Dataset", "Matrix"]
+__all__ = ["DataError", "Dataset", "Entry", "Matrix", "Part", "nearest"]
 
 Matrix = npt.NDArray[np.float64]
+Part = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+_CHUNK = 2**17  # rows
 
 
 class DataError(ValueError):
@@ -31,16 +36,19 @@ class Dataset:
 
     Args:
         name: what tables and file names call it.
-        train: rows to fit, float64, shape (N, D).
+        train: rows to fit, float64 or float32, shape (N, D); memory-mapped where they were stored.
         validation: rows to choose with (early stopping, hyperparameters), shape (N', D).
         test: rows to report on, shape (N'', D).
         columns: the D column names.
         source: the paper, package or file behind the rows.
         licence: the terms of the source, as it states them.
-        kind: "toy" is drawn from a known recipe, "image" is patches, "file" is the user's own.
+        kind: "toy" is drawn from a known recipe, "image" is patches, "table" is one of the field's
+            sets, "file" is the user's own.
+        subset: whether this is not the published set but other rows of its kind.
+        known_checksum: the checksum, where it was computed when the rows were stored.
 
     Raises:
-        DataError: a split is not float64, or not of shape (N, D) with D = len(columns).
+        DataError: a split is not of real numbers, or not of shape (N, D) with D = len(columns).
 
     Example:
         >>> rows = np.arange(6.0).reshape(3, 2)
@@ -50,20 +58,23 @@ class Dataset:
     """
 
     name: str
-    train: Matrix
-    validation: Matrix
-    test: Matrix
+    train: Part
+    validation: Part
+    test: Part
     columns: tuple[str, ...]
     source: str
     licence: str
-    kind: Literal["toy", "image", "file"]
+    kind: Literal["toy", "image", "table", "file"]
+    subset: bool = False
+    known_checksum: str = ""
 
     def __post_init__(self) -> None:
         for rows in (self.train, self.validation, self.test):
-            if rows.dtype != np.float64 or rows.ndim != 2 or rows.shape[1] != self.features:
+            real = rows.dtype in (np.float32, np.float64)
+            if not real or rows.ndim != 2 or rows.shape[1] != self.features:
                 raise DataError(
-                    f"{self.name}: a split is {rows.dtype} of shape {rows.shape}; "
-                    f"it must be float64 of shape (N, {self.features}), one column a name"
+                    f"{self.name}: a split is {rows.dtype} of shape {rows.shape}; it must be "
+                    f"float64 or float32 of shape (N, {self.features}), one column a name"
                 )
 
     @property
@@ -72,10 +83,64 @@ class Dataset:
         return len(self.columns)
 
     @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Rows to train, validate and test."""
+        return len(self.train), len(self.validation), len(self.test)
+
+    @property
+    def note(self) -> str:
+        """What must be said beside figures of these rows; empty where there is nothing."""
+        if not self.subset:
+            return ""
+        return f"{self.name} is a subset here: its figures are not comparable with published ones"
+
+    @property
     def checksum(self) -> str:
-        """SHA-256, in hex, over the shape and the little-endian bytes of each split in turn."""
+        """SHA-256, in hex, over the shape and the little-endian float64 of each split in turn."""
+        if self.known_checksum:
+            return self.known_checksum
         digest = hashlib.sha256()
         for rows in (self.train, self.validation, self.test):
             digest.update(repr(rows.shape).encode())
-            digest.update(np.ascontiguousarray(rows, dtype="<f8").tobytes())
+            for first in range(0, len(rows), _CHUNK):
+                digest.update(np.ascontiguousarray(rows[first : first + _CHUNK], "<f8").tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered data set: what can be said without loading it, and how it is loaded.
+
+    Attributes:
+        name: as it is typed.
+        about: what the rows are, in a few words.
+        columns: how many.
+        sizes: rows to train, validate and test, of the published set.
+        source: the paper, package or archive behind the rows.
+        licence: the terms of the source, as it states them.
+        load: a seed to the rows.
+        here: where the rows are on this machine, in a few words; empty where they are not. Cheap:
+            nothing is read but what a file's header says.
+
+    """
+
+    name: str
+    about: str
+    columns: int
+    sizes: tuple[int, int, int]
+    source: str
+    licence: str
+    load: Callable[[int], Dataset]
+    here: Callable[[], str]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question that names the known names most like one, with a blank behind; or nothing.
+
+    Example:
+        >>> nearest("powr", ["power", "gas"])
+        'did you mean power? '
+
+    """
+    near = difflib.get_close_matches(name.lower(), list(known), n=3)
+    return f"did you mean {' or '.join(near)}? " if near else ""

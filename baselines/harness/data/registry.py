@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib.util
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from . import files, images, toys
-from .dataset import DataError, Dataset
+from . import files, images, published, toys
+from .dataset import DataError, Dataset, Entry, nearest
 
-__all__ = ["load", "names"]
-
-_LOADERS: dict[str, Callable[[int], Dataset]] = {
-    **{name: partial(toys.dataset, name) for name in toys.TOYS},
-    "patches4": images.patches4,
-}
+__all__ = ["entry", "load", "names"]
 
 
 def load(name: str | Path, *, seed: int = 0) -> Dataset:
@@ -31,7 +25,8 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
             and the split of a file.
 
     Raises:
-        DataError: neither a known name nor a file, or a file that ``files.read`` refuses.
+        DataError: neither a known name nor a file, a file that ``files.read`` refuses, or a set
+            that has not been fetched.
 
     Example:
         >>> data = load("pinwheel", seed=3)
@@ -40,17 +35,34 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
 
     """
     text = str(name)
-    if text in _LOADERS:
-        return _LOADERS[text](seed)
+    if text in _ENTRIES:
+        return _ENTRIES[text].load(seed)
     # os.path.exists, unlike Path.exists, is False for a name too long to be a path.
     if files.is_supported(text) or (text and os.path.exists(text)):
         return files.read(text, seed=seed)
-    near = difflib.get_close_matches(text.lower(), _LOADERS, n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise DataError(
-        f"no data set or file is called {text!r}; {hint}"
+        f"no data set or file is called {text!r}; {nearest(text, _ENTRIES)}"
         f"Known names: {', '.join(names())}; or give the path of a .csv or .npy file"
     )
+
+
+def entry(name: str) -> Entry:
+    """Return what is known of a registered data set without loading it.
+
+    Raises:
+        DataError: an unknown name.
+
+    Example:
+        >>> entry("power").columns
+        6
+
+    """
+    if name not in _ENTRIES:
+        raise DataError(
+            f"no data set is called {name!r}; {nearest(name, _ENTRIES)}"
+            f"Known names: {', '.join(names())}"
+        )
+    return _ENTRIES[name]
 
 
 def names() -> tuple[str, ...]:
@@ -61,4 +73,40 @@ def names() -> tuple[str, ...]:
         ('8gaussians', '2spirals', 'checkerboard')
 
     """
-    return tuple(_LOADERS)
+    return tuple(_ENTRIES)
+
+
+def _scikit_learn() -> str:
+    there = importlib.util.find_spec("sklearn") and importlib.util.find_spec("PIL")
+    return "with scikit-learn" if there else ""
+
+
+_ENTRIES: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        *(
+            Entry(
+                name,
+                "a density in the plane",
+                2,
+                toys.SIZES,
+                toys.SOURCE,
+                toys.LICENCE,
+                partial(toys.dataset, name),
+                lambda: "drawn when it is loaded",
+            )
+            for name in toys.TOYS
+        ),
+        Entry(
+            "patches4",
+            "4 x 4 grey patches of two photographs, their mean removed",
+            15,
+            (images.TRAIN_ROWS, 4240, 4240),
+            "china.jpg and flower.jpg, sklearn.datasets.load_sample_images",
+            "CC BY 2.0",
+            images.patches4,
+            _scikit_learn,
+        ),
+        *published.entries(),
+    )
+}

@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from .dataset import DataError, Dataset, Matrix
 
-__all__ = ["SIZES", "TOYS", "dataset", "toy"]
+__all__ = ["LICENCE", "SIZES", "SOURCE", "TOYS", "dataset", "toy"]
 
 SIZES = (50_000, 5_000, 10_000)  # training, validation, test
+SOURCE = "drawn here by the recipe of Grathwohl et al. 2019 (rtqichen/ffjord)"
+LICENCE = "none needed: synthetic"
 
 
 def toy(name: str, n: int, seed: int | np.random.SeedSequence = 0) -> Matrix:
@@ -62,8 +64,8 @@ def dataset(name: str, seed: int = 0) -> Dataset:
         validation,
         test,
         columns=("x0", "x1"),
-        source="drawn here by the recipe of Grathwohl et al. 2019 (rtqichen/ffjord)",
-        licence="none needed: synthetic",
+        source=SOURCE,
+        licence=LICENCE,
         kind="toy",
     )
 

@@ -1,0 +1,286 @@
+"""POWER, GAS, HEPMASS, MINIBOONE and BSDS300: what they are, and how their files become rows.
+
+The files are those of the archive of Papamakarios et al. 2017, Zenodo record 1161203. What
+``fetching`` converted is loaded first, mapped into memory by ``store``; else the files are looked
+for in the folder that CFLOWS_DATA names, and are prepared by the same code at each load.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from . import store, tabular
+from .archive import ARCHIVE
+from .dataset import DataError, Dataset, Entry, Matrix
+from .frames import read_frame
+from .tabular import Splits
+
+__all__ = ["PUBLISHED", "Published", "entries", "find", "load", "prepare", "refuse_without_h5py"]
+
+Sizes = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Published:
+    """One of the five sets.
+
+    Attributes:
+        name: as it is typed.
+        about: what the rows are.
+        files: in the archive, a folder and a file each.
+        columns: of the full set.
+        sizes: rows to train, validate and test of the full set.
+        gaussian: the published test log-likelihood of a Gaussian, in nats (the paper's table 1).
+        source: the paper or repository behind the rows.
+        licence: its terms.
+        read: the files, in the order of ``files``, to splits.
+
+    """
+
+    name: str
+    about: str
+    files: tuple[str, ...]
+    columns: int
+    sizes: Sizes
+    gaussian: float
+    source: str
+    licence: str
+    read: Callable[..., Splits]
+
+
+def load(name: str) -> Dataset:
+    """Return one of the five sets, in float32.
+
+    Raises:
+        DataError: it is not here, or its files cannot be used. One line says how to get it.
+
+    """
+    stored = store.load(name)
+    if stored is not None:
+        return stored
+    folder = store.read_only_folder()
+    if folder is not None and (files := find(PUBLISHED[name], folder)):
+        return prepare(PUBLISHED[name], files)
+    raise DataError(
+        f"{name} is not here: run cflows data fetch {name} (once, {ARCHIVE.megabytes} MB for all "
+        "five sets), add --from FILE|DIR for a copy of yours, or let CFLOWS_DATA name a folder "
+        f"that holds {' and '.join(PUBLISHED[name].files)}"
+    )
+
+
+def entries() -> list[Entry]:
+    """Return the five, for the registry."""
+    return [
+        Entry(
+            table.name,
+            table.about,
+            table.columns,
+            table.sizes,
+            table.source,
+            table.licence,
+            partial(_load_any_seed, table.name),
+            partial(_here, table),
+        )
+        for table in PUBLISHED.values()
+    ]
+
+
+def _load_any_seed(name: str, seed: int) -> Dataset:
+    return load(name)
+
+
+def _here(table: Published) -> str:
+    about = store.manifest(table.name)
+    if about is not None:
+        sizes = " / ".join(f"{about['splits'][split]['rows']:,}" for split in store.SPLITS)
+        kind = f"a subset ({sizes} rows)" if about["subset"] else "the full set"
+        return f"{kind}, in {store.place_of(table.name)}"
+    folder = store.read_only_folder()
+    if folder is not None and (files := find(table, folder)):
+        return f"in {files[0].parent} (CFLOWS_DATA), {_size(table, files)}"
+    return ""
+
+
+def _size(table: Published, files: Sequence[Path]) -> str:
+    """Whether files in CFLOWS_DATA are the full set, as far as their headers tell."""
+    try:
+        if files[0].suffix == ".npy":
+            rows = len(np.load(files[0], mmap_mode="r", allow_pickle=False))
+        elif files[0].suffix == ".hdf5":
+            rows = sum(len(part) for part in _hdf5(files[0]))
+        else:
+            return "rows are counted when it is loaded"
+    except (DataError, OSError, ValueError) as error:
+        return f"not readable: {error}"
+    return "the full set" if rows == sum(table.sizes) else f"a subset ({rows:,} rows)"
+
+
+def find(table: Published, folder: Path) -> list[Path] | None:
+    """Return a set's files below a folder, or below its subfolder ``data`` as in the archive."""
+    for base in (folder, folder / "data"):
+        files = [base / file for file in table.files]
+        if all(file.is_file() for file in files):
+            return files
+    return None
+
+
+def prepare(table: Published, files: Sequence[Path]) -> Dataset:
+    """Read the files of a set, and split and scale their rows; float32.
+
+    Raises:
+        DataError: they cannot be used.
+
+    """
+    try:
+        splits = table.read(*files)
+    except OSError as error:
+        raise DataError(
+            f"{table.name}: {files[0].parent} cannot be read: {error.strerror or error}"
+        ) from None
+    train, validation, test = (np.asarray(part, np.float32) for part in splits[:3])
+    sizes = (len(train), len(validation), len(test))
+    return Dataset(
+        table.name,
+        train,
+        validation,
+        test,
+        columns=splits.columns,
+        source=table.source,
+        licence=table.licence,
+        kind="table",
+        subset=(len(splits.columns), sizes) != (table.columns, table.sizes),
+    )
+
+
+def refuse_without_h5py() -> None:
+    """Refuse to go on without the package that reads BSDS300.
+
+    Raises:
+        DataError: it is not installed.
+
+    """
+    if importlib.util.find_spec("h5py") is None:
+        raise DataError("bsds300 is an HDF5 file, which needs h5py: pip install 'cflows[data]'")
+
+
+def _array(path: Path) -> Matrix:
+    try:
+        found: Matrix = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path}: is no array of numbers ({error})") from None
+    return found
+
+
+def _csv(path: Path) -> tuple[Matrix, tuple[str, ...]]:
+    """The fields of a .csv that its header names, and the names; rows may have further fields."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            names = tuple(name.strip() for name in file.readline().rstrip().rstrip(",").split(","))
+            rows = np.loadtxt(file, delimiter=",", usecols=range(len(names)), ndmin=2)
+    except ValueError as error:
+        raise DataError(f"{path}: is no table of numbers ({error})") from None
+    return rows, names
+
+
+def _hdf5(path: Path) -> tuple[Matrix, Matrix, Matrix]:
+    refuse_without_h5py()
+    import h5py
+
+    with h5py.File(path) as file:
+        if missing := [split for split in store.SPLITS if split not in file]:
+            raise DataError(f"{path}: has no key {missing[0]!r}, only {', '.join(file)}")
+        train, validation, test = (file[split] for split in store.SPLITS)
+        return train[:], validation[:], test[:]
+
+
+def _read_power(path: Path) -> Splits:
+    return tabular.power(_array(path))
+
+
+def _read_gas(path: Path) -> Splits:
+    return tabular.gas(*read_frame(path))
+
+
+def _read_hepmass(train: Path, test: Path) -> Splits:
+    rows, names = _csv(train)
+    return tabular.hepmass(rows, _csv(test)[0], names[1:])
+
+
+def _read_miniboone(path: Path) -> Splits:
+    return tabular.miniboone(_array(path))
+
+
+def _read_bsds300(path: Path) -> Splits:
+    splits = _hdf5(path)
+    return Splits(*splits, tuple(f"p{i}" for i in range(splits[0].shape[1])))
+
+
+_UCI = "CC BY 4.0, as the UCI repository states"
+
+PUBLISHED: dict[str, Published] = {
+    table.name: table
+    for table in (
+        Published(
+            "power",
+            "electric power of a household, minute by minute",
+            ("power/data.npy",),
+            6,
+            (1_659_917, 184_435, 204_928),
+            -7.74,
+            "UCI 235, Hebrail and Berard, prepared as by Papamakarios et al. 2017",
+            _UCI,
+            _read_power,
+        ),
+        Published(
+            "gas",
+            "sensors in mixtures of ethylene and CO",
+            ("gas/ethylene_CO.pickle",),
+            8,
+            (852_174, 94_685, 105_206),
+            -3.58,
+            "UCI 322, Fonollosa, prepared as by Papamakarios et al. 2017",
+            _UCI,
+            _read_gas,
+        ),
+        Published(
+            "hepmass",
+            "collisions that produce a particle of mass 1000",
+            ("hepmass/1000_train.csv", "hepmass/1000_test.csv"),
+            21,
+            (315_123, 35_013, 174_987),
+            -27.93,
+            "UCI 347, Whiteson, prepared as by Papamakarios et al. 2017",
+            _UCI,
+            _read_hepmass,
+        ),
+        Published(
+            "miniboone",
+            "particle identification in the MiniBooNE experiment",
+            ("miniboone/data.npy",),
+            43,
+            (29_556, 3_284, 3_648),
+            -37.24,
+            "UCI 199, Roe, prepared as by Papamakarios et al. 2017",
+            _UCI,
+            _read_miniboone,
+        ),
+        Published(
+            "bsds300",
+            "8 x 8 grey patches of photographs, their mean removed",
+            ("BSDS300/BSDS300.hdf5",),
+            63,
+            (1_000_000, 50_000, 250_000),
+            96.67,
+            "Berkeley segmentation data set, Martin et al. 2001, prepared as by Papamakarios et "
+            "al. 2017",
+            "research and education only, as its authors state",
+            _read_bsds300,
+        ),
+    )
+}

@@ -1,0 +1,180 @@
+"""Where rows lie on this machine: what was converted once, and the folder that is only read.
+
+A converted set is a folder of the user's cache: ``train.npy``, ``validation.npy``, ``test.npy`` and
+``manifest.json``. The arrays are float32, which is what the code of the published comparisons
+rounds to and what models train in: a map of the file becomes a tensor without a copy, and takes
+half of the disk. The manifest has the checksum of each file and of the rows as a whole, so that
+hundreds of megabytes are not hashed again whenever they are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .dataset import DataError, Dataset, Part
+from .download import digest
+from .statistics import moments
+
+__all__ = ["SPLITS", "cache_folder", "load", "manifest", "place_of", "read_only_folder", "save",
+           "verify"]  # fmt: skip
+
+SPLITS = ("train", "validation", "test")
+FORMAT = 1
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be had again: ``XDG_CACHE_HOME``, or the system's own."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "cflows"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "cflows"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "cflows"
+    return Path.home() / ".cache" / "cflows"
+
+
+def read_only_folder() -> Path | None:
+    """The folder that the variable CFLOWS_DATA names, where it is set. It is never written to."""
+    given = os.environ.get("CFLOWS_DATA")
+    return Path(given) if given else None
+
+
+def place_of(name: str) -> Path:
+    """Where a converted set lies, or would."""
+    return cache_folder() / "data" / name
+
+
+def save(data: Dataset, origin: str) -> Path:
+    """Write the rows as they will be loaded; an earlier set of this name goes when all is written.
+
+    Args:
+        data: the set.
+        origin: what it was converted from.
+
+    Raises:
+        OSError: the cache folder cannot be written to.
+
+    """
+    place = place_of(data.name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=place.parent))
+    try:
+        splits = {name: _save_split(beside, name, getattr(data, name)) for name in SPLITS}
+        about = {
+            "format": FORMAT,
+            "name": data.name,
+            "columns": list(data.columns),
+            "source": data.source,
+            "licence": data.licence,
+            "kind": data.kind,
+            "subset": data.subset,
+            "origin": origin,
+            "checksum": data.checksum,
+            "splits": splits,
+        }
+        (beside / "manifest.json").write_text(json.dumps(about, indent=1) + "\n")
+        if place.exists():
+            place.rename(beside / "earlier")
+        beside.rename(place)
+        shutil.rmtree(place / "earlier", ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return place
+
+
+def manifest(name: str) -> dict[str, Any] | None:
+    """What was written beside a converted set; None where there is none of this name.
+
+    Raises:
+        DataError: it cannot be read, or is of another format.
+
+    """
+    path = place_of(name) / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']}, not {FORMAT}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(name, f"{path} is damaged ({error})") from None
+    return found
+
+
+def load(name: str) -> Dataset | None:
+    """Map a converted set into memory, without reading its rows; None where there is none.
+
+    The maps are copy-on-write: writing to an array never changes the file.
+
+    Raises:
+        DataError: a file is missing, cut short, or not what the manifest says.
+
+    """
+    about = manifest(name)
+    if about is None:
+        return None
+    train, validation, test = (_map(name, split, about["splits"][split]) for split in SPLITS)
+    return Dataset(
+        name,
+        train,
+        validation,
+        test,
+        columns=tuple(about["columns"]),
+        source=about["source"],
+        licence=about["licence"],
+        kind=about["kind"],
+        subset=about["subset"],
+        known_checksum=about["checksum"],
+    )
+
+
+def verify(name: str) -> None:
+    """Read all files of a converted set and compare their checksums with the manifest.
+
+    Raises:
+        DataError: one is not what was written.
+
+    """
+    about = manifest(name)
+    for split in SPLITS if about else ():
+        path = place_of(name) / f"{split}.npy"
+        if digest(path, "sha256") != about["splits"][split]["sha256"]:  # type: ignore[index]
+            raise _damaged(name, f"{path} has changed since it was written (SHA-256)")
+
+
+def _save_split(folder: Path, name: str, rows: Part) -> dict[str, Any]:
+    path = folder / f"{name}.npy"
+    np.save(path, np.asarray(rows, np.float32))
+    mean, std = moments(rows)
+    return {
+        "rows": len(rows),
+        "bytes": path.stat().st_size,
+        "sha256": digest(path, "sha256"),
+        "means": mean.tolist(),
+        "standard_deviations": std.tolist(),
+    }
+
+
+def _map(name: str, split: str, about: dict[str, Any]) -> Part:
+    path = place_of(name) / f"{split}.npy"
+    try:
+        size = path.stat().st_size
+        if size != about["bytes"]:
+            raise ValueError(f"{size} bytes, not {about['bytes']}")
+        rows: Part = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise _damaged(name, f"{path} cannot be used ({error})") from None
+    return rows
+
+
+def _damaged(name: str, what: str) -> DataError:
+    return DataError(f"{what}; remove {place_of(name)} and run: cflows data fetch {name}")
