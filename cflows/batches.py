@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,25 +14,46 @@ from torch.utils.data import Dataset
 from .flow import Flow, dtype_of
 from .objectives import Batch
 
-__all__ = ["Data", "Rows", "rows_for"]
+__all__ = ["Data", "RowSource", "Rows", "drop_pages", "rows_for"]
 
-Array = np.ndarray[Any, Any]
-Part = Tensor | Array
-Data = Part | tuple[Part, Part] | Dataset[Any]
+Array: TypeAlias = np.ndarray[Any, Any]
 
 FINGERPRINTED = 1000
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Rows (N, D) that are read when they are asked for, such as an HDF5 data set.
+
+    ``[]`` takes a slice, or ascending int32 or int64 row numbers, and gives a numpy array.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, chosen: slice | Array, /) -> Array:
+        """Read rows."""
+
+
+Part: TypeAlias = Tensor | Array | RowSource
+Data: TypeAlias = Part | tuple[Part, Part | None] | Dataset[Any]
 
 
 class Rows:
     """Rows x (N, D) with their context (N, C) or None, handed out in the flow's dtype.
 
-    Tensors were moved to the flow's device and checked at once. Memory-mapped arrays stay on the
-    disk: what is asked for is read, in the order in which it lies there, checked and moved, and
-    nothing else. The order of all rows is the one thing that is kept for each, 8 bytes a row.
+    Tensors were moved to the flow's device and checked at once. Memory-mapped arrays and row
+    sources stay on the disk: what is asked for is read, in the order in which it lies there,
+    checked and moved, and nothing else, and a file's pages are given back at once. The order of all
+    rows is the one thing that is kept for each, 4 bytes a row (8 from 2^31 rows on).
 
     Args:
         name: what messages call them.
-        x: (N, D), a tensor or a memory-mapped array.
+        x: (N, D), a tensor, a memory-mapped array or a row source.
         context: (N, C), likewise, or None.
         like: a tensor of the dtype and on the device that batches shall have.
 
@@ -71,7 +93,9 @@ class Rows:
     def order(self, seed: int) -> Tensor:
         """All indices, shuffled by a generator of their own: the same on every device."""
         generator = torch.Generator("cpu").manual_seed(seed)
-        order = torch.randperm(len(self), generator=generator, device="cpu")
+        # The same numbers in either type: torch draws them before it stores them.
+        dtype = torch.int32 if self.streamed and len(self) < 2**31 else torch.int64
+        order = torch.randperm(len(self), generator=generator, device="cpu", dtype=dtype)
         return order if self.streamed else order.to(self.like.device)
 
     def fingerprint(self) -> list[Any]:
@@ -88,6 +112,7 @@ class Rows:
             if not isinstance(values, Tensor):
                 stride = max(1, len(values) // FINGERPRINTED)
                 values = torch.from_numpy(np.array(values[::stride], dtype=np.float64))
+                drop_pages(part[1])
             found.append([*part[1].shape, float(values.double().sum())])
         return found
 
@@ -100,12 +125,14 @@ class Rows:
             return part[chosen.to(part.device)]
         ascending, back = chosen.cpu().sort()
         values = torch.from_numpy(part[ascending.numpy()])[back.argsort()].to(self.like)
+        drop_pages(part)
         return _finite(name, values, chosen)
 
     def _read(self, name: str, part: Part, chosen: slice, first: int) -> Tensor:
         if isinstance(part, Tensor):
             return part[chosen]
         values = torch.from_numpy(np.array(part[chosen])).to(self.like)
+        drop_pages(part)
         return _finite(name, values, torch.arange(first, first + len(values)))
 
 
@@ -115,7 +142,7 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
     Args:
         flow: on its device.
         data: rows (N, D), a pair of rows and context (N, C), or a map-style Dataset of one of
-            these. Tensors and arrays; a memory-mapped array is streamed.
+            these. Tensors and arrays; a memory-mapped array or a ``RowSource`` is streamed.
         name: what messages call them.
 
     Raises:
@@ -127,7 +154,7 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
         data = _stacked(data)
     parts = data if isinstance(data, tuple) else (data,)
     parts = parts[:1] if len(parts) == 2 and parts[1] is None else parts
-    if len(parts) not in (1, 2) or not all(isinstance(p, Tensor | np.ndarray) for p in parts):
+    if len(parts) not in (1, 2) or not all(map(_is_part, parts)):
         raise TypeError(
             f"{name} must be a tensor, an array, a pair (x, context) of them or a Dataset, "
             f"got {type(data).__name__}: torch.as_tensor turns numbers into tensors"
@@ -137,9 +164,9 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
     like = torch.empty((), dtype=dtype_of(flow) or example.dtype, device=example.device)
     x, context = (_placed(part, like) for part in (*parts, None)[:2])
     assert x is not None
-    if x.ndim != 2 or len(x) == 0:
+    if len(x.shape) != 2 or len(x) == 0:
         raise ValueError(f"{name} must have shape (N, D) with N at least 1, got {tuple(x.shape)}")
-    if context is not None and (context.ndim != 2 or len(context) != len(x)):
+    if context is not None and (len(context.shape) != 2 or len(context) != len(x)):
         raise ValueError(
             f"{name}'s context must have shape ({len(x)}, C), got {tuple(context.shape)}"
         )
@@ -153,8 +180,8 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
 
 
 def _placed(part: Part | None, like: Tensor) -> Part | None:
-    """A tensor of the flow's dtype on its device; what is memory-mapped stays where it is."""
-    if part is None or _is_mapped(part):
+    """A tensor of the flow's dtype on its device; what is on the disk stays there."""
+    if part is None or not isinstance(part, Tensor | np.ndarray) or _is_mapped(part):
         return part
     if isinstance(part, np.ndarray) and not part.flags.writeable:
         part = part.copy()  # torch cannot promise to leave memory alone, and warns
@@ -168,6 +195,23 @@ def _is_mapped(part: Any) -> bool:
             return True
         part = part.base
     return False
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, Tensor | np.ndarray | RowSource)
+
+
+def drop_pages(part: Any) -> None:
+    """Give the memory of a memory-mapped array's pages back; they are read again when needed.
+
+    Only of shared mappings: a copy-on-write one keeps changes there, and nowhere else.
+    """
+    shared = True
+    while isinstance(part, np.ndarray):
+        shared = shared and getattr(part, "mode", "") != "c"
+        part = part.base
+    if isinstance(part, mmap.mmap) and shared and hasattr(mmap, "MADV_DONTNEED"):
+        part.madvise(mmap.MADV_DONTNEED)
 
 
 def _stacked(data: Dataset[Any]) -> Tensor | tuple[Tensor, Tensor]:

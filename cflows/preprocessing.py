@@ -7,12 +7,14 @@ They are fitted in double precision, whatever the rows are in.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .batches import Array, Data, RowSource, drop_pages
 from .bijector import Bijector, Chain
 from .elementwise import Affine
 from .flow import Flow
@@ -24,24 +26,35 @@ from .training import fit
 __all__ = ["MAPS", "Choice", "Whitening", "behind", "choose", "standardise", "whiten"]
 
 NO_DIRECTION = 1e-8  # an eigenvalue below this, relative to the largest, is rounding
+CHUNK = 2**22  # numbers that are read at a time
+
+RowsOnDisk = Array | RowSource
 
 
-def standardise(rows: Tensor) -> Affine:
+def standardise(rows: Tensor | RowsOnDisk) -> Affine:
     """Map of each column on its own: x = mean + std z.
 
     Args:
-        rows: the training rows, (N, D), N at least 2.
+        rows: the training rows, (N, D), N at least 2: a tensor, or a memory-mapped array or row
+            source, which is read in chunks and gives a map in float32.
 
     Raises:
         ValueError: a column is constant or not finite; the message names it.
 
     """
-    mean, std = rows.double().mean(0), rows.double().std(0, correction=0)
+    dtype = _dtype(rows)
+    if isinstance(rows, Tensor):
+        mean, std = rows.double().mean(0), rows.double().std(0, correction=0)
+    else:
+        mean, covariance = _mean_and_covariance(rows)
+        std = covariance.diagonal().sqrt()
     _check_spread(std)
-    return Affine(mean.to(rows.dtype), std.to(rows.dtype))
+    return Affine(mean.to(dtype), std.to(dtype))
 
 
-def whiten(rows: Tensor, floor: float | None = None, *, kind: str = "zca") -> Whitening:
+def whiten(
+    rows: Tensor | RowsOnDisk, floor: float | None = None, *, kind: str = "zca"
+) -> Whitening:
     """Map to zero mean and identity covariance: x = mean + A z with A Aᵀ = Σ.
 
     With the correlation matrix P = V Λ Vᵀ and the standard deviations S, ``"zca"`` is
@@ -51,7 +64,7 @@ def whiten(rows: Tensor, floor: float | None = None, *, kind: str = "zca") -> Wh
     components in their order; a coordinate's sign is such that its largest weight is positive.
 
     Args:
-        rows: the training rows, (N, D), N larger than D.
+        rows: the training rows, (N, D), N larger than D, as ``standardise`` takes them.
         floor: eigenvalues below floor times the largest are raised to it, with a warning that says
             how many: log-densities then count a spread in directions in which the rows have less.
             None refuses rows that have no density, those with a direction below 1e-8.
@@ -75,10 +88,8 @@ def whiten(rows: Tensor, floor: float | None = None, *, kind: str = "zca") -> Wh
         raise ValueError(f'kind must be "zca" or "pca", got {kind!r}')
     if floor is not None and not 0 < floor < 1:
         raise ValueError(f"floor must lie between 0 and 1, got {floor}")
-    exact = rows.double()
-    mean, std = exact.mean(0), exact.std(0, correction=0)
-    _check_spread(std)
-    correlation = torch.cov(((exact - mean) / std).T, correction=0).reshape(len(std), -1)
+    dtype = _dtype(rows)
+    mean, std, correlation = _moments(rows)
     eigenvalues, vectors = torch.linalg.eigh(correlation)
     eigenvalues = _floored(eigenvalues, floor)
     eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
@@ -87,14 +98,14 @@ def whiten(rows: Tensor, floor: float | None = None, *, kind: str = "zca") -> Wh
     root = std[:, None] * (vectors * eigenvalues.sqrt() @ turn)
     inverse_root = turn.T @ (vectors / eigenvalues.sqrt()).T / std
     return Whitening(
-        mean.to(rows.dtype),
-        root.to(rows.dtype),
-        inverse_root.to(rows.dtype),
+        mean.to(dtype),
+        root.to(dtype),
+        inverse_root.to(dtype),
         float(std.log().sum() + 0.5 * eigenvalues.log().sum()),
     )
 
 
-MAPS: Mapping[str, Callable[[Tensor], Bijector]] = {"standardise": standardise, "whiten": whiten}
+MAPS: Mapping[str, Callable[[Any], Bijector]] = {"standardise": standardise, "whiten": whiten}
 
 
 class Choice(NamedTuple):
@@ -114,9 +125,9 @@ class Choice(NamedTuple):
 
 def choose(
     build: Callable[[Bijector], Flow],
-    train: Tensor,
-    validation: Tensor,
-    maps: Mapping[str, Callable[[Tensor], Bijector]] = MAPS,
+    train: Data,
+    validation: Data,
+    maps: Mapping[str, Callable[[Any], Bijector]] = MAPS,
     *,
     steps: int = 200,
     **settings: Any,
@@ -128,9 +139,9 @@ def choose(
 
     Args:
         build: a fitted map -> a new flow that ends in it, with the same first weights each time.
-        train: (N, D).
-        validation: (N', D).
-        maps: functions rows -> map, by name; the first wins a tie.
+        train: (N, D), or a pair of rows and context, as ``fit`` takes them.
+        validation: (N', D), likewise.
+        maps: functions rows -> map, by name; the first wins a tie. They see no context.
         steps: optimiser steps behind each map.
         settings: further keywords of ``fit``.
 
@@ -148,20 +159,22 @@ def choose(
         'whiten'
 
     """
+    rows = train[0] if isinstance(train, tuple) else train
+    place = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
     found: dict[str, Bijector] = {}
     scores: dict[str, float] = {}
     failure: Exception = ValueError("maps is empty: give one at least")
     for name, fit_map in maps.items():
         scores[name] = float("-inf")
         try:
-            data_end = fit_map(train)
+            data_end = fit_map(rows)
             best = fit(build(data_end), train, validation, steps=steps, **settings).best_validation
         except (ValueError, TrainingError, SolverError) as error:
             failure = error
             continue
         if best is not None:  # and it is not, with validation rows
             # Training has moved the flow, and with it the map, to its device.
-            found[name], scores[name] = data_end.to(train.device), best
+            found[name], scores[name] = data_end.to(place), best
     if not found:
         raise failure
     name = max(found, key=lambda key: scores[key])
@@ -226,6 +239,41 @@ class Whitening(Bijector):
         with torch.autocast(x.device.type, enabled=False):
             z = (x - self.loc) @ self.inverse_matrix.mT
         return z, -self.log_abs_det.expand(x.shape[:-1])
+
+
+def _moments(rows: Tensor | RowsOnDisk) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), standard deviation (D,) and correlation (D, D), in double precision."""
+    if isinstance(rows, Tensor):
+        exact = rows.double()
+        mean, std = exact.mean(0), exact.std(0, correction=0)
+        _check_spread(std)
+        correlation = torch.cov(((exact - mean) / std).T, correction=0).reshape(len(std), -1)
+        return mean, std, correlation
+    mean, covariance = _mean_and_covariance(rows)
+    std = covariance.diagonal().sqrt()
+    _check_spread(std)
+    return mean, std, covariance / std.outer(std)
+
+
+def _mean_and_covariance(rows: RowsOnDisk) -> tuple[Tensor, Tensor]:
+    """Two readings: sums of squares that are not taken around the mean would cancel."""
+    mean = torch.stack([chunk.sum(0) for chunk in _chunks(rows)]).sum(0) / len(rows)
+    squares = mean.new_zeros(len(mean), len(mean))
+    for chunk in _chunks(rows):
+        centred = chunk - mean
+        squares += centred.T @ centred
+    return mean, squares / len(rows)
+
+
+def _chunks(rows: RowsOnDisk) -> Iterator[Tensor]:
+    size = max(1, CHUNK // rows.shape[1])
+    for first in range(0, len(rows), size):
+        yield torch.from_numpy(np.array(rows[first : first + size], dtype=np.float64))
+        drop_pages(rows)
+
+
+def _dtype(rows: Tensor | RowsOnDisk) -> torch.dtype:
+    return rows.dtype if isinstance(rows, Tensor) else torch.float32
 
 
 def _floored(eigenvalues: Tensor, floor: float | None) -> Tensor:

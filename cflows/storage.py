@@ -28,7 +28,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .flow import Flow
 
-__all__ = ["LoadError", "load", "register", "save", "write_beside"]
+__all__ = ["LoadError", "again", "load", "register", "save", "write_beside"]
 
 FORMAT = 1
 OWN = ("cflows", "baselines")
@@ -109,6 +109,19 @@ def configuration_of(module: nn.Module) -> str:
         return json.dumps(_encode(module))
     except TypeError:
         return type(module).__qualname__
+
+
+def again(module: T, **changes: Any) -> T:
+    """Call a registered class again as for this instance, with some arguments changed: new weights.
+
+    Raises:
+        TypeError: the class was not registered, or takes no such argument.
+
+    """
+    if ARGUMENTS not in getattr(module, "__dict__", ()):
+        raise TypeError(f"{type(module).__qualname__} is not a registered class")
+    arguments = {**getattr(module, ARGUMENTS), **changes}
+    return type(module)(*arguments.pop("*", []), **arguments)
 
 
 def load(path: str | os.PathLike[str], classes: Mapping[str, type] | None = None) -> Flow:

@@ -68,9 +68,9 @@ def fit(
     Args:
         flow: any flow; it is moved to the device.
         train: rows (N, D), a pair of rows and context (N, C), or a Dataset of one of these. Tensors
-            or numpy arrays, cast to the flow's dtype. What is memory-mapped stays on the disk, is
-            read and checked batch by batch, and gives the same bits as in memory. None for an
-            objective that needs no data.
+            or numpy arrays, cast to the flow's dtype. What is memory-mapped, or a ``RowSource`` of
+            ``batches``, stays on the disk, is read and checked batch by batch, and gives the same
+            bits as in memory. None for an objective that needs no data.
         validation: likewise; None to keep the last state.
         objective: a name in ``objectives.OBJECTIVES``, or a module with ``forward(flow, batch)``.
             One with ``needs_data = False`` may train without rows, on batches of ``rows`` zeros.

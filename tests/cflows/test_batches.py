@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +79,68 @@ def test_a_stream_is_never_loaded_whole(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < stream.nbytes / 20
+
+
+class Source:
+    """Rows of a RowSource's own: an array that is no numpy array."""
+
+    def __init__(self, values):
+        self.values = values
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, chosen):
+        if isinstance(chosen, np.ndarray):
+            assert (np.diff(chosen) >= 0).all()
+        return self.values[chosen]
+
+
+def test_a_row_source_gives_the_bits_of_rows_in_memory():
+    x = rows()
+    flows = small(), small()
+    for flow, given in zip(flows, (x, Source(x.numpy())), strict=True):
+        fit(flow, given, given, steps=25, batch_size=32, validate_every=10, **QUIET)
+    assert torch.equal(weights(flows[0]), weights(flows[1]))
+    with pytest.raises(ValueError, match=r"train must have shape \(N, D\)"):
+        rows_for(small(), Source(np.zeros(3)), "train")
+
+
+def resident_pages(path):
+    """KB of a file's mapping that count as this process's memory."""
+    blocks = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+    return sum(int(re.search(r"Rss:\s+(\d+) kB", block)[1]) for block in blocks)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts pages as Linux does")
+def test_pages_that_were_read_are_given_back(tmp_path):
+    path = tmp_path / "x.npy"
+    stream = mapped(path, np.ones((500_000, 2), np.float32))
+    total = float(stream.sum())
+    before = resident_pages(path)
+    found = rows_for(small(), stream[10:], "train")
+    found.take(torch.arange(0, 499_990, 50))
+    assert before > 3000
+    assert resident_pages(path) < 200
+    stream.sum()
+    for _ in found.batches(100_000):
+        pass
+    assert resident_pages(path) < 200
+    assert float(stream.sum()) == total
+
+
+def test_changes_of_a_private_mapping_stay(tmp_path):
+    mapped(tmp_path / "x.npy", np.ones((10, 2), np.float32))
+    private = np.load(tmp_path / "x.npy", mmap_mode="c")
+    private[3] = 5.0
+    found = rows_for(small(), private, "train")
+    assert found.streamed
+    for _ in range(2):
+        assert found.take(torch.tensor([3]))[0].tolist() == [[5.0, 5.0]]
 
 
 def test_rows_come_in_the_order_they_were_asked_for(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,16 @@ def test_a_whitening_alone_is_the_full_covariance_gaussian(kind, floor):
     flow = Flow(whiten(rows, floor, kind=kind))
     torch.testing.assert_close(flow.log_prob(rows), gaussian.log_prob(rows))
     torch.testing.assert_close(flow.bijector.forward(flow.bijector.inverse(rows)), rows)
+
+
+@pytest.mark.parametrize("fit_map", [standardise, whiten])
+def test_rows_on_the_disk_give_the_map_of_rows_in_memory(fit_map, tmp_path, monkeypatch):
+    monkeypatch.setattr(cflows.preprocessing, "CHUNK", 300)  # 75 rows: the last chunk is shorter
+    rows = correlated()
+    np.save(tmp_path / "x.npy", rows.numpy())
+    streamed = fit_map(np.load(tmp_path / "x.npy", mmap_mode="r")).state_dict()
+    for name, value in fit_map(rows).state_dict().items():
+        torch.testing.assert_close(streamed[name], value.float())
 
 
 def test_zca_is_symmetric_in_standard_units_and_pca_is_ordered():
