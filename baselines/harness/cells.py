@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from baselines.harness import data, data_end, likelihood, models, sampling
+from baselines.harness.data import Width
+from baselines.harness.data.dequantise import Pixels
 from cflows import Flow, __version__, fit, load, whiten
 from cflows.storage import write_beside
 
@@ -56,6 +58,9 @@ class Cell:
         validation_rows: about how many of the validation rows choose the best state.
         validations: how often they do in a run of known steps.
         version: of this package, so that another one's results are not taken for its own.
+        dequantise: noise for quantised columns of a file, as ``data.load`` takes it; no part of the
+            key, since the checksum is that of the rows with their noise.
+        pixels: levels and alpha of rows that are made of pixels, else None; likewise.
 
     """
 
@@ -76,11 +81,14 @@ class Cell:
     validation_rows: int = VALIDATION_ROWS
     validations: int = VALIDATIONS
     version: str = __version__
+    dequantise: Width | None = None
+    pixels: tuple[int, float] | None = None
 
     @property
     def key(self) -> str:
         """The folder's name: readable, and unique by a hash of the configuration."""
-        decisive = {name: value for name, value in asdict(self).items() if name != "source"}
+        indirect = ("source", "dequantise", "pixels")
+        decisive = {name: value for name, value in asdict(self).items() if name not in indirect}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name = re.sub(r"[^A-Za-z0-9_]+", "-", self.data)[:40]
         depth = "" if self.depth is None else f"-{self.depth}"
@@ -149,7 +157,7 @@ def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         flow = load(cell.folder(out) / "model.pt").to(cell.device)
-        test = rows_of(cell.source, cell.checksum, cell.dtype, cell.device)[2]
+        test = _rows(cell)[2]
         cost = {**sampling.measure(flow, test), "processor": processor}
     except Exception as error:  # as in run
         return _fail_with(cell, out, error, "timing: ")
@@ -158,14 +166,16 @@ def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=2)
-def rows_of(source: str, checksum: str, dtype: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def rows_of(
+    source: str, checksum: str, dtype: str, device: str, dequantise: Width | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Training, validation and test rows as tensors.
 
     Raises:
         DataError: the rows are not those of the checksum.
 
     """
-    rows = data.load(source)
+    rows = data.load(source, dequantise=dequantise)
     if rows.checksum != checksum:
         raise data.DataError(f"{source} has changed since the command was planned: run it again")
     train, validation, test = (
@@ -175,6 +185,10 @@ def rows_of(source: str, checksum: str, dtype: str, device: str) -> tuple[Tensor
     return train, validation, test
 
 
+def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
+    return rows_of(cell.source, cell.checksum, cell.dtype, cell.device, cell.dequantise)
+
+
 def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dict[str, Any]:
     """Fail with an exception's text; the traceback stays beside the result."""
     (cell.folder(out) / "traceback.txt").write_text(traceback.format_exc())
@@ -182,7 +196,7 @@ def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dic
 
 
 def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
-    train, validation, test = rows_of(cell.source, cell.checksum, cell.dtype, cell.device)
+    train, validation, test = _rows(cell)
     result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
     if cell.model == models.GAUSSIAN:
         flow = models.build(cell.model, None, whiten(train), cell.seed).to(cell.device)
@@ -197,6 +211,11 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
         features = train.shape[1]
         result["parameters"] = features + features * (features + 1) // 2
     scores, log_prob = likelihood.evaluate(flow, test)
+    if cell.pixels is not None:
+        bits = Pixels(*cell.pixels).bits_per_dim(
+            log_prob.cpu().numpy(), test.double().cpu().numpy()
+        )
+        result["bits_per_dim"] = float(bits.mean())
     _write_array(folder / "test_log_prob.npy", log_prob.cpu().numpy())
     if train.shape[1] == 2:
         parts = likelihood.picture(flow, test)

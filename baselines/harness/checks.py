@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from baselines.harness.data import DataError, Dataset
+from baselines.harness.data.streams import Streamed, Summary
 from cflows import whiten
 
 __all__ = ["refuse_single_precision", "refuse_unusable"]
@@ -37,33 +38,42 @@ def refuse_unusable(rows: Dataset) -> None:
         ) from error
 
 
-def refuse_single_precision(rows: Dataset) -> None:
+def refuse_single_precision(rows: Dataset | Streamed) -> None:
     """Refuse a column that does not survive float32, in which models of the harness work.
 
     Raises:
         DataError: the column, why, and the remedy, in one line.
 
     """
-    place = rows.source if rows.kind == "file" else rows.name
-    for i, column in enumerate(rows.columns):
-        train = rows.train[:, i]
-        parts = [part[:, i] for part in (rows.train, rows.validation, rows.test)]
-        limits = np.finfo(np.float32)
-        if max(np.abs(part).max(initial=0.0) for part in parts) > limits.max:
+    if isinstance(rows, Streamed):
+        place, summary = rows.source, rows.summary
+    else:
+        place, summary = rows.source if rows.kind == "file" else rows.name, _summary(rows)
+    limits = np.finfo(np.float32)
+    for column, largest, mean, spread, change in zip(rows.columns, *summary, strict=True):
+        if largest > limits.max:
             raise DataError(
                 f"{place}: column {column!r} has values beyond {limits.max:.0e}, the largest in "
                 "float32; divide the column by a constant"
             )
-        spread = train.std()
         if spread < limits.tiny:
             raise DataError(
                 f"{place}: column {column!r} has a spread of {spread:.0e}, below the least in "
                 "float32; multiply the column by a constant"
             )
-        change = np.abs(train.astype(np.float32) - train).max()
         if change > CHANGE * spread:
             raise DataError(
                 f"{place}: column {column!r} is far from zero for its spread ({spread:.3g} around "
-                f"{train.mean():.10g}), which float32 cannot hold; subtract a constant from the "
-                "column, such as its mean"
+                f"{mean:.10g}), which float32 cannot hold; subtract a constant from the column, "
+                "such as its mean"
             )
+
+
+def _summary(rows: Dataset) -> Summary:
+    """Of the training rows, except for the largest values, which are those of all splits."""
+    train = rows.train
+    parts = [np.abs(part).max(0, initial=0.0) for part in (train, rows.validation, rows.test)]
+    with np.errstate(over="ignore"):
+        change = np.abs(train.astype(np.float32) - train).max(0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Summary(np.max(parts, axis=0), train.mean(0), train.std(0), change)

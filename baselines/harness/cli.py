@@ -111,7 +111,11 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--model", required=True, metavar="NAME")
-    add("--data", required=True, metavar="NAME|FILE", help="a data set, or a .csv or .npy file")
+    add("--data", required=True, metavar="NAME|FILE",
+        help="a data set, or a .csv, .npy or .npz file")  # fmt: skip
+    add("--context", nargs="+", metavar="COLUMN", default=[],
+        help="columns that are given to the model and not modelled")  # fmt: skip
+    _add_dequantise(command)
     add("--out", required=True, type=Path, metavar="MODEL",
         help="the model's file; one that is there is replaced by the whole new one")  # fmt: skip
     add("--depth", type=int, metavar="N", help="default: the model's deepest in a comparison")
@@ -128,11 +132,30 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
+def _add_dequantise(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dequantise", nargs="?", type=_width, const="auto", metavar="WIDTH",
+        help="add uniform noise to the quantised columns of a file, as wide as the column's own "
+        "steps, or of this width",
+    )  # fmt: skip
+
+
+def _width(text: str) -> float | str:
+    if text == "auto":
+        return text
+    width = float(text)
+    if not 0 < width < math.inf:
+        raise argparse.ArgumentTypeError(f"a width must be positive and finite, got {text}")
+    return width
+
+
 def _add_score_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("model", metavar="MODEL", type=Path)
     add("--data", required=True, type=Path, metavar="FILE",
-        help=".csv, its columns found by name, or .npy")  # fmt: skip
+        help=".csv, its columns found by name, or .npy, .npz")  # fmt: skip
+    add("--context", type=Path, metavar="FILE", help="the context of a conditional model, a row "
+        "for each row of --data or one for all, where --data does not hold it")  # fmt: skip
     add("--out", required=True, type=Path, metavar="FILE", help=".csv or .npy")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
@@ -140,7 +163,9 @@ def _add_score_options(command: argparse.ArgumentParser) -> None:
 def _add_sample_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("model", metavar="MODEL", type=Path)
-    add("-n", type=int, required=True, metavar="N", help="how many rows")
+    add("-n", type=int, required=True, metavar="N",
+        help="how many rows, or how many for each row of --context")  # fmt: skip
+    add("--context", type=Path, metavar="FILE", help="the context of a conditional model")
     add("--out", required=True, type=Path, metavar="FILE", help=".csv or .npy")
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -149,7 +174,9 @@ def _add_sample_options(command: argparse.ArgumentParser) -> None:
 def _add_comparison_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--data", nargs="+", metavar="NAME|FILE", default=list(DEFAULT_DATA),
-        help=f"data sets, or .csv and .npy files (default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
+        help="data sets, or .csv, .npy and .npz files "
+        f"(default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
+    _add_dequantise(command)
     add("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS),
         help=f"default: {' '.join(DEFAULT_MODELS)}")  # fmt: skip
     add("--seeds", nargs="+", type=int, metavar="N", default=[0], help="default: 0")
@@ -191,6 +218,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             out=options.out or default,
             command=command,
             preprocess=options.preprocess,
+            dequantise=options.dequantise,
         )
     )
 
@@ -212,6 +240,8 @@ def _fit(options: argparse.Namespace, command: str) -> int:
         device=_device(options.device),
         checkpoint=options.checkpoint,
         quick=options.quick,
+        context=tuple(options.context),
+        dequantise=options.dequantise,
     )
     with processes.joined(task.device):
         single.train(task)
@@ -221,7 +251,8 @@ def _fit(options: argparse.Namespace, command: str) -> int:
 def _score(options: argparse.Namespace, command: str) -> int:
     from . import single
 
-    single.score(options.model, options.data, options.out, _device(options.device))
+    single.score(options.model, options.data, options.out, _device(options.device),
+                 options.context)  # fmt: skip
     return 0
 
 
@@ -230,7 +261,8 @@ def _sample(options: argparse.Namespace, command: str) -> int:
     _refuse_seed(options.seed)
     from . import single
 
-    single.sample(options.model, options.n, options.out, options.seed, _device(options.device))
+    single.sample(options.model, options.n, options.out, options.seed,
+                  _device(options.device), options.context)  # fmt: skip
     return 0
 
 

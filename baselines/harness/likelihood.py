@@ -42,7 +42,9 @@ def evaluate(flow: Flow, test: Tensor) -> tuple[dict[str, Any], Tensor]:
     }, log_prob
 
 
-def solver_gap(flow: Flow, x: Tensor, log_prob: Tensor) -> Tensor | None:
+def solver_gap(
+    flow: Flow, x: Tensor, log_prob: Tensor, context: Tensor | None = None
+) -> Tensor | None:
     """|log p(x) at a tenth of the tolerance - log p(x)| a row, (N, D), (N,) -> (N,).
 
     None where the flow has no solver: a gap of zero would be a claim.
@@ -50,7 +52,7 @@ def solver_gap(flow: Flow, x: Tensor, log_prob: Tensor) -> Tensor | None:
     if not flow.is_continuous:
         return None
     with flow.tightened(10.0):
-        return (log_likelihood(flow, x).double() - log_prob).abs()
+        return (log_likelihood(flow, x, context).double() - log_prob).abs()
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ _QUARTILES = ("density_ms_q1", "density_ms_q3", "sample_ms_q1", "sample_ms_q3")
 COLUMNS: tuple[str, ...] = ("dataset", "model", "depth", "seed", "status", "error")
 COLUMNS += (*_RESULT, *_COST, "peak_memory_mb")
 COLUMNS += ("solver_gap_max", "gain_over_gaussian", "gain_over_gaussian_2se", "cell", *_QUARTILES)
+COLUMNS += ("bits_per_dim",)
 
 _UNFINISHED = "unfinished: run the same command again to go on with it"
 _TITLES = {

@@ -22,6 +22,7 @@ import torch
 import cflows
 from baselines.harness import cells, checks, data, depth, models, report, sampling
 from baselines.harness.cells import Cell
+from baselines.harness.data import Width
 from baselines.harness.pool import Killed, side_by_side
 from cflows.storage import write_beside
 
@@ -51,6 +52,7 @@ class Plan:
         preprocess: the map behind each model, one of ``data_end.PREPROCESS``; with ``quick``
             nothing is chosen, and ``"auto"`` is ``"whiten"``.
         command: as it was typed, for the manifest.
+        dequantise: noise for quantised columns of files, as ``data.load`` takes it.
 
     """
 
@@ -67,6 +69,7 @@ class Plan:
     out: Path
     command: str
     preprocess: str = "auto"
+    dequantise: Width | None = None
 
 
 def execute(plan: Plan) -> int:
@@ -78,12 +81,14 @@ def execute(plan: Plan) -> int:
 
     """
     started = time.perf_counter()
-    sets = _load(plan.data)
+    sets = _load(plan.data, plan.dequantise)
     todo = plan_cells(plan, sets)
     plan.out.mkdir(parents=True, exist_ok=True)
     _write_manifest(plan, sets, todo)
     for name, (_, rows) in sets.items():
         sizes = " / ".join(f"{len(part):,}" for part in (rows.train, rows.validation, rows.test))
+        for note in rows.notes:
+            print(f"cflows: {note}", file=sys.stderr)
         _say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
         if rows.note:
             _say(rows.note)
@@ -111,6 +116,8 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
             "source": source,
             "checksum": rows.checksum,
             "device": plan.device,
+            "dequantise": plan.dequantise if rows.kind == "file" else None,
+            "pixels": rows.pixels and (rows.pixels.levels, rows.pixels.alpha),
         }
         for model_name in plan.models:
             model = models.find(model_name)
@@ -144,15 +151,17 @@ def _steps(plan: Plan, model: models.Model) -> int | None:
     return model.quick_steps if plan.quick else model.steps
 
 
-def _load(names: Sequence[str]) -> Sets:
+def _load(names: Sequence[str], dequantise: Width | None = None) -> Sets:
     """The data sets by what tables call them, with where each is loaded from again.
 
     Files of one name are all called by their paths as given: what a data set is called must not
     hang on which was given first.
     """
     found: dict[tuple[str, str], tuple[str, data.Dataset]] = {}
+    if dequantise is not None and set(names) <= set(data.names()):
+        raise data.DataError(f"--dequantise is for files; {', '.join(names)} have what they need")
     for name in names:
-        rows = data.load(name)
+        rows = data.load(name, dequantise=None if name in data.names() else dequantise)
         checks.refuse_unusable(rows)
         source = str(Path(name).resolve()) if rows.kind == "file" else name
         found.setdefault((rows.name, source), (name, rows))  # ./a.csv and a.csv are one
@@ -208,9 +217,10 @@ def _line(cell: Cell, result: dict[str, Any]) -> str:
         name += f" seed {cell.seed}"
     if result["status"] != "ok":
         return f"{name:32} failed: {result['error']}"
+    bits = f"  {result['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in result else ""
     return (
         f"{name:32} test log-likelihood {result['test_log_prob']:9.3f} "
-        f"± {result['test_log_prob_2se']:.3f}  ({result['train_seconds']:.0f} s)"
+        f"± {result['test_log_prob_2se']:.3f}{bits}  ({result['train_seconds']:.0f} s)"
     )
 
 
@@ -225,6 +235,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
         "steps": plan.steps,
         "budget": plan.budget,
         "quick": plan.quick,
+        "dequantise": plan.dequantise,
         "versions": {
             "python": platform.python_version(),
             "cflows": cflows.__version__,

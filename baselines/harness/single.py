@@ -7,8 +7,6 @@ written is written beside its place and renamed: it is there whole, or as it was
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import sys
@@ -18,13 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from baselines.harness import checks, data, likelihood, models
+from baselines.harness import likelihood, models
 from baselines.harness.data import DataError, Dataset
+from baselines.harness.data.quantised import Width
+from baselines.harness.data.rows import SPLITS
+from baselines.harness.data.streams import Stream
+from baselines.harness.exchange import (
+    all_columns,
+    columns,
+    context_columns,
+    read,
+    refuse_suffix,
+    write,
+)
+from baselines.harness.sources import Rows, Source, open_rows
 from cflows import (
     Bijector,
     Flow,
@@ -39,8 +47,7 @@ from cflows import (
     whiten,
 )
 from cflows.distributed import leads
-from cflows.flow import dtype_of
-from cflows.storage import write_beside
+from cflows.storage import again
 
 __all__ = ["PREPROCESS", "Task", "sample", "score", "train"]
 
@@ -50,8 +57,6 @@ VALIDATION_ROWS = 2000
 VALIDATIONS = 20
 SHOWN_ROWS = 10_000  # of the training rows, whose likelihood is only compared with the others'
 DRAWN_AT_ONCE = 10_000
-
-Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class Task:
         device: ``"cpu"`` or ``"cuda"``.
         checkpoint: a path, or None.
         quick: the model's few steps in place of its own.
+        context: columns that are given to the model and not modelled.
+        dequantise: noise for quantised columns, as ``data.files.read`` takes it.
 
     """
 
@@ -85,6 +92,8 @@ class Task:
     device: str = "cpu"
     checkpoint: Path | None = None
     quick: bool = False
+    context: tuple[str, ...] = ()
+    dequantise: Width | None = None
 
 
 def train(task: Task) -> None:
@@ -104,17 +113,13 @@ def train(task: Task) -> None:
         _refuse_unwritable(task.checkpoint, task.data, task.out)
         if task.checkpoint.absolute() == task.out.absolute():
             raise FileExistsError(f"{task.out}: cannot be the checkpoint too; name another file")
-    rows = data.load(task.data)
-    _refuse_unusable(rows)
-    if rows.note:
-        print(rows.note)
+    rows = open_rows(task.data, context=task.context, dequantise=task.dequantise)
     depth = max(settings.depths) if task.depth is None else task.depth
     steps = task.steps
     if steps is None and (task.seconds is None or task.quick):
         steps = settings.quick_steps if task.quick else settings.steps
-    splits = [torch.from_numpy(part).float() for part in (rows.train, rows.validation, rows.test)]
-    stride = max(1, len(splits[1]) // VALIDATION_ROWS)
     training: dict[str, Any] = {
+        "objective": settings.objective,
         "learning_rate": settings.learning_rate,
         "seed": task.seed,
         "device": task.device,
@@ -122,23 +127,29 @@ def train(task: Task) -> None:
     }
 
     def build(data_end: Bijector | None) -> Flow:
-        flow = behind(_core(task, rows.features, depth), data_end)
-        return TableFlow(flow.bijector, flow.base, rows.columns)
+        return behind(_core(task, rows, depth), data_end)
 
     build(None)  # a model that cannot be built says so before the first map is tried
-    held_out = splits[1][::stride]
-    name, data_end = _data_end(task.preprocess, build, splits[0], held_out, steps, training)
+    if leads():
+        for note in rows.rows.notes:
+            print(f"cflows: {note}", file=sys.stderr)
+        if isinstance(rows.rows, Dataset) and rows.rows.note:
+            print(rows.rows.note)
+    inside = rows.train()
+    held_out = rows.standardised(rows.few("validation", lambda n: max(1, n // VALIDATION_ROWS)))
+    name, data_end = _data_end(task.preprocess, build, inside, held_out, steps, training)
     flow = build(data_end)
     history = fit(
         flow,
-        splits[0],
+        inside,
         held_out,
         steps=steps,
         seconds=task.seconds,
-        validate_every=100 if steps is None else max(1, steps // VALIDATIONS),
+        validate_every=None if steps is None else max(1, steps // VALIDATIONS),
         checkpoint=task.checkpoint,
         **training,
     )
+    flow = _named(flow, rows).to(task.device)
     if not leads():
         return
     flow.save(task.out)
@@ -147,40 +158,61 @@ def train(task: Task) -> None:
         f"{history.seconds:.1f} s, ended by {history.stopped}; the state of step "
         f"{history.best_step} is kept"
     )
-    _print_scores(flow, splits)
+    _print_scores(flow, rows)
     print(f"the model: {task.out}")
 
 
-def score(model: Path, source: Path, out: Path, device: str = "cpu") -> None:
+def score(
+    model: Path, source: Path, out: Path, device: str = "cpu", context: Path | None = None
+) -> None:
     """Write the log-density, in nats, of each row of a file, in the file's order and units.
 
     Args:
         model: what ``train`` or ``flow.save`` wrote.
-        source: .csv or .npy; the columns of a .csv are found by name where both have names.
+        source: .csv, .npy or .npz; the columns of a .csv are found by name where both have names.
+            A conditional model's context columns stand in it too, behind the others where there are
+            no names, unless ``context`` is given.
         out: .csv with the header ``log_prob``, or .npy.
         device: where to compute.
+        context: a file of the context columns alone: a row for each row of source, or one for all.
 
     Raises:
         LoadError: the model is damaged or no flow.
-        DataError: the file is no table of finite numbers, or its columns are not the model's.
+        DataError: a file is no table of finite numbers, or its columns are not the model's.
         OSError: a file is not there or cannot be written.
 
     """
-    _refuse_unwritable(out, model, source)
-    _refuse_suffix(out)
+    _refuse_unwritable(out, model, source, *([] if context is None else [context]))
+    refuse_suffix(out)
     flow = _loaded(model, device)
-    values, columns = data.table(source)
-    values = values[:, _places(columns, _columns(flow), source)]
-    x = torch.from_numpy(values).to(dtype_of(flow))
-    if not bool(x.isfinite().all()):
-        raise DataError(f"{source}: holds values beyond {torch.finfo(x.dtype).max:.0e}, the "
-                        f"largest in the model's {str(x.dtype)[6:]}; drop such rows")  # fmt: skip
-    _write(out, log_likelihood(flow, x)[:, None], ("log_prob",))
+    own, beside = columns(flow), context_columns(flow)
+    _refuse_context(model, flow, context)
+    seen = None
+    if context is None:
+        x = read(source, (*own, *beside), flow)
+        if beside:
+            x, seen = x[:, : len(own)], x[:, len(own) :]
+    else:
+        x, seen = read(source, own, flow), read(context, beside, flow)
+        if len(seen) not in (1, len(x)):
+            raise DataError(f"{context}: has {len(seen)} rows for the {len(x)} of {source}; give "
+                            "as many, or one for all")  # fmt: skip
+    write(out, log_likelihood(flow, x, seen)[:, None], ("log_prob",))
     print(f"log-densities of {len(x):,} rows: {out}")
 
 
-def sample(model: Path, n: int, out: Path, seed: int = 0, device: str = "cpu") -> None:
+def sample(
+    model: Path,
+    n: int,
+    out: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    context: Path | None = None,
+) -> None:
     """Write n draws in the units and under the column names of the training file.
+
+    A conditional model draws n rows for each row of the context, which stands behind them in the
+    output, so that ``score`` reads it as it is.
 
     Args:
         model: what ``train`` or ``flow.save`` wrote.
@@ -188,28 +220,45 @@ def sample(model: Path, n: int, out: Path, seed: int = 0, device: str = "cpu") -
         out: .csv with a header of column names, or .npy.
         seed: the same seed gives the same rows on one machine.
         device: where to compute.
+        context: a file of the context columns, for a conditional model.
 
     Raises:
         LoadError: the model is damaged or no flow.
-        DataError: a draw is not finite; nothing is written then.
+        DataError: the context is missing or not the model's, or a draw is not finite; nothing is
+            written then.
         OSError: a file is not there or cannot be written.
 
     """
-    _refuse_unwritable(out, model)
-    _refuse_suffix(out)
+    _refuse_unwritable(out, model, *([] if context is None else [context]))
+    refuse_suffix(out)
     flow = _loaded(model, device)
-    with torch.random.fork_rng(devices=[torch.device("cuda")] if device == "cuda" else []):
-        torch.manual_seed(seed)
-        parts = [
-            flow.sample(min(DRAWN_AT_ONCE, n - first)).cpu() for first in range(0, n, DRAWN_AT_ONCE)
-        ]
-    x = torch.cat(parts)
+    _refuse_context(model, flow, context)
+    if context is None and flow.context_features:
+        raise DataError(f"{model} wants the context {', '.join(context_columns(flow))}; give it "
+                        "with --context FILE")  # fmt: skip
+    seen = None
+    if context is not None:
+        seen = read(context, context_columns(flow), flow).repeat_interleave(n, 0)
+    x = _drawn(flow, n if seen is None else len(seen), seen, seed, device)
     lost = int((~x.isfinite()).any(1).sum())
     if lost:
-        raise DataError(f"{lost} of {n} samples are not finite, so none is written: train {model} "
-                        "anew, with more rows or fewer layers")  # fmt: skip
-    _write(out, x, _columns(flow))
-    print(f"{n:,} samples of {', '.join(_columns(flow))}: {out}")
+        raise DataError(f"{lost} of {len(x)} samples are not finite, so none is written: train "
+                        f"{model} anew, with more rows or fewer layers")  # fmt: skip
+    write(out, x if seen is None else torch.cat([x, seen], 1), all_columns(flow))
+    print(f"{len(x):,} samples of {', '.join(columns(flow))}: {out}")
+
+
+def _drawn(flow: Flow, n: int, context: Tensor | None, seed: int, device: str) -> Tensor:
+    parts = []
+    with torch.random.fork_rng(devices=[torch.device("cuda")] if device == "cuda" else []):
+        torch.manual_seed(seed)
+        for first in range(0, n, DRAWN_AT_ONCE):
+            if context is None:
+                parts.append(flow.sample(min(DRAWN_AT_ONCE, n - first)).cpu())
+            else:
+                seen = context[first : first + DRAWN_AT_ONCE].to(device)
+                parts.append(flow.sample((), seen).cpu())
+    return torch.cat(parts)
 
 
 def _refuse_unwritable(out: Path, *inputs: str | Path) -> None:
@@ -231,40 +280,52 @@ def _refuse_unwritable(out: Path, *inputs: str | Path) -> None:
             raise FileExistsError(f"{out}: would overwrite what is read; name another file")
 
 
-def _refuse_unusable(rows: Dataset) -> None:
-    checks.refuse_single_precision(rows)
-    if twice := [name for name in rows.columns if rows.columns.count(name) > 1]:
-        raise DataError(f"{rows.source}: two columns are called {twice[0]!r}; rename one")
-
-
-def _core(task: Task, features: int, depth: int) -> Flow:
+def _core(task: Task, rows: Source, depth: int) -> Flow:
     if depth < 1:
         raise models.ModelError(f"{task.model} needs a depth of at least 1, got {depth}")
+    features = len(rows.columns)
     try:
-        return models.preset(task.model, features, depth, task.seed)
+        core = models.preset(task.model, features, depth, task.seed)
+        return _conditional(core, task, len(rows.context)) if rows.context else core
     except ValueError as error:
         raise models.ModelError(
             f"{task.model} cannot be built for {features} columns at depth {depth}: {error}"
         ) from error
 
 
+def _conditional(core: Flow, task: Task, features: int) -> Flow:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(task.seed)
+            return again(core, context_features=features)
+    except TypeError as error:
+        raise models.ModelError(f"{task.model} takes no context; leave --context out") from error
+
+
+def _named(flow: Flow, rows: Source) -> TableFlow:
+    if rows.context_map is None:
+        return TableFlow(flow.bijector, flow.base, rows.columns)
+    loc, scale = rows.context_map.loc, rows.context_map.scale
+    return TableFlow(flow.bijector, flow.base, rows.columns, rows.context, loc, scale)
+
+
 def _data_end(
     wanted: str,
     build: Callable[[Bijector | None], Flow],
-    train: Tensor,
-    validation: Tensor,
+    train: tuple[Tensor | Stream, Tensor | Stream | None],
+    validation: Rows,
     steps: int | None,
     training: dict[str, Any],
 ) -> tuple[str, Bijector | None]:
     """The map that was asked for, or the one that a tenth of the steps behind each speaks for."""
-    maps: dict[str, Callable[[Tensor], Bijector]] = {
+    maps: dict[str, Callable[[Tensor | Stream], Bijector]] = {
         "standardise": standardise,
         "whiten": _whitened,
     }
     if wanted == "none":
         return "no preprocessing", None
     if wanted in maps:
-        return wanted, maps[wanted](train)
+        return wanted, maps[wanted](train[0])
     total = 1000 if steps is None else steps
     chosen = choose(
         build, train, validation, maps, steps=min(total, max(50, total // 10)), **training
@@ -274,7 +335,7 @@ def _data_end(
     return chosen.name, chosen.map
 
 
-def _whitened(rows: Tensor) -> Bijector:
+def _whitened(rows: Tensor | Stream) -> Bijector:
     """Whitening with a floor, whose warning becomes a line of the command."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -284,85 +345,38 @@ def _whitened(rows: Tensor) -> Bijector:
     return fitted
 
 
-def _print_scores(flow: Flow, splits: list[Tensor]) -> None:
+def _print_scores(flow: Flow, rows: Source) -> None:
     print("log-likelihood of a row in nats, ± 2 standard errors:")
-    for name, rows in zip(("training", "validation", "test"), splits, strict=True):
-        rows = rows[:: math.ceil(len(rows) / SHOWN_ROWS)]
-        log_prob = log_likelihood(flow, rows).double()
+    for name in SPLITS:
+        x, context = rows.few(name, lambda n: math.ceil(n / SHOWN_ROWS))
+        log_prob = log_likelihood(flow, x, context).double()
         error = 2 * float(log_prob.std()) / math.sqrt(len(log_prob))
-        print(f"  {name:10} {float(log_prob.mean()):10.3f} ± {error:.3f}   {len(rows):,} rows")
-    part = splits[2][: likelihood.CHECKED_ROWS]
-    gap = likelihood.solver_gap(flow, part, log_likelihood(flow, part).double())
+        bits = _bits(rows, log_prob, x)
+        print(f"  {name.replace('train', 'training'):10} {float(log_prob.mean()):10.3f} "
+              f"± {error:.3f}   {len(x):,} rows{bits}")  # fmt: skip
+    checked = slice(likelihood.CHECKED_ROWS)
+    context = None if context is None else context[checked]
+    gap = likelihood.solver_gap(flow, x[checked], log_prob[checked], context)
     if gap is not None:
         print(f"  solver gap, mean / max: {float(gap.mean()):.0e} / {float(gap.max()):.0e}")
+
+
+def _bits(rows: Source, log_prob: Tensor, x: Tensor) -> str:
+    """Bits per dimension, where the rows are whole images."""
+    pixels = rows.rows.pixels if isinstance(rows.rows, Dataset) else None
+    if pixels is None or rows.context:
+        return ""
+    bits = pixels.bits_per_dim(log_prob.numpy(), x.double().numpy()).mean()
+    return f"   {bits:.3f} bits per dimension"
 
 
 def _loaded(model: Path, device: str) -> Flow:
     flow = load(model)
     if not isinstance(flow, Flow):
         raise LoadError(f"{model} holds a {type(flow).__name__}, not a flow")
-    if flow.context_features:
-        raise LoadError(f"{model} wants a context, which a file of rows does not give: use Python")
     return flow.to(device)
 
 
-def _columns(flow: Flow) -> tuple[str, ...]:
-    return flow.columns if isinstance(flow, TableFlow) else _numbered(flow.features)
-
-
-def _numbered(features: int) -> tuple[str, ...]:
-    return tuple(f"x{i}" for i in range(features))
-
-
-def _places(given: tuple[str, ...], wanted: tuple[str, ...], source: Path) -> list[int]:
-    """Where each of the model's columns stands in the file: by name where both have names.
-
-    Columns of a file without a header, and of a model trained on one, are x0, x1, ...; they go by
-    their order, unless the names on both sides are the same ones.
-    """
-    if twice := [name for name in given if given.count(name) > 1]:
-        raise DataError(f"{source}: two columns are called {twice[0]!r}; rename one")
-    if set(given) == set(wanted):
-        return [given.index(name) for name in wanted]
-    nameless = given == _numbered(len(given)) or (
-        wanted == _numbered(len(wanted)) and not set(given) & set(wanted)
-    )
-    if nameless and len(given) == len(wanted):
-        return list(range(len(wanted)))
-    if nameless:
-        raise DataError(f"{source}: has {len(given)} columns, the model {len(wanted)} "
-                        f"({', '.join(wanted)}); give these, in this order")  # fmt: skip
-    missing = [name for name in wanted if name not in given]
-    extra = [name for name in given if name not in wanted]
-    parts = [
-        f"{what} {', '.join(map(repr, names))}"
-        for what, names in (("lacks the column", missing), ("has the further column", extra))
-        if names
-    ]
-    raise DataError(f"{source}: {' and '.join(parts)}; the model's columns are {', '.join(wanted)}")
-
-
-def _refuse_suffix(out: Path) -> None:
-    if out.suffix.lower() not in (".csv", ".npy"):
-        raise DataError(f"{out}: cannot write a file with suffix {out.suffix!r}; "
-                        "name it .csv or .npy")  # fmt: skip
-
-
-def _write(out: Path, rows: Tensor, columns: tuple[str, ...]) -> None:
-    """Write a .csv with a header and all digits of the rows' dtype, or a float64 .npy."""
-    digits = "%.9g" if rows.dtype == torch.float32 else "%.17g"
-    values: Matrix = rows.detach().cpu().double().numpy()
-    if out.suffix.lower() == ".npy" and columns == ("log_prob",):
-        values = values[:, 0]
-    header = io.StringIO()
-    csv.writer(header, lineterminator="").writerow(columns)
-
-    def write(beside: Path) -> None:
-        with open(beside, "wb") as file:
-            if out.suffix.lower() == ".npy":
-                np.save(file, values)
-            else:
-                np.savetxt(file, values, digits, delimiter=",", header=header.getvalue(),
-                           comments="", encoding="utf-8")  # fmt: skip
-
-    write_beside(out, write)
+def _refuse_context(model: Path, flow: Flow, context: Path | None) -> None:
+    if context is not None and not flow.context_features:
+        raise DataError(f"{model} takes no context; leave --context out")

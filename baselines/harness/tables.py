@@ -191,8 +191,10 @@ def likelihood_table(found: Sequence[Setting]) -> Table:
     """Return the Likelihood table of one data set: the Gaussian, then each model at its deepest."""
     shown = deepest(found)
     digits = _decimals(s.gain[1] for s in shown)
+    bits: Columns = {"bits per dimension": lambda s: _fixed(s.mean("bits_per_dim"), 3)}
     columns: Columns = {
         **_likelihood_columns(shown),
+        **(bits if any(s.mean("bits_per_dim") is not None for s in shown) else {}),
         "gain over Gaussian ± 2 s.e.": lambda s: _gain(s, digits),
         "solver gap, mean / max": lambda s: _join(
             _power(s.mean("solver_gap")), _power(s.largest("solver_gap_max"))

@@ -115,7 +115,9 @@ def test_depths_seeds_and_budget(table, tmp_path):
                      "--seeds", "0", "1", "--budget", "0.2", "--out", str(out)]) == 0  # fmt: skip
     rows = [row for row in results(out) if row["model"] == "nice"]
     assert [(row["depth"], row["seed"]) for row in rows] == [("3", "0"), ("3", "1")]
-    assert rows[0]["test_log_prob"] != rows[1]["test_log_prob"]
+    # The likelihoods may agree: on a slow machine the best state of .2 s can be the start.
+    histories = [p.read_text().splitlines() for p in out.glob("cells/*nice*/history.jsonl")]
+    assert len({json.loads(lines[-1])["loss"] for lines in histories}) == 2
     assert all(0.2 <= float(row["train_seconds"]) < 10 for row in rows)
 
 

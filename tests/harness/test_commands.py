@@ -227,14 +227,14 @@ def test_an_interrupted_fit_goes_on_to_the_same_model(table, tmp_path, monkeypat
     command = ["fit", "--model", "nice", "--depth", 1, "--data", table, "--steps", 40]
     assert run(*command, "--out", tmp_path / "whole") == 0
     kept = [*command, "--out", tmp_path / "part", "--checkpoint", tmp_path / "c.pt"]
-    step, taken = torch.optim.Adam.step, []
+    step, taken = torch.optim.AdamW.step, []
 
     def interrupted(self, *args):
         taken.append(step(self, *args))
         if len(taken) == 105:  # behind 40 and 40 of the choice
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
     assert run(*kept) == 130
     assert not (tmp_path / "part").exists()
     assert "nothing is lost" in capsys.readouterr().err
@@ -417,7 +417,7 @@ def test_a_write_that_fails_leaves_the_earlier_file(model, table, tmp_path, monk
         file.write(b"half a line")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(single.np, "savetxt", full)
+    monkeypatch.setattr(np, "savetxt", full)
     refused(capsys, "score", model, "--data", table, "--out", out, words=("No space left",))
     assert out.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [out]

@@ -256,8 +256,8 @@ def test_error_is_one_line() -> None:
     ("name", "says"),
     [
         ("pinwheal", "did you mean pinwheel?"),
-        ("MOONS", "did you mean moons?"),
-        ("patches", "did you mean patches4?"),
+        ("MOONS", "did you mean moons"),
+        ("patchs", "did you mean patches"),
         ("zzz", "Known names: 8gaussians, 2spirals,"),
         ("", "no data set or file is called ''"),
         ("x" * 5000, "Known names"),
@@ -284,7 +284,7 @@ def test_name_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("moons").kind == "toy"
     assert load("moons.csv").kind == "file"
     assert load(Path("moons.csv")).name == "moons.csv"
-    with pytest.raises(DataError, match=r"no suffix; save it as \.csv or \.npy"):
+    with pytest.raises(DataError, match=r"no suffix; save it as \.csv, \.npy or \.npz"):
         load("./moons")
 
 
@@ -371,7 +371,7 @@ def test_patches_are_drawn_without_replacement(
     taken = []
 
     def record(
-        grey: npt.NDArray[np.int64], at: npt.NDArray[np.int64], rng: np.random.Generator
+        grey: npt.NDArray[np.int64], at: npt.NDArray[np.int64], rng: np.random.Generator, side: int
     ) -> Matrix:
         taken.append(at)
         return np.zeros((len(at), 15))
@@ -511,7 +511,10 @@ def test_file_split(tmp_path: Path, n: int, held_out: int) -> None:
     splits = (data.train, data.validation, data.test)
     assert tuple(map(len, splits)) == (n - 2 * held_out, held_out, held_out)
     assert_holds(data, np.arange(float(n))[:, None])
-    assert not np.array_equal(np.sort(data.train, axis=0), data.train)
+    for part in splits[1:]:  # the first held-out rows must stand for all
+        assert n < 100 or not np.array_equal(np.sort(part, axis=0), part)
+    blocks = np.concatenate(splits[1:])[:, 0] // 10
+    assert np.bincount(blocks.astype(int)).tolist() == [2] * held_out
     assert load(path).checksum == data.checksum != load(path, seed=1).checksum
 
 
@@ -605,8 +608,8 @@ def test_npy_refused(tmp_path: Path, array: npt.NDArray[np.float64], says: list[
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("rows.txt", b"1,2\n", ["suffix '.txt'", "save it as .csv or .npy"]),
-        ("rows", b"1,2\n", ["no suffix", "save it as .csv or .npy"]),
+        ("rows.txt", b"1,2\n", ["suffix '.txt'", "save it as .csv, .npy or .npz"]),
+        ("rows", b"1,2\n", ["no suffix", "save it as .csv, .npy or .npz"]),
         ("rows.npy", b"", ["the file is empty"]),
         ("rows.npy", b"1,2\n", ["not a complete .npy file of plain numbers", "numpy.save"]),
         ("rows.npy", b"\x93NUMPY\x01\x00\x10", ["not a complete .npy file of plain numbers"]),
@@ -671,13 +674,17 @@ def test_missing_and_unreadable_refused(tmp_path: Path, monkeypatch: pytest.Monk
     refused(tmp_path / "rows.csv", ["cannot be read: Permission denied"])
 
 
+def load_column(path: Path, n: int) -> Dataset:
+    """Return a data set whose one column says which row of the file is where."""
+    np.save(path, np.arange(float(n)))
+    return load(path)
+
+
 def test_constant_in_training_only(tmp_path: Path) -> None:
     """A column that varies in the held-out rows alone is refused as well."""
     rows = np.column_stack([np.arange(40.0), np.zeros(40)])
     path = tmp_path / "rows.npy"
-    np.save(path, rows)
-    order = np.random.default_rng(0).permutation(40)
-    rows[order[0], 1] = 1.0  # the first of the shuffled rows is held out
+    rows[int(load_column(path.with_name("number.npy"), 40).test[0, 0]), 1] = 1.0
     np.save(path, rows)
     refused(path, ["column 'x1' is constant, 0 in all 32 rows of the training split"])
 
@@ -686,4 +693,5 @@ def test_suffixes() -> None:
     """In either case, for paths and strings."""
     assert files.is_supported(Path("a/b.CSV"))
     assert files.is_supported("b.npy")
-    assert not files.is_supported("b.npz")
+    assert files.is_supported("b.npz")
+    assert not files.is_supported("b.txt")

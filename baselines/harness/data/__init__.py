@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .dataset import DataError, Dataset, Entry
 from .files import table
+from .quantised import Width
 from .registry import entry, load, names
 from .toys import toy
 
-__all__ = ["DataError", "Dataset", "Entry", "entry", "load", "names", "table", "toy"]
+__all__ = ["DataError", "Dataset", "Entry", "Width", "entry", "load", "names", "table", "toy"]

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .dequantise import Pixels
+
 __all__ = ["DataError", "Dataset", "Entry", "Matrix", "Part", "nearest"]
 
 Matrix = npt.NDArray[np.float64]
@@ -42,10 +44,12 @@ class Dataset:
         columns: the D column names.
         source: the paper, package or file behind the rows.
         licence: the terms of the source, as it states them.
-        kind: "toy" is drawn from a known recipe, "image" is patches, "table" is one of the field's
-            sets, "file" is the user's own.
+        kind: "toy" is drawn from a known recipe, "image" is patches or pictures, "table" is one of
+            the field's sets, "file" is the user's own.
         subset: whether this is not the published set but other rows of its kind.
         known_checksum: the checksum, where it was computed when the rows were stored.
+        notes: what a user should be warned of, a line each.
+        pixels: how rows were made from whole-numbered pixels; None where they were not.
 
     Raises:
         DataError: a split is not of real numbers, or not of shape (N, D) with D = len(columns).
@@ -67,6 +71,8 @@ class Dataset:
     kind: Literal["toy", "image", "table", "file"]
     subset: bool = False
     known_checksum: str = ""
+    notes: tuple[str, ...] = ()
+    pixels: Pixels | None = None
 
     def __post_init__(self) -> None:
         for rows in (self.train, self.validation, self.test):

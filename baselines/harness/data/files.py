@@ -1,45 +1,49 @@
-"""The user's own table: a .csv or .npy file of real numbers."""
+"""The user's own table: a .csv, .npy or .npz file of real numbers."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from . import quantised
+from .arrays import mapped_npy, read_npy, read_npz
 from .dataset import DataError, Dataset, Matrix
+from .delimited import read_csv
+from .quantised import Width
+from .rows import MIN_ROWS, SPLITS, Split, Table
+from .streams import Streamed
 
-__all__ = ["MIN_ROWS", "is_supported", "read", "table"]
+__all__ = ["MIN_ROWS", "STREAMED_BYTES", "is_supported", "read", "stream", "table"]
 
-MIN_ROWS = 20  # so that validation and test have two rows each
-
-
-class _Table(NamedTuple):
-    values: Matrix
-    columns: tuple[str, ...]
-    place: Callable[[int], str]  # where a row stands in the file, for messages
-
-
-class _Line(NamedTuple):
-    number: int
-    text: str
+STREAMED_BYTES = 2**28
+LICENCE = "not stated: the user's own file"
 
 
-def read(path: str | Path, *, seed: int = 0) -> Dataset:
-    """Read a table, shuffle its rows and split them 80 / 10 / 10.
+def read(
+    path: str | Path, *, seed: int = 0, dequantise: Width | None = None, spared: Sequence[str] = ()
+) -> Dataset:
+    """Read a table and split its rows 80 / 10 / 10, if it is not split already.
 
     A .csv file is UTF-8, with or without a byte order mark; its delimiter, a comma, semicolon, bar,
     tab or blanks, is found from its second line. The first line is a header if it has a field that
-    is not a number; without one, and for .npy, columns are called x0, x1, ... Empty lines are
+    is not a number; without one, and for arrays, columns are called x0, x1, ... Empty lines are
     skipped.
-    A .npy file holds a matrix of real numbers, or a vector, which is one column.
+    An .npy file holds a matrix of real numbers, or a vector, which is one column. An .npz file
+    holds one of these, or three: train, validation and test, which are taken as they are.
+
+    Of each ten rows in succession one validates and one tests, see ``rows.Split``. Training rows
+    keep the file's order; the others are shuffled, so that the first of them stand for all.
 
     Args:
         path: the file; its name, suffix included, becomes the name of the data set, so that
             moons.csv and the toy moons stay apart.
-        seed: fixes the split.
+        seed: fixes the split and the noise.
+        dequantise: ``"auto"`` adds U[0, 1) times its own step to each column whose values repeat on
+            a grid; a number is the width of the noise of each column whose values repeat. None
+            leaves the rows as they are. What is left to be warned of is in the data set's notes.
+        spared: columns that are looked at as little as they get noise, such as a context.
 
     Raises:
         DataError: no such file, not a file, another suffix, unreadable; fewer than 20 rows, rows of
@@ -56,15 +60,16 @@ def read(path: str | Path, *, seed: int = 0) -> Dataset:
     """
     path = Path(path)
     table = _open(path)
-    n = len(table.values)
-    if n < MIN_ROWS:
-        raise DataError(
-            f"{path}: too few rows ({n}) to split into training, validation and test; "
-            f"give at least {MIN_ROWS}"
-        )
+    _refuse_few(path, table)
     _refuse_not_finite(path, table)
-    rows = table.values[np.random.default_rng(seed).permutation(n)]
-    validation, test, train = np.split(rows, (n // 10, 2 * (n // 10)))
+    n = len(table.values)
+    looked_at = table.values[:: -(-n // quantised.EXAMINED)]
+    steps = _steps(table.columns, looked_at, spared)
+    notes, noise = _remedied(path, table.columns, looked_at, steps, dequantise)
+    values = table.values
+    if noise is not None:
+        values = values + noise * quantised.uniform(np.arange(n), len(noise), seed)
+    train, validation, test = _split(values, table.sizes, seed)
     _refuse_constant(path, train, table.columns)
     return Dataset(
         path.name,
@@ -73,9 +78,33 @@ def read(path: str | Path, *, seed: int = 0) -> Dataset:
         test,
         columns=table.columns,
         source=str(path),
-        licence="not stated: the user's own file",
+        licence=LICENCE,
         kind="file",
+        notes=notes,
     )
+
+
+def stream(
+    path: str | Path, *, seed: int = 0, dequantise: Width | None = None, spared: Sequence[str] = ()
+) -> Streamed | None:
+    """Map a large .npy file into memory; None for what ``read`` should read.
+
+    The split and the noise are those of ``read``; the file is read once, in chunks, to be checked.
+
+    Raises:
+        DataError: a value that is not finite, or a constant column.
+
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".npy" or not path.is_file():
+        return None
+    if path.stat().st_size <= STREAMED_BYTES or (array := mapped_npy(path)) is None:
+        return None
+    found = Streamed(path, array, Split(len(array), seed), seed)
+    looked_at = found.every(quantised.EXAMINED)
+    steps = _steps(found.columns, looked_at, spared)
+    found.notes, found.noise = _remedied(path, found.columns, looked_at, steps, dequantise)
+    return found
 
 
 def table(path: str | Path) -> tuple[Matrix, tuple[str, ...]]:
@@ -114,15 +143,17 @@ def is_supported(path: str | Path) -> bool:
     return Path(path).suffix.lower() in _READERS
 
 
-def _open(path: Path) -> _Table:
+def _open(path: Path) -> Table:
     try:
         if path.is_dir():
-            raise DataError(f"{path}: is a directory; name one .csv or .npy file")
+            raise DataError(f"{path}: is a directory; name one .csv, .npy or .npz file")
         if not path.exists():
             raise DataError(f"{path}: file not found; check the path, relative to {Path.cwd()}")
         if not is_supported(path):
             suffix = f"suffix {path.suffix!r}" if path.suffix else "no suffix"
-            raise DataError(f"{path}: cannot read a file with {suffix}; save it as .csv or .npy")
+            raise DataError(
+                f"{path}: cannot read a file with {suffix}; save it as .csv, .npy or .npz"
+            )
         if not path.stat().st_size:
             raise DataError(f"{path}: the file is empty; give at least {MIN_ROWS} rows of numbers")
         return _READERS[path.suffix.lower()](path)
@@ -130,125 +161,51 @@ def _open(path: Path) -> _Table:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _read_npy(path: Path) -> _Table:
-    try:
-        with path.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
-    except OSError:
-        raise
-    except Exception as error:  # numpy lets out what its zip, header and memory steps raise
+def _split(
+    values: Matrix, sizes: tuple[int, int, int] | None, seed: int
+) -> tuple[Matrix, Matrix, Matrix]:
+    if sizes is not None:
+        train, validation, test = np.split(values, np.cumsum(sizes[:2]))
+        return train, validation, test
+    split = Split(len(values), seed)
+    rng = np.random.default_rng([seed, 1])  # not the stream that the split was drawn from
+    validation, test = (values[rng.permutation(split.rows(name))] for name in SPLITS[1:])
+    return values[split.rows("train")], validation, test
+
+
+def _steps(columns: Sequence[str], looked_at: Matrix, spared: Sequence[str]) -> list[float | None]:
+    steps = quantised.steps_of(looked_at)
+    return [None if name in spared else s for name, s in zip(columns, steps, strict=True)]
+
+
+def _remedied(
+    path: Path,
+    columns: Sequence[str],
+    looked_at: Matrix,
+    steps: Sequence[float | None],
+    dequantise: Width | None,
+) -> tuple[tuple[str, ...], quantised.Vector | None]:
+    """What is to be warned of, and the width of each column's noise or None."""
+    noise = None if dequantise is None else quantised.widths(steps, dequantise)
+    if noise is not None:
+        steps = [None if width else s for s, width in zip(steps, noise, strict=True)]
+        noise = noise if noise.any() else None
+    return quantised.notes(str(path), columns, looked_at, steps), noise
+
+
+def _refuse_few(path: Path, table: Table) -> None:
+    n = len(table.values)
+    if table.sizes is None and n < MIN_ROWS:
         raise DataError(
-            f"{path}: not a complete .npy file of plain numbers; "
-            "write it with numpy.save from a float array"
-        ) from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: holds an .npz archive; save one array with numpy.save")
-    if array.dtype.kind not in "fiu":
-        raise DataError(f"{path}: holds {array.dtype} values; save real numbers, such as float64")
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != 2 or not array.shape[1]:
-        raise DataError(f"{path}: has shape {array.shape}; save a matrix of rows and columns")
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
-        values = np.ascontiguousarray(array, dtype=np.float64)
-    columns = _numbered(values.shape[1])
-    return _Table(values, columns, lambda i: f"row {i} (counted from 0)")
-
-
-def _read_csv(path: Path) -> _Table:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 text (byte {error.start}); save it with the encoding UTF-8"
-        ) from error
-    lines = [_Line(i, t) for i, t in enumerate(text.split("\n"), 1) if t.strip(" ")]
-    if not lines:
-        raise DataError(f"{path}: the file is blank; give at least {MIN_ROWS} rows of numbers")
-    try:
-        return _parse(path, lines)
-    except csv.Error as error:
-        raise DataError(f"{path}: not comma-separated values: {error}") from error
-
-
-def _parse(path: Path, lines: list[_Line]) -> _Table:
-    delimiter = _delimiter(lines)
-    first = _fields(lines[0], delimiter)
-    columns = _numbered(len(first))
-    body = lines
-    # An empty field does not make a header: it is a missing value in a table without one.
-    if any(field.strip() and not _is_number(field) for field in first):
-        columns = tuple(field.strip() or name for field, name in zip(first, columns, strict=True))
-        body = lines[1:]
-    if not body:
-        raise DataError(f"{path}: no rows below the header; give at least {MIN_ROWS}")
-    try:
-        values = np.loadtxt(
-            [line.text for line in body],
-            delimiter=None if delimiter == " " else delimiter,  # None: any run of blanks
-            comments=None,
-            quotechar='"',
-            ndmin=2,
+            f"{path}: too few rows ({n}) to split into training, validation and test; "
+            f"give at least {MIN_ROWS}"
         )
-    except ValueError as error:
-        raise _fault(path, lines[0], body, columns, delimiter) from error
-    if values.shape != (len(body), len(columns)):
-        raise _fault(path, lines[0], body, columns, delimiter)
-    return _Table(values, columns, lambda i: f"line {body[i].number}")
+    for name, size in zip(SPLITS, table.sizes or (), strict=False):
+        if size < 2:
+            raise DataError(f"{path}: {name!r} has too few rows ({size}); give at least 2")
 
 
-def _fault(
-    path: Path, first: _Line, body: list[_Line], columns: tuple[str, ...], delimiter: str
-) -> DataError:
-    """Return the error for the first line that numpy's fast reader, which names none, refused."""
-    for line in body:
-        fields = _fields(line, delimiter)
-        if len(fields) != len(columns):
-            return DataError(
-                f"{path}: line {line.number} splits at {delimiter!r} into {len(fields)}, line "
-                f"{first.number} into {len(columns)}; give every row the same columns"
-            )
-        for column, field in zip(columns, fields, strict=True):
-            if not field.strip():
-                return DataError(
-                    f"{path}: column {column!r} has no value in line {line.number}; "
-                    "drop such rows or fill them in"
-                )
-            if not _is_number(field):
-                return DataError(
-                    f"{path}: column {column!r} is not numeric, line {line.number} holds "
-                    f"{field[:40]!r}; drop the column or write numbers, with a decimal point"
-                )
-    return DataError(f"{path}: cannot be parsed; write plain numbers split at one delimiter")
-
-
-def _delimiter(lines: list[_Line]) -> str:
-    # The second line, since a header may contain any mark, and a row of numbers only the delimiter
-    # and perhaps decimal commas, hence the order. This is exact where csv.Sniffer guesses.
-    sample = lines[:2][-1].text.strip(" ")
-    return next((mark for mark in ";\t|, " if mark in sample), ",")
-
-
-def _fields(line: _Line, delimiter: str) -> list[str]:
-    return next(csv.reader([line.text.strip(" ")], delimiter=delimiter, skipinitialspace=True))
-
-
-def _is_number(field: str) -> bool:
-    # Python's float also takes 1_000 and digits of other scripts, which numpy's reader refuses.
-    if "_" in field or not field.isascii():
-        return False
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
-
-
-def _numbered(features: int) -> tuple[str, ...]:
-    return tuple(f"x{i}" for i in range(features))
-
-
-def _refuse_not_finite(path: Path, table: _Table) -> None:
+def _refuse_not_finite(path: Path, table: Table) -> None:
     finite = np.isfinite(table.values)
     if finite.all():
         return
@@ -268,4 +225,4 @@ def _refuse_constant(path: Path, train: Matrix, columns: tuple[str, ...]) -> Non
             )
 
 
-_READERS = {".csv": _read_csv, ".npy": _read_npy}
+_READERS = {".csv": read_csv, ".npy": read_npy, ".npz": read_npz}

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from . import files, images, published, toys
+from . import cifar, files, idx, images, pictures, published, toys
 from .dataset import DataError, Dataset, Entry, nearest
+from .quantised import Width
 
 __all__ = ["entry", "load", "names"]
 
 
-def load(name: str | Path, *, seed: int = 0) -> Dataset:
-    """Return the data set registered under a name, else the one in a .csv or .npy file.
+def load(
+    name: str | Path,
+    *,
+    seed: int = 0,
+    dequantise: Width | None = None,
+    spared: Sequence[str] = (),
+) -> Dataset:
+    """Return the data set registered under a name, else the one in a .csv, .npy or .npz file.
 
     A registered name has no suffix and no separator, so it never hides a file: ``./moons`` and
     ``moons.csv`` are always paths.
@@ -23,6 +31,8 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
         name: one of ``names()``, or a path.
         seed: fixes the rows of a toy, the training patches and dequantisation noise of images,
             and the split of a file.
+        dequantise: noise for the columns of a file, as ``files.read`` takes it; likewise spared.
+        spared: the columns of a file that stay as they are.
 
     Raises:
         DataError: neither a known name nor a file, a file that ``files.read`` refuses, or a set
@@ -37,12 +47,18 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
     text = str(name)
     if text in _ENTRIES:
         return _ENTRIES[text].load(seed)
+    if pictures.is_supported(text):
+        return pictures.read(text, seed=seed)
     # os.path.exists, unlike Path.exists, is False for a name too long to be a path.
+    if os.path.exists(text) and idx.is_folder(text):
+        return idx.read(text, seed=seed)
+    if os.path.exists(text) and cifar.is_source(text):
+        return cifar.read(text, seed=seed)
     if files.is_supported(text) or (text and os.path.exists(text)):
-        return files.read(text, seed=seed)
+        return files.read(text, seed=seed, dequantise=dequantise, spared=spared)
     raise DataError(
         f"no data set or file is called {text!r}; {nearest(text, _ENTRIES)}"
-        f"Known names: {', '.join(names())}; or give the path of a .csv or .npy file"
+        f"Known names: {', '.join(names())}; or give the path of a .csv, .npy or .npz file"
     )
 
 
@@ -81,6 +97,10 @@ def _scikit_learn() -> str:
     return "with scikit-learn" if there else ""
 
 
+def _in_folder(name: str) -> str:
+    return "CFLOWS_DATA" if idx.folder_of(name) else ""
+
+
 _ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -106,6 +126,48 @@ _ENTRIES: dict[str, Entry] = {
             "CC BY 2.0",
             images.patches4,
             _scikit_learn,
+        ),
+        Entry(
+            "patches",
+            "8 x 8 grey patches of the same, as BSDS300 is made: the mean and a pixel removed",
+            63,
+            (60_000, 1060, 1060),
+            "china.jpg and flower.jpg, sklearn.datasets.load_sample_images",
+            "CC BY 2.0",
+            images.patches,
+            _scikit_learn,
+        ),
+        Entry(
+            "digits",
+            "8 x 8 images of digits, dequantised, logit",
+            64,
+            (1439, 179, 179),
+            "UCI optical recognition of handwritten digits, sklearn.datasets.load_digits",
+            "CC BY 4.0",
+            images.digits,
+            _scikit_learn,
+        ),
+        *(
+            Entry(
+                name,
+                "28 x 28 images, dequantised, logit",
+                784,
+                (50_000, 10_000, 10_000),
+                *idx.SETS[name],
+                partial(idx.dataset, name),
+                partial(_in_folder, name),
+            )
+            for name in idx.SETS
+        ),
+        Entry(
+            "cifar10",
+            "32 x 32 colour images, dequantised, logit",
+            3072,
+            (45_000, 5_000, 10_000),
+            cifar.SOURCE,
+            cifar.LICENCE,
+            cifar.dataset,
+            lambda: "converted" if cifar.place().is_file() else "",
         ),
         *published.entries(),
     )

@@ -1,0 +1,95 @@
+"""What a file holds before it is a data set: rows, column names, the way to split them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .dataset import Matrix
+
+__all__ = ["BLOCK", "MIN_ROWS", "SPLITS", "Split", "SplitName", "Table", "numbered"]
+
+MIN_ROWS = 20  # so that validation and test have two rows each
+BLOCK = 10
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The rows of a file.
+
+    Attributes:
+        values: (N, D).
+        columns: D names.
+        place: where a row stands in the file, for messages.
+        sizes: rows of training, validation and test, which then stand in this order; None where
+            the file leaves the split to us.
+
+    """
+
+    values: Matrix
+    columns: tuple[str, ...]
+    place: Callable[[int], str]
+    sizes: tuple[int, int, int] | None = None
+
+
+class Split:
+    """Which of n rows train, validate and test: of each ten in succession 8, 1 and 1, at random.
+
+    So the split takes a fifth of a byte a row, and rows that drift along a file are shared out
+    evenly. What is left behind the last ten trains.
+
+    Args:
+        n: the number of rows.
+        seed: fixes the split.
+
+    Example:
+        >>> split = Split(20, seed=0)
+        >>> [split.rows(name).tolist() for name in ("validation", "test")]
+        [[3, 15], [8, 19]]
+
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.blocks = n, n // BLOCK
+        rng = np.random.default_rng(seed)
+        validation = rng.integers(BLOCK, size=self.blocks, dtype=np.uint8)
+        test = rng.integers(BLOCK - 1, size=self.blocks, dtype=np.uint8)
+        test += test >= validation
+        self._held_out = {"validation": validation, "test": test}
+
+    def size(self, name: SplitName) -> int:
+        """How many rows a split has."""
+        return self.n - 2 * self.blocks if name == "train" else self.blocks
+
+    def rows(self, name: SplitName, chosen: Numbers | None = None) -> Numbers:
+        """Where a split's rows stand in the file, ascending: all, or those of these numbers."""
+        k = np.arange(self.size(name)) if chosen is None else chosen.astype(np.int64)
+        if name != "train":
+            return self.held_out(name, k)
+        block, place = np.divmod(k, BLOCK - 2)
+        block = np.minimum(block, self.blocks)
+        place = k - (BLOCK - 2) * block
+        whole = block < self.blocks  # the others lie behind the last ten
+        held_out = np.stack([part[block[whole]] for part in self._held_out.values()])
+        for gone in np.sort(held_out, axis=0):
+            place[whole] += place[whole] >= gone
+        found: Numbers = BLOCK * block + place
+        return found
+
+    def held_out(self, name: SplitName, blocks: Numbers) -> Numbers:
+        """Where the rows of validation or test stand that come from these blocks of ten."""
+        found: Numbers = BLOCK * blocks + self._held_out[name][blocks]
+        return found
+
+
+def numbered(features: int) -> tuple[str, ...]:
+    """Names for columns that have none: x0, x1, ..."""
+    return tuple(f"x{i}" for i in range(features))

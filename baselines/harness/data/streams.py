@@ -1,0 +1,180 @@
+"""A file that is too large to be loaded: its rows are read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cflows.batches import drop_pages
+
+from .dataset import DataError, Matrix
+from .quantised import uniform
+from .rows import BLOCK, SPLITS, Split, SplitName, numbered
+
+__all__ = ["Stream", "Streamed", "Summary"]
+
+CHUNK = 2**22  # numbers that are checked at a time
+AT_ONCE = 1024  # rows between two releases of pages
+Single = npt.NDArray[np.float32]
+
+
+class Summary(NamedTuple):
+    """Of each column: the largest |x|, mean, standard deviation, largest |float32(x) - x|."""
+
+    largest: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    spread: npt.NDArray[np.float64]
+    change: npt.NDArray[np.float64]
+
+
+class Streamed:
+    """A memory-mapped table with a split, the counterpart of ``Dataset`` that is not in memory.
+
+    Args:
+        path: the file.
+        array: its rows, (N, D), real numbers.
+        split: of the N rows.
+        seed: of the noise.
+
+    Attributes:
+        columns: D names.
+        source: the file, as messages name it.
+        summary: what ``check`` found; all columns survive it.
+        notes: what is to be warned of.
+        noise: the width of each column's noise, (D,), or None.
+
+    """
+
+    def __init__(self, path: Path, array: npt.NDArray[Any], split: Split, seed: int) -> None:
+        self.path, self.array, self.split, self.seed = path, array, split, seed
+        self.columns, self.source = numbered(array.shape[1]), str(path)
+        self.summary = self.check()
+        self.notes: tuple[str, ...] = ()
+        self.noise: npt.NDArray[np.float64] | None = None
+
+    def part(self, name: SplitName, columns: Sequence[int]) -> Stream:
+        """Some columns of a split."""
+        return Stream(self, name, tuple(columns))
+
+    def rows(self, chosen: npt.NDArray[np.int64]) -> Matrix:
+        """Rows by their ascending numbers in the file, with their noise."""
+        values = self._read(chosen)
+        if self.noise is not None:
+            values += self.noise * uniform(chosen, len(self.noise), self.seed)
+        return values
+
+    def every(self, most: int) -> Matrix:
+        """So many rows of the file at most, evenly spaced, as they are."""
+        return self._read(np.arange(0, len(self.array), -(-len(self.array) // most)))
+
+    def _read(self, chosen: npt.NDArray[np.int64]) -> Matrix:
+        """Neighbours together, others a few at a time: the system maps what is near a page too."""
+        values = np.empty((len(chosen), len(self.columns)))
+        for first in range(0, len(chosen), self._size):
+            part = chosen[first : first + self._size]
+            start, end = int(part[0]), int(part[-1]) + 1
+            if end - start < 2 * len(part):
+                values[first : first + len(part)] = self.array[start:end][part - start]
+                drop_pages(self.array)
+                continue
+            for place in range(0, len(part), AT_ONCE):
+                few = part[place : place + AT_ONCE]
+                values[first + place : first + place + len(few)] = self.array[few]
+                drop_pages(self.array)
+        return values
+
+    def check(self) -> Summary:
+        """Read all rows once, and say of each column what decides whether float32 can hold it.
+
+        Raises:
+            DataError: a value that is not finite, or a column that is constant in training.
+
+        """
+        d = len(self.columns)
+        one = self.array[self.split.rows("train", np.array([0]))[0]].astype(np.float64)
+        largest, change, sums, squares = np.zeros((4, d))
+        varies = np.zeros(d, bool)
+        for first, values in self._chunks():
+            self._refuse_not_finite(first, values)
+            exact = values.astype(np.float64)
+            if not varies.all():
+                varies |= (np.delete(exact, self._held_out(first, len(exact)), 0) != one).any(0)
+            with np.errstate(over="ignore"):
+                change = np.maximum(change, np.abs(exact.astype(np.float32) - exact).max(0))
+            largest = np.maximum(largest, np.abs(exact).max(0))
+            exact -= one
+            sums, squares = sums + exact.sum(0), squares + (exact**2).sum(0)
+        if not varies.all():
+            column = int(np.argmin(varies))
+            raise DataError(
+                f"{self.path}: column {self.columns[column]!r} is constant, {one[column]:g} in all "
+                f"{self.split.size('train')} rows of the training split, and has no density; drop "
+                "the column"
+            )
+        mean = sums / len(self.array)
+        spread = np.sqrt(np.maximum(squares / len(self.array) - mean**2, 0))
+        return Summary(largest, one + mean, spread, change)
+
+    def _refuse_not_finite(self, first: int, values: npt.NDArray[Any]) -> None:
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise DataError(
+                f"{self.path}: column {self.columns[column]!r} is {values[row, column]} in row "
+                f"{first + row} (counted from 0); drop such rows or fill them in"
+            )
+
+    def _held_out(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        blocks = np.arange(first // BLOCK, min((first + count) // BLOCK, self.split.blocks))
+        found = [self.split.held_out(name, blocks) - first for name in SPLITS[1:]]
+        return np.concatenate(found)
+
+    @property
+    def _size(self) -> int:
+        """Rows of a chunk: whole blocks of the split."""
+        return max(1, CHUNK // len(self.columns) // BLOCK) * BLOCK
+
+    def _chunks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        for first in range(0, len(self.array), self._size):
+            yield first, np.array(self.array[first : first + self._size])
+            drop_pages(self.array)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Some columns of one split of a table, a ``cflows.batches.RowSource`` in float32.
+
+    Attributes:
+        table: where the rows are.
+        name: of the split.
+        columns: which of the table's, by number.
+        loc: (D,), what is subtracted from the rows, or a number.
+        scale: (D,), what they are divided by then, or a number.
+
+    """
+
+    table: Streamed
+    name: SplitName
+    columns: tuple[int, ...]
+    loc: Single | float = 0.0
+    scale: Single | float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return len(self), len(self.columns)
+
+    def __len__(self) -> int:
+        return self.table.split.size(self.name)
+
+    def __getitem__(self, chosen: slice | npt.NDArray[np.int64]) -> Single:
+        if isinstance(chosen, slice):
+            chosen = np.arange(*chosen.indices(len(self)))
+        rows = self.table.rows(self.table.split.rows(self.name, chosen))
+        found: Single = ((rows[:, self.columns] - self.loc) / self.scale).astype(np.float32)
+        return found
