@@ -42,8 +42,9 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(sklearn|abc|dataclasses|Tensor|Module|Any|Array|Matrix|Figure|Axes|Picture|optional)(\..*)?",
     ),
-    # Type variables, and bases that are not public.
-    (r"py:.*", r"(cflows|baselines)\..*\.(T|Class|Item|Result|Linearized|LocationScale|_\w+)"),
+    # Type variables, aliases, and bases that are not public.
+    (r"py:.*", r"(cflows|baselines)\..*\.(T|Class|Linearized|LocationScale|_\w+)"),
+    (r"py:class", r"\w+|baselines\.harness\..*"),
 ]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 

@@ -102,11 +102,13 @@ def test_every_page_is_in_a_table_of_contents():
 def test_every_module_has_its_place_in_the_reference():
     text = "\n".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
     documented = re.findall(r"^\.\. automodule:: (\S+)$", text, re.MULTILINE)
+    listed = re.findall(r"^% modules of (\S+)$", text, re.MULTILINE)
     public = [
         module.name
         for package in (cflows, baselines)
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
-        if hasattr(importlib.import_module(module.name), "__all__")
+        if (module.ispkg or module.name.rpartition(".")[0] not in listed)
+        and hasattr(importlib.import_module(module.name), "__all__")
     ]
     assert sorted(documented) == sorted(public)
 

@@ -1,9 +1,16 @@
-"""A table of the public names of a package, each with its line and a link to its entry."""
+"""The reference, as far as it can be listed: names of a package, modules of a package.
+
+``.. public-names:: PACKAGE``, in reStructuredText, is a table of ``__all__``, each name with its
+line and a link to its entry. The line ``% modules of PACKAGE`` of a page becomes a section for each
+module of the package that has an ``__all__``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
+import re
 from typing import Any
 
 from docutils import nodes
@@ -13,7 +20,7 @@ from sphinx.util.docutils import SphinxDirective
 
 
 class PublicNames(SphinxDirective):
-    """``.. public-names:: PACKAGE``, in reStructuredText."""
+    """The table."""
 
     required_arguments = 1
 
@@ -43,7 +50,31 @@ def first_line(found: Any) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
+def public_modules(package: str) -> list[str]:
+    """The modules of a package that have an ``__all__``, those of packages within it left out."""
+    path = importlib.import_module(package).__path__
+    names = [f"{package}.{found.name}" for found in pkgutil.iter_modules(path) if not found.ispkg]
+    return [
+        name
+        for name in names
+        if not name.endswith("__main__") and hasattr(importlib.import_module(name), "__all__")
+    ]
+
+
+def _sections(match: re.Match[str]) -> str:
+    return "\n".join(
+        f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n"
+        "   :show-inheritance:\n```\n"
+        for name in public_modules(match[1])
+    )
+
+
+def _list_modules(app: Sphinx, page: str, source: list[str]) -> None:
+    source[0] = re.sub(r"^% modules of (\S+)$", _sections, source[0], flags=re.MULTILINE)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directive."""
+    """Register the directive and the line."""
     app.add_directive("public-names", PublicNames)
+    app.connect("source-read", _list_modules)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
