@@ -2,7 +2,7 @@
 
 A cell's key is a hash of its configuration. What is in its folder is written beside and renamed,
 ``result.json`` last: a cell that has it is finished, and is not done again. One that was killed
-goes on from its ``checkpoint.pt``.
+goes on from its ``checkpoint.pt``. Whoever works on it holds the lock of its folder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.harness import data, data_end, likelihood, models, sampling
+from baselines.harness import claims, data, data_end, likelihood, models, sampling
 from baselines.harness.data import Width
 from baselines.harness.data.dequantise import Pixels
 from cflows import Flow, __version__, fit, load, whiten
 from cflows.storage import write_beside
 
-__all__ = ["Cell", "cost_of", "fail", "finished", "rows_of", "run"]
+__all__ = ["HELD", "Cell", "attempt", "cost_of", "fail", "finished", "is_free", "rows_of", "run"]
+
+Work = Callable[["Cell", Path], dict[str, Any]]
 
 BATCH_SIZE = 512
 VALIDATION_ROWS = 2000
 VALIDATIONS = 20
+RESULT, LOCK = "result.json", "lock"
+HELD = {"status": "held"}  # what stands for the result of a cell that another process works on
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,41 @@ class Cell:
 def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
     """The result of a cell that is done and did not fail, else None."""
     try:
-        result: dict[str, Any] = json.loads((cell.folder(out) / "result.json").read_text())
+        result: dict[str, Any] = json.loads((cell.folder(out) / RESULT).read_text())
     except (FileNotFoundError, ValueError):
         return None
     return result if result.get("status") == "ok" else None
+
+
+def attempt(cell: Cell, work: Work, out: Path, since: float) -> dict[str, Any]:
+    """Do the work of a cell, unless another process is at it: the result, or ``HELD``.
+
+    Args:
+        cell: the cell.
+        work: ``run``, or what takes its place.
+        out: DIR.
+        since: when this command began, by the clock of DIR's file system. A result younger than
+            that is another process's, and is taken as it is, a failure too.
+
+    """
+    folder = cell.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claims.claimed(folder / LOCK) as held:
+        if not held:
+            return HELD
+        place = folder / RESULT
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if place.stat().st_mtime > since:
+                found: dict[str, Any] = json.loads(place.read_text())
+                return found
+        for left in folder.glob(".*.*"):  # what a kill left of a file that was being written
+            left.unlink(missing_ok=True)
+        return work(cell, out)
+
+
+def is_free(cell: Cell, out: Path) -> bool:
+    """Whether no other process works on a cell at this moment."""
+    return claims.is_free(cell.folder(out) / LOCK)
 
 
 def run(cell: Cell, out: Path) -> dict[str, Any]:
@@ -131,7 +167,7 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     if cell.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
     result["peak_memory_mb"] = round(peak, 1)
-    _write_json(folder / "result.json", result)
+    _write_json(folder / RESULT, result)
     return result
 
 
@@ -139,7 +175,7 @@ def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
     """Give a cell a result of status ``"failed"``; return it."""
     cell.folder(out).mkdir(parents=True, exist_ok=True)
     result = {"status": "failed", "error": " ".join(reason.split())}
-    _write_json(cell.folder(out) / "result.json", result)
+    _write_json(cell.folder(out) / RESULT, result)
     return result
 
 

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -22,6 +22,7 @@ import torch
 import cflows
 from baselines.harness import cells, checks, data, depth, models, report, sampling
 from baselines.harness.cells import Cell
+from baselines.harness.claims import claimed
 from baselines.harness.data import Width
 from baselines.harness.pool import Killed, side_by_side
 from cflows.storage import write_beside
@@ -30,6 +31,7 @@ __all__ = ["COMPARISONS", "Plan", "execute", "plan_cells"]
 
 Sets = dict[str, tuple[str, data.Dataset]]
 WORK = {"ffjord": 16, "ffjord-matching": 16, "iaf": 8}  # roughly, for the order of the cells alone
+PAUSE = 0.2  # seconds between two looks at cells that another process holds
 COMPARISONS = ("compare", "likelihood", "sampling", "depth")
 
 
@@ -84,7 +86,7 @@ def execute(plan: Plan) -> int:
     sets = _load(plan.data, plan.dequantise)
     todo = plan_cells(plan, sets)
     plan.out.mkdir(parents=True, exist_ok=True)
-    _write_manifest(plan, sets, todo)
+    since = _write_manifest(plan, sets, todo)
     for name, (_, rows) in sets.items():
         sizes = " / ".join(f"{len(part):,}" for part in (rows.train, rows.validation, rows.test))
         for note in rows.notes:
@@ -94,7 +96,7 @@ def execute(plan: Plan) -> int:
             _say(rows.note)
     _say(f"{len(todo)} cells on {plan.jobs} process(es), one thread each, into {plan.out}")
     width = len(str(len(todo)))
-    for count, (cell, result) in enumerate(_train(todo, plan), 1):
+    for count, (cell, result) in enumerate(_train(todo, plan, since), 1):
         _say(f"[{count:{width}}/{len(todo)}] {_line(cell, result)}")
     if plan.comparison != "likelihood":
         _say("timing densities and samples, one model at a time")
@@ -172,8 +174,11 @@ def _load(names: Sequence[str], dequantise: Width | None = None) -> Sets:
     }
 
 
-def _train(todo: Sequence[Cell], plan: Plan) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Each cell with its result, as it ends; finished ones first."""
+def _train(todo: Sequence[Cell], plan: Plan, since: float) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Each cell with its result, as it ends; finished ones first.
+
+    A cell that another process holds is left for later, and its result taken from the disk.
+    """
     waiting = []
     for cell in todo:
         done = cells.finished(cell, plan.out)
@@ -181,11 +186,31 @@ def _train(todo: Sequence[Cell], plan: Plan) -> Iterator[tuple[Cell, dict[str, A
             waiting.append(cell)
         else:
             yield cell, done
+    work = partial(cells.attempt, work=cells.run, out=plan.out, since=since)
+    said = False
+    while waiting:
+        held = []
+        for cell, result in _attempts(work, waiting, plan):
+            if result == cells.HELD:
+                held.append(cell)
+            else:
+                yield cell, result
+        if held and not said:
+            _say(f"waiting for {len(held)} cell(s) that another process works on")
+            said = True
+        while held and not any(cells.is_free(cell, plan.out) for cell in held):
+            time.sleep(PAUSE)
+        waiting = held
+
+
+def _attempts(
+    work: Callable[[Cell], dict[str, Any]], waiting: Sequence[Cell], plan: Plan
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
     if plan.jobs == 1 or len(waiting) <= 1:
         for cell in waiting:
-            yield cell, cells.run(cell, plan.out)
+            yield cell, work(cell)
         return
-    for cell, result in side_by_side(partial(cells.run, out=plan.out), waiting, plan.jobs):
+    for cell, result in side_by_side(work, waiting, plan.jobs):
         if isinstance(result, Killed):
             result = cells.fail(cell, plan.out, _why(result))
         yield cell, result
@@ -201,12 +226,13 @@ def _why(death: Killed) -> str:
 
 
 def _time(todo: Sequence[Cell], out: Path) -> None:
-    """Time the cells that are finished, and say which cannot be."""
-    for cell in todo:
-        if cells.finished(cell, out) is not None:
-            result = cells.cost_of(cell, out)
-            if result.get("status") == "failed":
-                _say(_line(cell, result))
+    """Time the cells that are finished, and say which cannot be; no other command does so here."""
+    with claimed(out / "cells" / ".timing", wait=True):
+        for cell in todo:
+            if cells.finished(cell, out) is not None:
+                result = cells.cost_of(cell, out)
+                if result.get("status") == "failed":
+                    _say(_line(cell, result))
 
 
 def _line(cell: Cell, result: dict[str, Any]) -> str:
@@ -224,7 +250,8 @@ def _line(cell: Cell, result: dict[str, Any]) -> str:
     )
 
 
-def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
+def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
+    """Write manifest.json; return when, by the clock of its file system."""
     path = plan.out / "manifest.json"
     manifest = {
         "command": plan.command,
@@ -275,6 +302,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
     }
     text = json.dumps(manifest, indent=1) + "\n"
     write_beside(path, lambda beside: beside.write_text(text))
+    return path.stat().st_mtime
 
 
 def _version(package: str) -> str:
