@@ -110,7 +110,8 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--model", required=True, metavar="NAME")
+    add("--model", required=True, metavar="NAME",
+        help="a name of compare's, or your own FILE.py:FUNCTION or MODULE:FUNCTION")  # fmt: skip
     add("--data", required=True, metavar="NAME|FILE",
         help="a data set, or a .csv, .npy or .npz file")  # fmt: skip
     add("--context", nargs="+", metavar="COLUMN", default=[],
@@ -178,12 +179,25 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
         f"(default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
     _add_dequantise(command)
     add("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS),
-        help=f"default: {' '.join(DEFAULT_MODELS)}")  # fmt: skip
-    add("--seeds", nargs="+", type=int, metavar="N", default=[0], help="default: 0")
+        help="names, the papers' presets such as maf-power among them, or functions of your own, "
+        f"FILE.py:FUNCTION or MODULE:FUNCTION (default: {' '.join(DEFAULT_MODELS)})")  # fmt: skip
+    add("--seeds", nargs="+", type=int, metavar="N",
+        help="default: 0 1 2; 0 with --quick, and for a compare of the default data and models or "
+        "of --steps")  # fmt: skip
     add("--depths", nargs="+", type=int, metavar="N",
         help="layers of discrete flows, blocks of continuous ones")  # fmt: skip
-    add("--budget", type=float, metavar="SECONDS", help="training seconds a cell")
-    add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own)")
+    add("--budget", type=float, metavar="SECONDS",
+        help="training seconds a cell: models compared at equal wall-clock")  # fmt: skip
+    sizes = command.add_mutually_exclusive_group()
+    sizes.add_argument("--parameters", type=int, metavar="N",
+        help="models compared at equal size: widths are solved for so that each has N parameters; "
+        "beside --budget a second view of the same models")  # fmt: skip
+    sizes.add_argument("--equal-parameters", action="store_const", dest="parameters", const="equal",
+        help="likewise, N the median of the models' own")  # fmt: skip
+    add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own; "
+        "likelihood: until --patience ends it)")  # fmt: skip
+    add("--patience", type=int, metavar="N",
+        help="validations without a better one that end a training (default: 30)")  # fmt: skip
     add("--preprocess", choices=["auto", "standardise", "whiten"], default="auto",
         help="the map behind each model; auto (default) tries both on validation rows, and whitens "
         "with --quick")  # fmt: skip
@@ -195,10 +209,18 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:
-    _refuse_numbers(options, "--steps", "--budget", "--jobs")
-    if not all(0 <= seed < 2**63 for seed in options.seeds):
+    _refuse_numbers(options, "--steps", "--budget", "--jobs", "--patience")
+    if options.parameters != "equal":
+        _refuse_numbers(options, "--parameters")
+    if not all(0 <= seed < 2**63 for seed in options.seeds or ()):
         _fail(f"--seeds must lie between 0 and 2**63 - 1, got {options.seeds}")
+    from .cells import PATIENCE
+    from .plans import default_seeds
     from .runner import Plan, execute
+
+    chosen = (options.data, options.models) != (list(DEFAULT_DATA), list(DEFAULT_MODELS))
+    bare = options.steps is not None or not chosen
+    seeds = options.seeds or default_seeds(options.comparison, quick=options.quick, bare=bare)
 
     device = _device(options.device)
     jobs = options.jobs or (1 if device == "cuda" else _processors())
@@ -208,7 +230,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             comparison=options.comparison,
             data=list(dict.fromkeys(options.data)),
             models=list(dict.fromkeys(options.models)),
-            seeds=list(dict.fromkeys(options.seeds)),
+            seeds=list(dict.fromkeys(seeds)),
             depths=options.depths,
             steps=options.steps,
             budget=options.budget,
@@ -219,6 +241,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             command=command,
             preprocess=options.preprocess,
             dequantise=options.dequantise,
+            parameters=options.parameters,
+            patience=options.patience or PATIENCE,
         )
     )
 

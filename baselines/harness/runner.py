@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,58 +19,17 @@ import numpy as np
 import torch
 
 import cflows
-from baselines.harness import cells, checks, data, depth, models, report, sampling
+from baselines.harness import cells, checks, data, models, report, sampling
 from baselines.harness.cells import Cell
 from baselines.harness.claims import claimed
 from baselines.harness.data import Width
+from baselines.harness.plans import Plan, Sets, model_names, plan_cells
 from baselines.harness.pool import Killed, side_by_side
 from cflows.storage import write_beside
 
-__all__ = ["COMPARISONS", "Plan", "execute", "plan_cells"]
+__all__ = ["Plan", "execute", "plan_cells"]
 
-Sets = dict[str, tuple[str, data.Dataset]]
-WORK = {"ffjord": 16, "ffjord-matching": 16, "iaf": 8}  # roughly, for the order of the cells alone
 PAUSE = 0.2  # seconds between two looks at cells that another process holds
-COMPARISONS = ("compare", "likelihood", "sampling", "depth")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a command asks for.
-
-    Attributes:
-        comparison: a name in ``COMPARISONS``.
-        data: names of data sets, or files.
-        models: names of models; the Gaussian is added to every table.
-        seeds: one cell each.
-        depths: for every model alike, or None for each model's own.
-        steps: optimiser steps a cell, or None for each model's own.
-        budget: training seconds a cell, or None.
-        quick: whether to use the models' quick steps.
-        device: ``"cpu"`` or ``"cuda"``.
-        jobs: cells trained at a time, a process and a thread each.
-        out: DIR.
-        preprocess: the map behind each model, one of ``data_end.PREPROCESS``; with ``quick``
-            nothing is chosen, and ``"auto"`` is ``"whiten"``.
-        command: as it was typed, for the manifest.
-        dequantise: noise for quantised columns of files, as ``data.load`` takes it.
-
-    """
-
-    comparison: str
-    data: Sequence[str]
-    models: Sequence[str]
-    seeds: Sequence[int]
-    depths: Sequence[int] | None
-    steps: int | None
-    budget: float | None
-    quick: bool
-    device: str
-    jobs: int
-    out: Path
-    command: str
-    preprocess: str = "auto"
-    dequantise: Width | None = None
 
 
 def execute(plan: Plan) -> int:
@@ -105,52 +63,6 @@ def execute(plan: Plan) -> int:
     _say("\n" + report.summary(plan.out))
     _say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
     return 0 if all(cells.finished(cell, plan.out) for cell in todo) else 1
-
-
-def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
-    """Return the cells of a plan, the longest first so that processes end together."""
-    listed: list[tuple[int, Cell]] = []
-    preprocess = "whiten" if plan.quick and plan.preprocess == "auto" else plan.preprocess
-    deepest_only = plan.comparison in ("likelihood", "sampling")
-    for name, (source, rows) in sets.items():
-        common: dict[str, Any] = {
-            "data": name,
-            "source": source,
-            "checksum": rows.checksum,
-            "device": plan.device,
-            "dequantise": plan.dequantise if rows.kind == "file" else None,
-            "pixels": rows.pixels and (rows.pixels.levels, rows.pixels.alpha),
-        }
-        for model_name in plan.models:
-            model = models.find(model_name)
-            for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
-                work = WORK.get(model_name, 1) * deep * rows.features
-                configuration = models.configuration(model_name, rows.features, deep)
-                for seed in plan.seeds:
-                    cell = Cell(
-                        **common,
-                        model=model_name,
-                        depth=deep,
-                        seed=seed,
-                        steps=_steps(plan, model),
-                        seconds=plan.budget,
-                        learning_rate=model.learning_rate,
-                        preprocess=preprocess,
-                        configuration=configuration,
-                    )
-                    listed.append((work, cell))
-        gaussian = Cell(
-            **common, model=models.GAUSSIAN, depth=None, seed=0, steps=0, seconds=None,
-            learning_rate=0.0, preprocess="whiten",
-        )  # fmt: skip
-        listed.append((0, gaussian))
-    return [cell for _, cell in sorted(listed, key=lambda item: -item[0])]
-
-
-def _steps(plan: Plan, model: models.Model) -> int | None:
-    if plan.steps is not None or plan.budget is not None:
-        return plan.steps
-    return model.quick_steps if plan.quick else model.steps
 
 
 def _load(names: Sequence[str], dequantise: Width | None = None) -> Sets:
@@ -238,7 +150,9 @@ def _time(todo: Sequence[Cell], out: Path) -> None:
 def _line(cell: Cell, result: dict[str, Any]) -> str:
     name = f"{cell.data} {cell.model}"
     if cell.depth is not None:
-        name += f" {cell.depth} {models.find(cell.model).unit}"
+        name += f" {cell.depth} {models.find(cell.found).unit}"
+    if cell.view != "default":
+        name += f" {cell.view}"
     if cell.seed:
         name += f" seed {cell.seed}"
     if result["status"] != "ok":
@@ -258,9 +172,14 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "comparison": plan.comparison,
         "seed": list(plan.seeds),
-        "models": list(plan.models),
+        "models": [name for name, _ in model_names(plan.models)],
+        "labels": {name: models.find(found).label for name, found in model_names(plan.models)},
         "steps": plan.steps,
         "budget": plan.budget,
+        "parameters": plan.parameters,
+        "patience": plan.patience,
+        "protocol": "patience" if plan.is_patient else "fixed",
+        "hidden": {cell.key: list(cell.hidden) for cell in todo if cell.hidden},
         "quick": plan.quick,
         "dequantise": plan.dequantise,
         "versions": {
@@ -276,7 +195,11 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
         "jobs": plan.jobs,
         "device": plan.device,
         "dtype": "float32",
-        "solver": {name: found for name in plan.models if (found := models.solvers(name))},
+        "solver": {
+            name: solvers
+            for name, found in model_names(plan.models)
+            if (solvers := models.solvers(found))
+        },
         "data": {
             name: {
                 "checksum": rows.checksum,
@@ -296,6 +219,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
                 "model": cell.model,
                 "depth": cell.depth,
                 "seed": cell.seed,
+                "view": cell.view,
             }
             for cell in todo
         },
