@@ -147,6 +147,18 @@ def test_the_users_model_joins_a_comparison(own, tmp_path, monkeypatch):
     assert (folder / "result.json").stat().st_mtime_ns == before
 
 
+def test_a_model_that_could_not_be_kept_is_refused_before_its_training(own, tmp_path, capsys):
+    command = ["fit", "--data", "moons", "--out", str(tmp_path / "m"), "--steps", "2", "--model"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, f"{own}:shifted"])
+    assert caught.value.code == 2
+    assert "mine.py:shifted cannot be saved: " in capsys.readouterr().err
+    own.write_text("from baselines import MAF\n\ndef plain(features, depth):\n"
+                   "    return MAF(features, layers=depth, hidden=(8,))\n")  # fmt: skip
+    assert cli.main([*command, f"{own}:plain", "--preprocess", "whiten"]) == 0
+    assert (tmp_path / "m").exists()
+
+
 def test_two_models_of_one_name(own, tmp_path, capsys):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "mine.py").write_text(OWN)
