@@ -94,8 +94,9 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     for action, help_text, names, names_help in (
         ("list", "what there is, its size, source and licence, and whether it is here", "*",
          "data sets (default: all)"),
-        ("fetch", "convert sets once into what is mapped into memory, from an archive of 857 MB",
-         "+", "power, gas, hepmass, miniboone, bsds300"),
+        ("fetch", "download sets once; the five tables from one archive of 857 MB, converted into "
+         "what is mapped into memory", "+",
+         "power, gas, hepmass, miniboone, bsds300, mnist, fashion_mnist, cifar10"),
         ("check", "checksums, statistics, the log-likelihood of a Gaussian", "+",
          "data sets, or .csv and .npy files"),
     ):  # fmt: skip
@@ -105,7 +106,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
         if action == "fetch":
             command.add_argument("--from", dest="given", type=Path, metavar="FILE|DIR",
                 help="data.tar.gz, or the folder that was unpacked from it, in place of a "
-                     "download")  # fmt: skip
+                     "download; likewise the folder of a set of images")  # fmt: skip
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
@@ -143,9 +144,12 @@ def _add_dequantise(command: argparse.ArgumentParser) -> None:
 def _width(text: str) -> float | str:
     if text == "auto":
         return text
-    width = float(text)
+    try:
+        width = float(text)
+    except ValueError:
+        width = math.nan
     if not 0 < width < math.inf:
-        raise argparse.ArgumentTypeError(f"a width must be positive and finite, got {text}")
+        raise argparse.ArgumentTypeError(f"a width must be a positive number, got {text!r}")
     return width
 
 

@@ -45,6 +45,9 @@ def load(
 
     """
     text = str(name)
+    table = text not in _ENTRIES and files.is_supported(text)
+    if dequantise is not None and not table and (text in _ENTRIES or os.path.exists(text)):
+        raise DataError(f"--dequantise is for files of rows; {text} comes with what noise it needs")
     if text in _ENTRIES:
         return _ENTRIES[text].load(seed)
     if pictures.is_supported(text):
@@ -98,7 +101,7 @@ def _scikit_learn() -> str:
 
 
 def _in_folder(name: str) -> str:
-    return "CFLOWS_DATA" if idx.folder_of(name) else ""
+    return str(idx.folder_of(name) or "")
 
 
 _ENTRIES: dict[str, Entry] = {
@@ -167,7 +170,7 @@ _ENTRIES: dict[str, Entry] = {
             cifar.SOURCE,
             cifar.LICENCE,
             cifar.dataset,
-            lambda: "converted" if cifar.place().is_file() else "",
+            cifar.here,
         ),
         *published.entries(),
     )
