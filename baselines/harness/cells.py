@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
 import traceback
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.harness import claims, data, data_end, likelihood, models, sampling
+from baselines.harness import claims, data, data_end, likelihood, memory, models, sampling
 from baselines.harness.data import Width
 from baselines.harness.data.dequantise import Pixels
 from cflows import Bijector, Flow, __version__, fit, load, whiten
@@ -191,16 +190,13 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", asdict(cell))
-    _forget_peak_memory(cell.device)
-    before = _resident_mb("VmRSS")
+    memory.forget_peak(cell.device)
+    before = memory.resident_mb()
     try:
         result = _train_and_evaluate(cell, folder)
     except Exception as error:  # whatever it was, it is this cell's and the report says it
         return _fail_with(cell, out, error)
-    peak = max(0.0, _resident_mb("VmHWM") - before)
-    if cell.device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    result["peak_memory_mb"] = round(peak, 1)
+    result["peak_memory_mb"] = round(memory.peak_mb(cell.device, before), 1)
     _write_json(folder / RESULT, result)
     return result
 
@@ -293,6 +289,8 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
         features = train.shape[1]
         result["parameters"] = features + features * (features + 1) // 2
     scores, log_prob = likelihood.evaluate(flow, test)
+    if lost := int((~log_prob.isfinite()).sum()):
+        raise ArithmeticError(f"log p of {lost} of {len(test)} test rows is not a finite number")
     if cell.pixels is not None:
         bits = Pixels(*cell.pixels).bits_per_dim(
             log_prob.cpu().numpy(), test.double().cpu().numpy()
@@ -388,24 +386,3 @@ def _write_array(path: Path, value: np.ndarray[Any, Any]) -> None:
 def _savez(path: Path, parts: dict[str, np.ndarray[Any, Any]]) -> None:
     with open(path, "wb") as file:
         np.savez_compressed(file, **parts)  # type: ignore[arg-type]
-
-
-def _resident_mb(field: str) -> float:
-    """Resident memory of this process, ``VmRSS`` now or ``VmHWM`` at its peak, in MB."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        import resource
-
-        scale = 2**20 if os.uname().sysname == "Darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-    found = re.search(rf"{field}:\s+(\d+) kB", status)
-    return int(found[1]) / 1024 if found else 0.0
-
-
-def _forget_peak_memory(device: str) -> None:
-    """Let the peak start anew for this cell, where the system allows it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if device == "cuda":  # else a GPU that nobody uses would be given a context
-        torch.cuda.reset_peak_memory_stats()

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         if processes.speaks():
-            print(f"\ninterrupted; {_what_is_left(options)}", file=sys.stderr)
+            command = shlex.join(["cflows", *arguments])
+            print(f"\ninterrupted; {_what_is_left(options, command)}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "sklearn", "PIL"):
@@ -150,6 +151,13 @@ def _width(text: str) -> float | str:
     return width
 
 
+def _setting(text: str) -> tuple[str, str | int]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"write KEY=VALUE, as in partition=gpu; got {text}")
+    return f"slurm_{name}", int(value) if value.isdigit() else value
+
+
 def _add_score_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("model", metavar="MODEL", type=Path)
@@ -205,6 +213,11 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="few steps: a first look in about a minute")
     add("--jobs", type=int, metavar="N",
         help="cells trained at a time, one thread each (default: the processors)")  # fmt: skip
+    add("--executor", choices=["local", "slurm", "submitit-local", "submitit-debug"],
+        default="local", metavar="local|slurm",
+        help="slurm: each cell a job of a cluster, by submitit")  # fmt: skip
+    add("--slurm", nargs="+", type=_setting, metavar="KEY=VALUE", default=[],
+        help="of its jobs: partition=gpu time=600 account=...")  # fmt: skip
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
@@ -224,6 +237,10 @@ def _compare(options: argparse.Namespace, command: str) -> int:
 
     device = _device(options.device)
     jobs = options.jobs or (1 if device == "cuda" else _processors())
+    if options.executor == "slurm":
+        jobs = options.jobs or 0
+    elif options.slurm:
+        _fail("--slurm goes with --executor slurm")
     default = Path("results") / (options.comparison + ("-quick" if options.quick else ""))
     return execute(
         Plan(
@@ -243,6 +260,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             dequantise=options.dequantise,
             parameters=options.parameters,
             patience=options.patience or PATIENCE,
+            executor=options.executor,
+            cluster=dict(options.slurm),
         )
     )
 
@@ -336,11 +355,11 @@ def _device(name: str) -> str:
     return name
 
 
-def _what_is_left(options: argparse.Namespace) -> str:
+def _what_is_left(options: argparse.Namespace, command: str) -> str:
     if options.run in (_score, _sample) or (options.run is _fit and options.checkpoint is None):
         hint = "; with --checkpoint PATH it could go on" if options.run is _fit else ""
         return f"nothing was written{hint}"
-    return "nothing is lost: the same command goes on where it stopped"
+    return f"nothing is lost: the same command goes on where it stopped:\n  {command}"
 
 
 def _replace_what_cannot_be_printed() -> None:
@@ -361,11 +380,13 @@ def _processors() -> int:
 def _is_ours(error: Exception) -> bool:
     from cflows import LoadError
 
+    from .cluster import ClusterError
     from .data import DataError
     from .models import ModelError
     from .report import ReportError
 
-    return isinstance(error, DataError | LoadError | ModelError | ReportError | OSError)
+    ours = ClusterError | DataError | LoadError | ModelError | ReportError | OSError
+    return isinstance(error, ours)
 
 
 def _is_a_failed_computation(error: Exception) -> bool:

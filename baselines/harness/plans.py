@@ -14,8 +14,8 @@ widths, and steps or patience.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -68,6 +68,9 @@ class Plan:
             the median of the models' own numbers on a data set; None for the models' own widths.
             Beside a budget it is a second view: each model is trained in both.
         patience: validations without a better one after which training stops.
+        executor: ``"local"``, or a name in ``cluster.EXECUTORS``; with ``"slurm"``, jobs 0 is as
+            many as the cluster will take.
+        cluster: settings of submitit.
 
     """
 
@@ -87,6 +90,8 @@ class Plan:
     dequantise: Width | None = None
     parameters: int | str | None = None
     patience: int = cells.PATIENCE
+    executor: str = "local"
+    cluster: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def is_patient(self) -> bool:

@@ -8,26 +8,31 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 import cflows
-from baselines.harness import cells, checks, data, models, report, sampling
+from baselines.harness import cells, checks, cluster, data, models, report, sampling
 from baselines.harness.cells import Cell
 from baselines.harness.claims import claimed
 from baselines.harness.data import Width
-from baselines.harness.plans import Plan, Sets, model_names, plan_cells
+from baselines.harness.plans import Plan, Sets, model_names, plan_cells, work
 from baselines.harness.pool import Killed, side_by_side
+from baselines.harness.progress import Progress, line, say
 from cflows.storage import write_beside
 
 __all__ = ["Plan", "execute", "plan_cells"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 PAUSE = 0.2  # seconds between two looks at cells that another process holds
 
@@ -38,9 +43,12 @@ def execute(plan: Plan) -> int:
     Raises:
         DataError: a data set cannot be used.
         ModelError: a model or a depth cannot.
+        ClusterError: jobs cannot be submitted from here.
 
     """
     started = time.perf_counter()
+    if plan.executor != "local":
+        cluster.check(plan.executor)
     sets = _load(plan.data, plan.dequantise)
     todo = plan_cells(plan, sets)
     plan.out.mkdir(parents=True, exist_ok=True)
@@ -49,19 +57,23 @@ def execute(plan: Plan) -> int:
         sizes = " / ".join(f"{len(part):,}" for part in (rows.train, rows.validation, rows.test))
         for note in rows.notes:
             print(f"cflows: {note}", file=sys.stderr)
-        _say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
+        say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
         if rows.note:
-            _say(rows.note)
-    _say(f"{len(todo)} cells on {plan.jobs} process(es), one thread each, into {plan.out}")
-    width = len(str(len(todo)))
-    for count, (cell, result) in enumerate(_train(todo, plan, since), 1):
-        _say(f"[{count:{width}}/{len(todo)}] {_line(cell, result)}")
+            say(rows.note)
+    where = f"on {plan.jobs} process(es), one thread each"
+    if plan.executor != "local":
+        where = f"as jobs of {plan.executor}"
+    say(f"{len(todo)} cells {where}, into {plan.out}")
+    features = {name: rows.features for name, (_, rows) in sets.items()}
+    with Progress(todo, lambda cell: work(cell, features[cell.data])) as progress:
+        _train(todo, plan, since, progress)
     if plan.comparison != "likelihood":
-        _say("timing densities and samples, one model at a time")
-        _time(todo, plan.out)
+        say("timing densities and samples, one model at a time")
+        for cell, result in _timed(todo, plan):
+            say(line(cell, result))
     page = report.write(plan.out)
-    _say("\n" + report.summary(plan.out))
-    _say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
+    say("\n" + report.summary(plan.out))
+    say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
     return 0 if all(cells.finished(cell, plan.out) for cell in todo) else 1
 
 
@@ -86,8 +98,8 @@ def _load(names: Sequence[str], dequantise: Width | None = None) -> Sets:
     }
 
 
-def _train(todo: Sequence[Cell], plan: Plan, since: float) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Each cell with its result, as it ends; finished ones first.
+def _train(todo: Sequence[Cell], plan: Plan, since: float, progress: Progress) -> None:
+    """Run what is not finished, and say what each cell came to.
 
     A cell that another process holds is left for later, and its result taken from the disk.
     """
@@ -97,18 +109,18 @@ def _train(todo: Sequence[Cell], plan: Plan, since: float) -> Iterator[tuple[Cel
         if done is None:
             waiting.append(cell)
         else:
-            yield cell, done
-    work = partial(cells.attempt, work=cells.run, out=plan.out, since=since)
+            progress.ended(cell, done, before=True)
+    attempt = partial(cells.attempt, work=cells.run, out=plan.out, since=since)
     said = False
     while waiting:
         held = []
-        for cell, result in _attempts(work, waiting, plan):
+        for cell, result in _attempts(attempt, waiting, plan):
             if result == cells.HELD:
                 held.append(cell)
             else:
-                yield cell, result
+                progress.ended(cell, result)
         if held and not said:
-            _say(f"waiting for {len(held)} cell(s) that another process works on")
+            progress.say(f"waiting for {len(held)} cell(s) that another process works on")
             said = True
         while held and not any(cells.is_free(cell, plan.out) for cell in held):
             time.sleep(PAUSE)
@@ -116,19 +128,35 @@ def _train(todo: Sequence[Cell], plan: Plan, since: float) -> Iterator[tuple[Cel
 
 
 def _attempts(
-    work: Callable[[Cell], dict[str, Any]], waiting: Sequence[Cell], plan: Plan
+    attempt: Callable[[Cell], dict[str, Any]], waiting: Sequence[Cell], plan: Plan
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    if plan.jobs == 1 or len(waiting) <= 1:
-        for cell in waiting:
-            yield cell, work(cell)
-        return
-    for cell, result in side_by_side(work, waiting, plan.jobs):
-        if isinstance(result, Killed):
-            result = cells.fail(cell, plan.out, _why(result))
-        yield cell, result
+    found: Generator[tuple[Cell, dict[str, Any] | Killed | cluster.Lost], None, None]
+    if plan.executor != "local":
+        found = _submitted(attempt, waiting, plan)
+    elif plan.jobs == 1 or len(waiting) <= 1:
+        found = ((cell, attempt(cell)) for cell in waiting)
+    else:
+        found = side_by_side(attempt, waiting, plan.jobs)
+    # Closed here, so that an interruption ends the processes before it is answered.
+    with closing(found):
+        for cell, result in found:
+            if isinstance(result, Killed | cluster.Lost):
+                result = cells.fail(cell, plan.out, _why(result))
+            yield cell, result
 
 
-def _why(death: Killed) -> str:
+def _submitted(
+    work: Callable[[Item], Result], items: Sequence[Item], plan: Plan
+) -> Generator[tuple[Item, Result | cluster.Lost], None, None]:
+    jobs = plan.jobs or None if plan.executor == "slurm" else plan.jobs
+    return cluster.submitted(
+        work, items, plan.executor, plan.out / "jobs", jobs=jobs, settings=plan.cluster
+    )
+
+
+def _why(death: Killed | cluster.Lost) -> str:
+    if isinstance(death, cluster.Lost):
+        return death.reason
     if death.exit_code == -9:  # what the kernel does to a process when memory runs out
         return "its process was killed (exit code -9; out of memory?)"
     reason = f"its worker process ended with exit code {death.exit_code}"
@@ -137,31 +165,27 @@ def _why(death: Killed) -> str:
     return f'{reason} before it began: a script must call this below `if __name__ == "__main__":`'
 
 
-def _time(todo: Sequence[Cell], out: Path) -> None:
-    """Time the cells that are finished, and say which cannot be; no other command does so here."""
+def _timed(todo: Sequence[Cell], plan: Plan) -> list[tuple[Cell, dict[str, Any]]]:
+    """Time the cells that are finished; return those that cannot be, with their results."""
+    if plan.executor == "local":
+        return _time(todo, plan.out)
+    # One job for all: one after the other on one machine, which is the trained cells' kind.
+    ((_, found),) = _submitted(partial(_time, out=plan.out), [todo], plan)
+    if isinstance(found, cluster.Lost):
+        return [(cell, cells.fail(cell, plan.out, f"timing: {found.reason}")) for cell in todo]
+    return found
+
+
+def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, dict[str, Any]]]:
+    """No other command times cells of this directory meanwhile."""
+    failed = []
     with claimed(out / "cells" / ".timing", wait=True):
         for cell in todo:
             if cells.finished(cell, out) is not None:
                 result = cells.cost_of(cell, out)
                 if result.get("status") == "failed":
-                    _say(_line(cell, result))
-
-
-def _line(cell: Cell, result: dict[str, Any]) -> str:
-    name = f"{cell.data} {cell.model}"
-    if cell.depth is not None:
-        name += f" {cell.depth} {models.find(cell.found).unit}"
-    if cell.view != "default":
-        name += f" {cell.view}"
-    if cell.seed:
-        name += f" seed {cell.seed}"
-    if result["status"] != "ok":
-        return f"{name:32} failed: {result['error']}"
-    bits = f"  {result['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in result else ""
-    return (
-        f"{name:32} test log-likelihood {result['test_log_prob']:9.3f} "
-        f"± {result['test_log_prob_2se']:.3f}{bits}  ({result['train_seconds']:.0f} s)"
-    )
+                    failed.append((cell, result))
+    return failed
 
 
 def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
@@ -193,6 +217,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
         "processors": os.cpu_count(),
         "threads": 1,
         "jobs": plan.jobs,
+        "executor": plan.executor,
         "device": plan.device,
         "dtype": "float32",
         "solver": {
@@ -235,7 +260,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stdout, flush=True)
