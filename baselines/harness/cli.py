@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         if processes.speaks():
-            print(f"\ninterrupted; {_what_is_left(options)}", file=sys.stderr)
+            command = shlex.join(["cflows", *arguments])
+            print(f"\ninterrupted; {_what_is_left(options, command)}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "sklearn", "PIL"):
@@ -111,7 +112,8 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--model", required=True, metavar="NAME")
+    add("--model", required=True, metavar="NAME",
+        help="a name of compare's, or your own FILE.py:FUNCTION or MODULE:FUNCTION")  # fmt: skip
     add("--data", required=True, metavar="NAME|FILE",
         help="a data set, or a .csv, .npy or .npz file")  # fmt: skip
     add("--context", nargs="+", metavar="COLUMN", default=[],
@@ -153,6 +155,13 @@ def _width(text: str) -> float | str:
     return width
 
 
+def _setting(text: str) -> tuple[str, str | int]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"write KEY=VALUE, as in partition=gpu; got {text}")
+    return f"slurm_{name}", int(value) if value.isdigit() else value
+
+
 def _add_score_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("model", metavar="MODEL", type=Path)
@@ -182,12 +191,25 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
         f"(default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
     _add_dequantise(command)
     add("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS),
-        help=f"default: {' '.join(DEFAULT_MODELS)}")  # fmt: skip
-    add("--seeds", nargs="+", type=int, metavar="N", default=[0], help="default: 0")
+        help="names, the papers' presets such as maf-power among them, or functions of your own, "
+        f"FILE.py:FUNCTION or MODULE:FUNCTION (default: {' '.join(DEFAULT_MODELS)})")  # fmt: skip
+    add("--seeds", nargs="+", type=int, metavar="N",
+        help="default: 0 1 2; 0 with --quick, and for a compare of the default data and models or "
+        "of --steps")  # fmt: skip
     add("--depths", nargs="+", type=int, metavar="N",
         help="layers of discrete flows, blocks of continuous ones")  # fmt: skip
-    add("--budget", type=float, metavar="SECONDS", help="training seconds a cell")
-    add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own)")
+    add("--budget", type=float, metavar="SECONDS",
+        help="training seconds a cell: models compared at equal wall-clock")  # fmt: skip
+    sizes = command.add_mutually_exclusive_group()
+    sizes.add_argument("--parameters", type=int, metavar="N",
+        help="models compared at equal size: widths are solved for so that each has N parameters; "
+        "beside --budget a second view of the same models")  # fmt: skip
+    sizes.add_argument("--equal-parameters", action="store_const", dest="parameters", const="equal",
+        help="likewise, N the median of the models' own")  # fmt: skip
+    add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own; "
+        "likelihood: until --patience ends it)")  # fmt: skip
+    add("--patience", type=int, metavar="N",
+        help="validations without a better one that end a training (default: 30)")  # fmt: skip
     add("--preprocess", choices=["auto", "standardise", "whiten"], default="auto",
         help="the map behind each model; auto (default) tries both on validation rows, and whitens "
         "with --quick")  # fmt: skip
@@ -195,24 +217,41 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="few steps: a first look in about a minute")
     add("--jobs", type=int, metavar="N",
         help="cells trained at a time, one thread each (default: the processors)")  # fmt: skip
+    add("--executor", choices=["local", "slurm", "submitit-local", "submitit-debug"],
+        default="local", metavar="local|slurm",
+        help="slurm: each cell a job of a cluster, by submitit")  # fmt: skip
+    add("--slurm", nargs="+", type=_setting, metavar="KEY=VALUE", default=[],
+        help="of its jobs: partition=gpu time=600 account=...")  # fmt: skip
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:
-    _refuse_numbers(options, "--steps", "--budget", "--jobs")
-    if not all(0 <= seed < 2**63 for seed in options.seeds):
+    _refuse_numbers(options, "--steps", "--budget", "--jobs", "--patience")
+    if options.parameters != "equal":
+        _refuse_numbers(options, "--parameters")
+    if not all(0 <= seed < 2**63 for seed in options.seeds or ()):
         _fail(f"--seeds must lie between 0 and 2**63 - 1, got {options.seeds}")
+    from .cells import PATIENCE
+    from .plans import default_seeds
     from .runner import Plan, execute
+
+    chosen = (options.data, options.models) != (list(DEFAULT_DATA), list(DEFAULT_MODELS))
+    bare = options.steps is not None or not chosen
+    seeds = options.seeds or default_seeds(options.comparison, quick=options.quick, bare=bare)
 
     device = _device(options.device)
     jobs = options.jobs or (1 if device == "cuda" else _processors())
+    if options.executor == "slurm":
+        jobs = options.jobs or 0
+    elif options.slurm:
+        _fail("--slurm goes with --executor slurm")
     default = Path("results") / (options.comparison + ("-quick" if options.quick else ""))
     return execute(
         Plan(
             comparison=options.comparison,
             data=list(dict.fromkeys(options.data)),
             models=list(dict.fromkeys(options.models)),
-            seeds=list(dict.fromkeys(options.seeds)),
+            seeds=list(dict.fromkeys(seeds)),
             depths=options.depths,
             steps=options.steps,
             budget=options.budget,
@@ -223,6 +262,10 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             command=command,
             preprocess=options.preprocess,
             dequantise=options.dequantise,
+            parameters=options.parameters,
+            patience=options.patience or PATIENCE,
+            executor=options.executor,
+            cluster=dict(options.slurm),
         )
     )
 
@@ -316,11 +359,11 @@ def _device(name: str) -> str:
     return name
 
 
-def _what_is_left(options: argparse.Namespace) -> str:
+def _what_is_left(options: argparse.Namespace, command: str) -> str:
     if options.run in (_score, _sample) or (options.run is _fit and options.checkpoint is None):
         hint = "; with --checkpoint PATH it could go on" if options.run is _fit else ""
         return f"nothing was written{hint}"
-    return "nothing is lost: the same command goes on where it stopped"
+    return f"nothing is lost: the same command goes on where it stopped:\n  {command}"
 
 
 def _replace_what_cannot_be_printed() -> None:
@@ -341,11 +384,13 @@ def _processors() -> int:
 def _is_ours(error: Exception) -> bool:
     from cflows import LoadError
 
+    from .cluster import ClusterError
     from .data import DataError
     from .models import ModelError
     from .report import ReportError
 
-    return isinstance(error, DataError | LoadError | ModelError | ReportError | OSError)
+    ours = ClusterError | DataError | LoadError | ModelError | ReportError | OSError
+    return isinstance(error, ours)
 
 
 def _is_a_failed_computation(error: Exception) -> bool:
