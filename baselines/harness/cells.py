@@ -25,6 +25,7 @@ from torch import Tensor
 from baselines.harness import data, data_end, likelihood, models, sampling
 from baselines.harness.data import Width
 from baselines.harness.data.dequantise import Pixels
+from baselines.harness.statistics import mean_and_error
 from cflows import Flow, __version__, fit, load, whiten
 from cflows.storage import write_beside
 
@@ -215,7 +216,7 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
         bits = Pixels(*cell.pixels).bits_per_dim(
             log_prob.cpu().numpy(), test.double().cpu().numpy()
         )
-        result["bits_per_dim"] = float(bits.mean())
+        result["bits_per_dim"], result["bits_per_dim_2se"] = mean_and_error(bits)
     _write_array(folder / "test_log_prob.npy", log_prob.cpu().numpy())
     if train.shape[1] == 2:
         parts = likelihood.picture(flow, test)

@@ -19,6 +19,7 @@ from baselines.harness.tables import (
     deepest,
     label,
     likelihood_digits,
+    name_of,
     plus_minus,
 )
 
@@ -48,10 +49,12 @@ _FIXED = {
     "iaf": Mark("#56B4E9", "D"),
     "realnvp": Mark("#009E73", "^"),
     "nice": Mark("#E69F00", "v"),
+    "spline": Mark("#F0E442", "h", "#7A7200"),
+    "planar": Mark("#000000", "p"),
     "gaussian": Mark("#7F7F7F", "X"),
 }
-_SPARE = [Mark("#000000", "p"), Mark("#F0E442", "h", "#7A7200")]
-_SPARE += [Mark("#CC79A7", "P"), Mark("#000000", ">"), Mark("#F0E442", "d", "#7A7200")]
+_SPARE = [Mark("#CC79A7", "P"), Mark("#000000", ">"), Mark("#F0E442", "d", "#7A7200")]
+_SPARE += [Mark("#0072B2", "<"), Mark("#009E73", "H")]
 
 _INK, _SOFT, _RULE = "#222222", "#666666", "#DDDDDD"
 _STYLE: Any = {
@@ -143,7 +146,7 @@ def densities(
     tiles = [] if data is None else [("Data", _histogram(data, extent), extent, data[:2000])]
     for s, picture in columns:
         value = plus_minus(s.rows[0]["test_log_prob"], None, digits).replace("-", "−")
-        title = f"{clip(label(s.model), 16)}\n{value}"
+        title = f"{clip(name_of(s), 16)}\n{value}"
         tiles.append((title, _density(picture), picture["extent"], picture["samples"]))
     bands = math.ceil(len(tiles) / width)
     across = math.ceil(len(tiles) / bands)
@@ -262,7 +265,7 @@ def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str,
     reference = [s.likelihood[0] for s in entries if s.model == "gaussian"]
     if reference and reference[0] is not None:
         axes.axvline(reference[0], color=_FIXED["gaussian"].colour, ls=(0, (4, 3)), lw=1, zorder=0)
-    axes.set_yticks(range(len(entries)), [clip(label(s.model), 18) for s in entries])
+    axes.set_yticks(range(len(entries)), [clip(name_of(s), 18) for s in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -291,7 +294,7 @@ def _named_paths(entries: Sequence[Setting]) -> dict[str, list[tuple[float, floa
     paths: dict[str, list[tuple[float, float]]] = {}
     for s in entries:
         if times := _times(s):
-            paths.setdefault(clip(label(s.model), 18), []).append(times)
+            paths.setdefault(clip(name_of(s), 18), []).append(times)
     return paths
 
 
@@ -308,9 +311,9 @@ def _costs(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str
         axis.set_minor_formatter(NullFormatter())
     axes.plot([low, high], [low, high], color="#999999", ls=(0, (4, 3)), lw=1, zorder=0)
     last = {id(s) for s in deepest(entries)}
-    for model in dict.fromkeys(s.model for s in entries):
+    for model, view in dict.fromkeys((s.model, s.view) for s in entries):
         colour, marker, edge = style[model]
-        path = [s for s in entries if s.model == model]
+        path = [s for s in entries if (s.model, s.view) == (model, view)]
         axes.plot(*zip(*(times[id(s)] for s in path), strict=True), color=colour, lw=1, alpha=0.6)
         for s in path:
             size = 8.0 if id(s) in last else 4.0
