@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.harness import data, data_end, likelihood, models, sampling
+from baselines.harness import data, data_end, likelihood, models, quality, sampling
 from baselines.harness.data import Width
 from baselines.harness.data.dequantise import Pixels
 from baselines.harness.statistics import mean_and_error
@@ -222,7 +222,7 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
         parts = likelihood.picture(flow, test)
         write_beside(folder / "picture.npz", lambda beside: _savez(beside, parts))
     flow.save(folder / "model.pt")
-    return result | scores
+    return result | scores | quality.evaluate(flow, test)
 
 
 def _trained(

@@ -32,7 +32,8 @@ _QUARTILES = ("density_ms_q1", "density_ms_q3", "sample_ms_q1", "sample_ms_q3")
 COLUMNS: tuple[str, ...] = ("dataset", "model", "depth", "seed", "status", "error")
 COLUMNS += (*_RESULT, *_COST, "peak_memory_mb")
 COLUMNS += ("solver_gap_max", "gain_over_gaussian", "gain_over_gaussian_2se", "cell", *_QUARTILES)
-COLUMNS += ("bits_per_dim", "bits_per_dim_2se", "view")
+_QUALITY = tuple(name + end for name in ("sw", "mmd", "ks", "c2st") for end in ("", "_null"))
+COLUMNS += (*_QUALITY, "bits_per_dim", "bits_per_dim_2se", "view")
 
 _UNFINISHED = "unfinished: run the same command again to go on with it"
 

@@ -28,12 +28,13 @@ _TITLES = {
     "compare": "Normalizing flows compared: likelihood, sampling cost, depth",
 }
 _TABLES = {
-    "likelihood": [tables.likelihood_table, difference_table],
+    "likelihood": [tables.likelihood_table, difference_table, tables.quality_table],
     "sampling": [tables.cost_table],
     "depth": [tables.depth_table],
     "compare": [
         tables.likelihood_table,
         difference_table,
+        tables.quality_table,
         tables.cost_table,
         tables.depth_table,
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "paired",
     "plain_table",
     "plus_minus",
+    "quality_table",
     "reference",
     "settings",
     "summary_table",
@@ -52,6 +53,11 @@ _LABELS = {
     "planar": "Planar",
     "gaussian": "Gaussian",
 }
+_QUALITY = (
+    "Draws against test rows; in brackets the null, test rows against test rows, which is what a"
+    " perfect model would show. In standard deviations of the data; the classifier's accuracy is on"
+    " held-out rows, one half if it cannot tell. Smaller is better in all four."
+)
 VIEW = "default"  # of fairness, where a command asks for no other
 _LIKELIHOOD = "test log-likelihood ± 2 s.e."
 
@@ -127,7 +133,11 @@ class Setting:
     @property
     def spread(self) -> float | None:
         """Standard deviation of the test log-likelihood over seeds, None below two seeds."""
-        values = self._values("test_log_prob")
+        return self.spread_of("test_log_prob")
+
+    def spread_of(self, column: str) -> float | None:
+        """Standard deviation of a column over seeds, None below two seeds."""
+        values = self._values(column)
         if len(values) < 2 or not all(map(math.isfinite, values)):
             return None
         return float(np.std(values, ddof=1))
@@ -239,6 +249,29 @@ def cost_table(found: Sequence[Setting]) -> Table:
         "sample / density": lambda s: _significant(_ratio(s)),
     }
     return _table("Sampling cost", shown, columns, _stand_ins(found, shown))
+
+
+def quality_table(found: Sequence[Setting]) -> Table:
+    """Return the Sample quality table of one data set; no rows where nothing was compared."""
+    shown = [s for s in deepest(found) if s.mean("sw") is not None]
+    names = {
+        "sw": ("sliced Wasserstein", 3),
+        "mmd": ("MMD²", 4),
+        "ks": ("mean 1-d KS", 3),
+        "c2st": ("classifier accuracy", 3),
+    }
+    columns: Columns = {
+        f"{title} (null)": partial(_beside_null, name=name, digits=digits)
+        for name, (title, digits) in names.items()
+    }
+    return _table("Sample quality", shown, columns, _QUALITY)
+
+
+def _beside_null(s: Setting, name: str, digits: int) -> str:
+    value, null = s.mean(name), s.mean(f"{name}_null")
+    spread = s.spread_of(name)
+    text = fixed(value, digits) + ("" if spread is None else f" ± {fixed(spread, digits)} s.d.")
+    return text if value is None or null is None else f"{text} ({fixed(null, digits)})"
 
 
 def depth_table(found: Sequence[Setting]) -> Table:
