@@ -29,7 +29,7 @@ from baselines.harness.statistics import mean_and_error
 from cflows import Flow, __version__, fit, load, whiten
 from cflows.storage import write_beside
 
-__all__ = ["Cell", "cost_of", "fail", "finished", "rows_of", "run"]
+__all__ = ["Cell", "cost_of", "fail", "finished", "rows_of", "run", "test_rows"]
 
 BATCH_SIZE = 512
 VALIDATION_ROWS = 2000
@@ -184,6 +184,11 @@ def rows_of(
         for part in (rows.train, rows.validation, rows.test)
     )
     return train, validation, test
+
+
+def test_rows(cell: Cell) -> Tensor:
+    """The rows that a cell is tested on, (N, D); raises as ``rows_of`` does."""
+    return _rows(cell)[2]
 
 
 def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:

@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)
         _add_comparison_options(command)
         command.set_defaults(run=_compare, comparison=name)
+        if name == "depth":  # planar maps, and the one depth of a continuous flow that is no block
+            command.set_defaults(models=[*DEFAULT_MODELS, "planar", "ffjord-time"])
     command = commands.add_parser("report", help="write tables and pictures again from DIR")
     command.add_argument("directory", metavar="DIR", type=Path)
     command.set_defaults(run=_report)

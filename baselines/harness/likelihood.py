@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cflows import Flow, log_likelihood
 
-__all__ = ["evaluate", "picture", "solver_gap"]
+__all__ = ["evaluate", "picture", "round_trip_error", "solver_gap"]
 
 CHECKED_ROWS = 2000
 GRID = 160
@@ -38,7 +38,7 @@ def evaluate(flow: Flow, test: Tensor) -> tuple[dict[str, Any], Tensor]:
         "test_log_prob_2se": 2 * float(log_prob.std()) / math.sqrt(len(log_prob)),
         "solver_gap": None if gap is None else float(gap.mean()),
         "solver_gap_max": None if gap is None else float(gap.max()),
-        "round_trip_error": _round_trip_error(flow, test[:CHECKED_ROWS]),
+        "round_trip_error": round_trip_error(flow, test[:CHECKED_ROWS]),
     }, log_prob
 
 
@@ -93,7 +93,8 @@ def _limits(column: np.ndarray[Any, Any]) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _round_trip_error(flow: Flow, x: Tensor) -> float:
+def round_trip_error(flow: Flow, x: Tensor) -> float:
+    """The largest |f(f⁻¹(x)) - x| of rows (N, D), in their standard deviations."""
     back = flow.bijector.forward(flow.bijector.inverse(x))
     std = x.std(0)
     return float(((back - x).abs() / std.where(std > 0, 1.0)).max())

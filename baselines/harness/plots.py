@@ -45,6 +45,7 @@ class Mark(NamedTuple):
 _FIXED = {
     "ffjord": Mark("#D55E00", "o"),
     "ffjord-matching": Mark("#CC79A7", "*"),
+    "ffjord-time": Mark("#D55E00", "P"),
     "maf": Mark("#0072B2", "s"),
     "iaf": Mark("#56B4E9", "D"),
     "realnvp": Mark("#009E73", "^"),

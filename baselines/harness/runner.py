@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import cflows
-from baselines.harness import cells, checks, data, depth, models, report, sampling
+from baselines.harness import alone, cells, checks, data, depth, models, report, sampling
 from baselines.harness.cells import Cell
 from baselines.harness.data import Width
 from baselines.harness.pool import Killed, side_by_side
@@ -99,6 +99,8 @@ def execute(plan: Plan) -> int:
     if plan.comparison != "likelihood":
         _say("timing densities and samples, one model at a time")
         _time(todo, plan.out)
+    alone.measure(plan.comparison, todo, plan.out, plan.models, quick=plan.quick,
+                  device=plan.device, say=_say)  # fmt: skip
     page = report.write(plan.out)
     _say("\n" + report.summary(plan.out))
     _say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")

@@ -45,6 +45,7 @@ Columns = dict[str, Callable[["Setting"], str]]
 _LABELS = {
     "ffjord": "FFJORD",
     "ffjord-matching": "FFJORD, matching",
+    "ffjord-time": "FFJORD, end time",
     "maf": "MAF",
     "iaf": "IAF",
     "realnvp": "RealNVP",
