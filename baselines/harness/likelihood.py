@@ -15,6 +15,7 @@ __all__ = ["evaluate", "picture", "round_trip_error", "solver_gap"]
 
 CHECKED_ROWS = 2000
 GRID = 160
+PATHS = 150
 
 
 def evaluate(flow: Flow, test: Tensor) -> tuple[dict[str, Any], Tensor]:
@@ -57,7 +58,7 @@ def solver_gap(
 
 @torch.no_grad()
 def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarray[Any, Any]]:
-    """What a picture of a density in the plane needs: log p on a grid, and samples.
+    """What a picture of a density in the plane needs: log p on a grid, samples, and paths.
 
     Args:
         flow: of two features.
@@ -72,7 +73,12 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
     ).flip(1)  # fmt: skip
     density = log_likelihood(flow, grid.to(rows), batch_size=GRID * 40)
     torch.manual_seed(0)
-    return {
+    paths = {}
+    if flow.is_continuous:
+        start = flow.base.sample((PATHS,))
+        times = torch.linspace(0, 1, 25).tolist()
+        paths["paths"] = flow.trajectory(start, times).cpu().numpy()
+    return paths | {
         "density": density.reshape(GRID, GRID).cpu().numpy(),
         "extent": np.array([x0, x1, y0, y1]),
         "samples": flow.sample(samples).cpu().numpy(),

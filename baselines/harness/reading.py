@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from baselines.harness import tables
 from baselines.harness.tables import VIEW, Setting
+from cflows.history import History
+from cflows.storage import LoadError
 
 __all__ = ["COLUMNS", "ReportError", "Results", "load", "one_line", "picture", "read_json"]
 
@@ -196,3 +198,39 @@ def picture(results: Results, s: Setting) -> dict[str, NDArray[np.float64]] | No
             raise ReportError(f"{path} lacks {', '.join(sorted(missing))}: remove its cell")
         return found
     return None
+
+
+def records(place: Path) -> list[dict[str, Any]]:
+    """Return what ``growth.kept_or_made`` kept in a file; nothing where there is none."""
+    if not place.exists():
+        return []
+    found = read_json(place).get("records")
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise ReportError(f"{place} holds no records: remove it and run again")
+    return found
+
+
+def measured(results: Results, file: str) -> dict[str, list[tuple[Setting, list[dict[str, Any]]]]]:
+    """Return, by data set, each setting with the records in that file of its first cell."""
+    found: dict[str, list[tuple[Setting, list[dict[str, Any]]]]] = {}
+    for s in results.settings:
+        for row in s.rows:
+            if there := records(results.directory / "cells" / row["cell"] / file):
+                found.setdefault(s.dataset, []).append((s, there))
+                break
+    return found
+
+
+def histories(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Return the lines of history.jsonl of every finished cell that has one."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in results.rows:
+        path = results.directory / "cells" / row["cell"] / "history.jsonl"
+        if row["status"] != "ok" or not path.exists():
+            continue
+        try:
+            lines = [asdict(record) for record in History.read(path).records]
+        except (LoadError, OSError, UnicodeDecodeError) as error:
+            raise ReportError(f"{one_line(error)}: remove its cell and run again") from error
+        found[row["cell"]] = lines
+    return found

@@ -1,4 +1,4 @@
-"""results.csv, report.md, report.html and the pictures, rebuilt from a directory of cells alone."""
+"""results.csv, report.md, .html, .tex and the pictures, rebuilt from a directory of cells alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import csv
 import io
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from baselines.harness import pages, tables
+from baselines.harness import alone, gallery, growth, latex, pages, reading, tables
 from baselines.harness.differences import difference_table
+from baselines.harness.growth_tables import growth_table, rows_table, steps_table
 from baselines.harness.pages import Block
-from baselines.harness.reading import COLUMNS, ReportError, Results, load, one_line, picture
+from baselines.harness.reading import COLUMNS, ReportError, Results, load, one_line
 from baselines.harness.tables import Table
 
 __all__ = ["COLUMNS", "ReportError", "rows", "summary", "write"]
@@ -57,23 +57,29 @@ _SEEDS = (
 
 
 def write(directory: Path) -> Path:
-    """Write results.csv, report.md, report.html and the pictures; return the path of report.html.
+    """Write results.csv, report.md, .html, .tex and the pictures; return the path of report.html.
 
     Raises `ReportError` where the directory is missing or holds no cells, or a file is broken.
     """
     results = load(Path(directory))
     pictures, blocks = {}, list(_results_blocks(results))
-    for stem, caption, png, svg in _pictures(results):
+    for stem, caption, png, svg in gallery.pictures(results):
         pictures[stem] = png
         blocks.append(Block("picture", caption, stem))
         _replace(results.directory / f"{stem}.png", png)
         _replace(results.directory / f"{stem}.svg", svg)
     if not pictures:
-        reason = "no cell has what one shows" if _has_matplotlib() else "they need matplotlib"
+        reason = (
+            "no cell has what one shows" if gallery.has_matplotlib() else "they need matplotlib"
+        )
         blocks.append(Block("p", f"None: {reason}."))
     blocks += _run_blocks(results)
     _replace(results.directory / "results.csv", _csv(results.rows).encode())
+    for name, lines in _measurements(results):
+        columns = tuple(dict.fromkeys(column for line in lines for column in line))
+        _replace(results.directory / name, _csv(lines, columns).encode())
     _replace(results.directory / "report.md", pages.markdown(blocks).encode())
+    _replace(results.directory / "report.tex", latex.document(blocks).encode())
     path = results.directory / "report.html"
     _replace(path, pages.page(blocks, pictures).encode())
     return path
@@ -123,6 +129,13 @@ def _results_blocks(results: Results) -> Iterator[Block | Table]:
         for table in _TABLES.get(str(comparison), _TABLES["compare"]):
             if (filled := table(found)).rows:
                 yield filled
+        for file, table_of in ((alone.ROWS_FILE, rows_table), (alone.STEPS_FILE, steps_table)):
+            if measured := reading.measured(results, file).get(name):
+                yield table_of(measured)
+    for axis, title in (("features", "dimension"), ("depth", "depth")):
+        if records := reading.records(results.directory / alone.sweep_file(axis)):
+            yield Block("h2", f"Growth with {title}")
+            yield from (growth_table(records, axis, what) for what in ("density", "sample"))
     yield Block("h2", "Pictures")
 
 
@@ -154,46 +167,6 @@ def _run_blocks(results: Results) -> Iterator[Block | Table]:
     yield Block("manifest", json.dumps(manifest, indent=2, ensure_ascii=False))
 
 
-def _has_matplotlib() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
-
-
-def _pictures(results: Results) -> Iterator[tuple[str, str, bytes, bytes]]:
-    """File stem, caption, PNG and SVG of every picture that the results can fill."""
-    if not _has_matplotlib():
-        return
-    from baselines.harness import plots
-
-    named = [s for s in results.settings if s.dataset]
-    caption = "Test log-likelihood of each model at its deepest; the dashed line is the Gaussian."
-    if figure := plots.likelihood(named):
-        yield "likelihood", caption, *plots.encode(figure)
-    caption = (
-        "What a sample costs against what a density costs; the thin line joins a model's depths."
-    )
-    if figure := plots.cost(named):
-        yield "cost", caption, *plots.encode(figure)
-    taken: set[str] = set()
-    for name, found in results.by_dataset.items():
-        columns = [(s, p) for s in tables.deepest(found) if (p := picture(results, s))]
-        if name and columns:
-            data = next((p["data"] for _, p in columns if "data" in p), None)
-            caption = f"{name}: densities above, samples below, at each model's deepest."
-            stem = _stem(name, taken)
-            yield stem, caption, *plots.encode(plots.densities(columns, data))
-
-
-def _stem(name: str, taken: set[str]) -> str:
-    """Return a file name that no data set can lead out of the directory, nor share with another."""
-    stem = base = "densities_" + re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60]
-    while stem.lower() in taken:
-        stem = f"{base}_{len(taken) + 1}"
-    taken.add(stem.lower())
-    return stem
-
-
 # --- the files -----------------------------------------------------------------------------------
 
 
@@ -207,9 +180,33 @@ def _replace(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _csv(found: Iterable[Row]) -> str:
+def _measurements(results: Results) -> Iterator[tuple[str, list[Row]]]:
+    """Name and lines of the further .csv files: what was measured after the cells, flat."""
+    for axis in growth.SWEEPS:
+        if records := reading.records(results.directory / alone.sweep_file(axis)):
+            yield alone.sweep_file(axis).replace(".json", ".csv"), records
+    for file in (alone.ROWS_FILE, alone.STEPS_FILE):
+        lines: list[Row] = []
+        for name, found in reading.measured(results, file).items():
+            for s, records in found:
+                head = {"dataset": name, "model": s.model, "depth": s.depth, "view": s.view}
+                lines += [head | _flat(record) for record in records]
+        if lines:
+            yield file.replace(".json", ".csv"), lines
+
+
+def _flat(record: Mapping[str, Any]) -> Row:
+    """{"density": {"ms": 1}} -> {"density_ms": 1}."""
+    found: Row = {}
+    for name, value in record.items():
+        parts = value if isinstance(value, dict) else {None: value}
+        found |= {name if part is None else f"{name}_{part}": v for part, v in parts.items()}
+    return found
+
+
+def _csv(found: Iterable[Row], columns: Sequence[str] = COLUMNS) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
     return text.getvalue()

@@ -20,6 +20,7 @@ __all__ = [
     "Table",
     "clip",
     "cost_table",
+    "count",
     "deepest",
     "depth_table",
     "failure_table",
@@ -32,9 +33,11 @@ __all__ = [
     "paired",
     "plain_table",
     "plus_minus",
+    "power",
     "quality_table",
     "reference",
     "settings",
+    "significant",
     "summary_table",
 ]
 
@@ -230,10 +233,10 @@ def likelihood_table(found: Sequence[Setting]) -> Table:
         **(bits if any(s.mean("bits_per_dim") is not None for s in shown) else {}),
         "gain over Gaussian ± 2 s.e.": lambda s: _gain(s, digits),
         "solver gap, mean / max": lambda s: _join(
-            _power(s.mean("solver_gap")), _power(s.largest("solver_gap_max"))
+            power(s.mean("solver_gap")), power(s.largest("solver_gap_max"))
         ),
-        "round-trip error": lambda s: _power(s.largest("round_trip_error")),
-        "parameters": lambda s: _count(s.mean("parameters")),
+        "round-trip error": lambda s: power(s.largest("round_trip_error")),
+        "parameters": lambda s: count(s.mean("parameters")),
         "training s": lambda s: fixed(s.mean("train_seconds"), 1),
     }
     return _table("Likelihood", shown, columns, _stand_ins(found, shown), leaders(shown))
@@ -243,11 +246,11 @@ def cost_table(found: Sequence[Setting]) -> Table:
     """Return the Sampling cost table of one data set: the rows of the Likelihood table."""
     shown = deepest(found)
     columns: Columns = {
-        "evaluations, density": lambda s: _count(s.mean("nfe_density")),
-        "evaluations, sample": lambda s: _count(s.mean("nfe_sample")),
+        "evaluations, density": lambda s: count(s.mean("nfe_density")),
+        "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
         "ms per 1000 densities (quartiles)": lambda s: _quartiles(s, "density"),
         "ms per 1000 samples (quartiles)": lambda s: _quartiles(s, "sample"),
-        "sample / density": lambda s: _significant(_ratio(s)),
+        "sample / density": lambda s: significant(_ratio(s)),
     }
     return _table("Sampling cost", shown, columns, _stand_ins(found, shown))
 
@@ -279,11 +282,11 @@ def depth_table(found: Sequence[Setting]) -> Table:
     """Return the Depth table of one data set: every model at every depth, the Gaussian first."""
     columns: Columns = {
         **_likelihood_columns(found),
-        "ms per 1000 densities": lambda s: _significant(s.mean("density_ms_per_1000")),
-        "ms per 1000 samples": lambda s: _significant(s.mean("sample_ms_per_1000")),
-        "evaluations, density": lambda s: _count(s.mean("nfe_density")),
-        "evaluations, sample": lambda s: _count(s.mean("nfe_sample")),
-        "parameters": lambda s: _count(s.mean("parameters")),
+        "ms per 1000 densities": lambda s: significant(s.mean("density_ms_per_1000")),
+        "ms per 1000 samples": lambda s: significant(s.mean("sample_ms_per_1000")),
+        "evaluations, density": lambda s: count(s.mean("nfe_density")),
+        "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
+        "parameters": lambda s: count(s.mean("parameters")),
     }
     return _table("Depth", found, columns)
 
@@ -294,12 +297,10 @@ def summary_table(found: Sequence[Setting]) -> Table:
     columns: Columns = {
         "log-lik. ± 2 s.e.": lambda s: plus_minus(*s.likelihood, digits),
         "gain ± 2 s.e.": lambda s: _gain(s, gain_digits),
-        "solver gap": lambda s: _power(s.mean("solver_gap")),
-        "density ms": lambda s: _significant(s.mean("density_ms_per_1000")),
-        "sample ms": lambda s: _significant(s.mean("sample_ms_per_1000")),
-        "NFE d/s": lambda s: _join(
-            _count(s.mean("nfe_density")), _count(s.mean("nfe_sample")), "/"
-        ),
+        "solver gap": lambda s: power(s.mean("solver_gap")),
+        "density ms": lambda s: significant(s.mean("density_ms_per_1000")),
+        "sample ms": lambda s: significant(s.mean("sample_ms_per_1000")),
+        "NFE d/s": lambda s: _join(count(s.mean("nfe_density")), count(s.mean("nfe_sample")), "/"),
     }
     return _table("", found, columns)
 
@@ -438,8 +439,8 @@ def _ratio(s: Setting) -> float | None:
 
 
 def _quartiles(s: Setting, what: str) -> str:
-    middle = _significant(s.mean(f"{what}_ms_per_1000"))
-    low, high = (_significant(s.mean(f"{what}_ms_{q}")) for q in ("q1", "q3"))
+    middle = significant(s.mean(f"{what}_ms_per_1000"))
+    low, high = (significant(s.mean(f"{what}_ms_{q}")) for q in ("q1", "q3"))
     return f"{middle} ({low}–{high})" if middle and low and high else middle
 
 
@@ -462,7 +463,7 @@ def fixed(value: float | None, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: never "-0.000"
 
 
-def _significant(value: float | None) -> str:
+def significant(value: float | None) -> str:
     """Three significant digits, without an exponent where a reader can do without."""
     if value is None:
         return ""
@@ -471,11 +472,13 @@ def _significant(value: float | None) -> str:
     return f"{value:,.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"
 
 
-def _power(value: float | None) -> str:
+def power(value: float | None) -> str:
+    """Return a value as a power of ten with two digits; "" for None."""
     return "" if value is None else f"{value:.1e}"
 
 
-def _count(value: float | None) -> str:
+def count(value: float | None) -> str:
+    """Return a count, an average of counts at one decimal; "" for None."""
     if value is None:
         return ""
     return f"{value:,.0f}" if not math.isfinite(value) or value == round(value) else f"{value:,.1f}"

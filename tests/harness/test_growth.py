@@ -130,7 +130,8 @@ def test_a_comparison_measures_after_its_cells_and_once(comparison, file, tmp_pa
     monkeypatch.setattr(growth, "ROWS", (1, 10))
     np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(size=(300, 2)))
     command = [comparison, "--data", str(tmp_path / "few.npy"), "--models", "ffjord",
-               "--depths", "1", "--steps", "2", "--quick", "--jobs", "1", "--out", str(tmp_path / "out")]  # fmt: skip
+               "--depths", "1", "--steps", "2", "--quick", "--jobs", "1",
+               "--out", str(tmp_path / "out")]  # fmt: skip
     assert cli.main(command) == 0
     (kept,) = (tmp_path / "out" / "cells").glob(f"few-npy-ffjord-*/{file}.json")
     assert json.loads(kept.read_text())["records"]
