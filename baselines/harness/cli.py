@@ -75,8 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)
         _add_comparison_options(command)
         command.set_defaults(run=_compare, comparison=name)
-    command = commands.add_parser("report", help="write tables and pictures again from DIR")
+        if name == "depth":  # planar maps, and the one depth of a continuous flow that is no block
+            command.set_defaults(models=[*DEFAULT_MODELS, "planar", "ffjord-time"])
+    command = commands.add_parser("report", help="write tables and pictures again from DIR, "
+                                  "or lay two directories side by side")  # fmt: skip
     command.add_argument("directory", metavar="DIR", type=Path)
+    command.add_argument("other", metavar="DIR", type=Path, nargs="?",
+        help="laid beside the first one; nothing is written")  # fmt: skip
     command.set_defaults(run=_report)
     for name, add_options, run, help_text in (
         ("fit", _add_fit_options, _fit, "train one model on a table, and keep it with its columns"),
@@ -314,8 +319,11 @@ def _sample(options: argparse.Namespace, command: str) -> int:
 
 
 def _report(options: argparse.Namespace, command: str) -> int:
-    from . import report
+    from . import report, versus
 
+    if options.other is not None:
+        print(versus.text(options.directory, options.other))
+        return 0
     page = report.write(options.directory)
     print(report.summary(options.directory))
     print(f"\nthe report, with pictures: {page}")
