@@ -15,7 +15,7 @@ import torch
 from baselines.harness import cells, depth, growth, models, sampling
 from baselines.harness.cells import Cell
 from baselines.harness.growth import Record
-from cflows import __version__, load
+from cflows import __version__
 
 __all__ = ["ROWS_FILE", "STEPS_FILE", "measure", "sweep_file"]
 
@@ -52,14 +52,13 @@ def measure(
     for cell in _chosen(todo, out):
         if comparison == "sampling":
             place, of = ROWS_FILE, growth.by_rows
-        elif cell.model == models.GAUSSIAN or not models.solvers(cell.model):
+        elif cell.model == models.GAUSSIAN or not models.solvers(cell.found):
             continue
         else:
             place, of = STEPS_FILE, depth.solver_steps
 
         def make(cell: Cell = cell, of: Callable[..., list[Record]] = of) -> list[Record]:
-            flow = load(cell.folder(out) / "model.pt").to(cell.device).eval()
-            return of(flow, cells.test_rows(cell), quick)
+            return of(cells.flow_of(cell, out), cells.test_rows(cell), quick)
 
         try:
             growth.kept_or_made(cell.folder(out) / place, key, make)
@@ -80,5 +79,5 @@ def _chosen(todo: Sequence[Cell], out: Path) -> list[Cell]:
     found: dict[tuple[Any, ...], Cell] = {}
     for cell in sorted(todo, key=lambda cell: (-(cell.depth or 0), cell.seed)):
         if cells.finished(cell, out) is not None:
-            found.setdefault((cell.data, cell.model, getattr(cell, "view", None)), cell)
+            found.setdefault((cell.data, cell.model, cell.view), cell)
     return list(found.values())
