@@ -57,6 +57,14 @@ class Autoregressive(Bijector):
         made: further arguments of the ``MADE``: hidden, activation, order, hidden_degrees,
             residual.
 
+    Example:
+        >>> import torch
+        >>> from baselines import Autoregressive, RationalQuadratic
+        >>> layer = Autoregressive(5, RationalQuadratic(bins=4, bound=3.0), hidden=(16,))
+        >>> z = layer.inverse(torch.zeros(7, 5))
+        >>> torch.allclose(layer(z), torch.zeros(7, 5), atol=1e-5)
+        True
+
     """
 
     def __init__(
@@ -121,6 +129,14 @@ class AutoregressiveAffine(Autoregressive):
         conditions_on: ``"data"`` or ``"noise"``, see ``Autoregressive``.
         inversion: ``"cached"``, ``"jacobi"`` or ``"sequential"``, see ``Autoregressive``.
         made: further arguments of the ``MADE``.
+
+    Example:
+        >>> import torch
+        >>> from baselines import AutoregressiveAffine
+        >>> layer = AutoregressiveAffine(3, hidden=(16,))
+        >>> jacobian = torch.autograd.functional.jacobian(layer.inverse, torch.zeros(3))
+        >>> bool((jacobian.triu(1) == 0).all())
+        True
 
     """
 

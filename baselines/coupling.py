@@ -99,6 +99,14 @@ class Coupling(Bijector):
         networks: ``"shared"``, one network for all of θ; ``"separate"``, one for the shift with
             ``activation`` and one for the log-scale with tanh, as RealNVP had them.
 
+    Example:
+        >>> import torch
+        >>> from baselines import Coupling
+        >>> layer = Coupling(3, transformed=[True, False, True])
+        >>> z = torch.randn(4, 3)
+        >>> torch.equal(layer(z)[:, 1], z[:, 1])
+        True
+
     """
 
     def __init__(

@@ -41,6 +41,14 @@ class InversionStatus:
         residual: the largest over rows, relative: |g(a) - t| / (1 + |t|) of a scalar root, before
             the two steps that carry its gradient; the last step's length of a fixed point.
 
+    Example:
+        >>> import torch
+        >>> from baselines import Planar
+        >>> planar = Planar(3)
+        >>> _ = planar.inverse(torch.ones(5, 3))
+        >>> planar.inversion_status.converged
+        True
+
     """
 
     converged: bool

@@ -20,7 +20,15 @@ __all__ = ["Additive", "AffineScale", "Transformer", "pull_back"]
 
 
 class Transformer(ABC):
-    """A strictly increasing map of each coordinate. Parameters of zero give the identity."""
+    """A strictly increasing map of each coordinate. Parameters of zero give the identity.
+
+    Example:
+        >>> import torch
+        >>> from baselines import AffineScale
+        >>> AffineScale().size  # a shift and a log scale
+        2
+
+    """
 
     @property
     @abstractmethod
@@ -74,7 +82,16 @@ def _vjp(
 @register
 @dataclass(frozen=True)
 class AffineScale(Transformer):
-    """x = μ + exp(α) z with α = a tanh(s / a), a = 5, and parameters (μ, s)."""
+    """x = μ + exp(α) z with α = a tanh(s / a), a = 5, and parameters (μ, s).
+
+    Example:
+        >>> import torch
+        >>> from baselines import AffineScale
+        >>> z, shift_and_log_scale = torch.tensor([2.0]), torch.tensor([[3.0, 0.0]])
+        >>> AffineScale().forward(z, shift_and_log_scale)
+        (tensor([5.]), tensor([0.]))
+
+    """
 
     @property
     def size(self) -> int:
@@ -113,7 +130,15 @@ class AffineScale(Transformer):
 @register
 @dataclass(frozen=True)
 class Additive(Transformer):
-    """x = μ + z, with parameter (μ)."""
+    """x = μ + z, with parameter (μ).
+
+    Example:
+        >>> import torch
+        >>> from baselines import Additive
+        >>> Additive().forward(torch.tensor([2.0]), torch.tensor([[3.0]]))
+        (tensor([5.]), tensor([0.]))
+
+    """
 
     @property
     def size(self) -> int:

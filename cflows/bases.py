@@ -23,6 +23,18 @@ class Base(nn.Module):
     Args:
         features: D.
 
+    Example:
+        >>> import math, torch
+        >>> from cflows import Base
+        >>> class Square(Base):
+        ...     def log_prob(self, z, context=None):
+        ...         inside = (z.abs() < 1).all(-1)
+        ...         return torch.where(inside, -self.features * math.log(2), -torch.inf)
+        ...     def rsample(self, shape=(), context=None):
+        ...         return 2 * torch.rand(*shape, self.features) - 1
+        >>> Square(2).log_prob(torch.zeros(2)), Square(2).sample((5,)).shape
+        (tensor(-1.3863), torch.Size([5, 2]))
+
     """
 
     has_rsample: bool = True
@@ -152,6 +164,13 @@ class StudentT(LocationScale):
 
     Raises:
         ValueError: df is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Normal, StudentT
+        >>> far = torch.tensor([10.0])
+        >>> StudentT(1, df=3.0).log_prob(far), Normal(1).log_prob(far)
+        (tensor(-8.0731), tensor(-50.9189))
 
     """
 

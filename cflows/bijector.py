@@ -28,6 +28,18 @@ class Bijector(nn.Module, ABC):
         features: D, the size of the last dimension of z and x.
         context_features: C, the size of the last dimension of the context; 0 where there is none.
 
+    Example:
+        >>> import torch
+        >>> from cflows import Bijector
+        >>> class Cube(Bijector):
+        ...     def forward_and_log_det(self, z, context=None):
+        ...         return z**3, (3 * z**2).log().sum(-1)
+        ...     def inverse_and_log_det(self, x, context=None):
+        ...         z = x.sign() * x.abs() ** (1 / 3)
+        ...         return z, -(3 * z**2).log().sum(-1)
+        >>> Cube(1).forward_and_log_det(torch.tensor([2.0]))  # log 12
+        (tensor([8.]), tensor(2.4849))
+
     """
 
     def __init__(self, features: int, context_features: int = 0) -> None:
@@ -168,6 +180,12 @@ class Inverse(Bijector):
 
     Args:
         bijector: f.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Exp, Inverse
+        >>> Inverse(Exp(1))(torch.tensor([1.0]))
+        tensor([0.])
 
     """
 

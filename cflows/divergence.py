@@ -75,7 +75,8 @@ def value_and_divergence(
         >>> import torch
         >>> from cflows.divergence import value_and_divergence
         >>> double = lambda t, x, context: 2 * x
-        >>> value_and_divergence(double, torch.tensor(0.0), torch.ones(1, 3))
+        >>> with torch.no_grad():
+        ...     value_and_divergence(double, torch.tensor(0.0), torch.ones(1, 3))
         (tensor([[2., 2., 2.]]), tensor([6.]))
 
     """

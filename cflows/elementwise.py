@@ -88,6 +88,14 @@ class DiagonalScale(Bijector):
     Args:
         features: D.
 
+    Example:
+        >>> import torch
+        >>> from cflows import DiagonalScale
+        >>> scale = DiagonalScale(2).requires_grad_(False)
+        >>> _ = scale.log_scale.fill_(1.0)
+        >>> scale.forward_and_log_det(torch.ones(2))
+        (tensor([2.7183, 2.7183]), tensor(2.))
+
     """
 
     def __init__(self, features: int) -> None:
@@ -184,6 +192,14 @@ class ElementwiseAffine(Elementwise):
         features: D.
         bound: a.
 
+    Example:
+        >>> import torch
+        >>> from cflows import ElementwiseAffine
+        >>> layer = ElementwiseAffine(2).requires_grad_(False)
+        >>> _ = layer.shift.fill_(3.0)
+        >>> layer(torch.tensor([-1.0, 1.0]))
+        tensor([2., 4.])
+
     """
 
     def __init__(self, features: int, *, bound: float = 5.0) -> None:
@@ -265,6 +281,12 @@ class LeakyReLU(Elementwise):
     Args:
         features: D.
         slope: positive.
+
+    Example:
+        >>> import torch
+        >>> from cflows import LeakyReLU
+        >>> LeakyReLU(2, slope=0.5).forward_and_log_det(torch.tensor([-4.0, 4.0]))
+        (tensor([-2.,  4.]), tensor(-0.6931))
 
     """
 

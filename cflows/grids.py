@@ -36,6 +36,14 @@ class SolveStats:
         error: the estimate of ``Lagged``, a scalar on the device; None for others.
         status: ``"ok"``, ``"adaptive"`` where ``Lagged`` gave up its grids, or why it stopped.
 
+    Example:
+        >>> import torch
+        >>> from cflows import MLP, FixedGrid, ODEBijector
+        >>> flow = ODEBijector(MLP(2), evaluation_solver=FixedGrid("rk4", steps=8)).eval()
+        >>> _ = flow(torch.zeros(1, 2))
+        >>> flow.stats.nfe, flow.stats.status
+        (32, 'ok')
+
     """
 
     nfe: int = 0

@@ -27,6 +27,11 @@ class Record:
         learning_rate: at this step.
         skipped: batches so far whose solve failed, and from which nothing was learnt.
 
+    Example:
+        >>> from cflows import Record
+        >>> Record(100, 2.5, loss=3.1, validation=-3.0, nfe=48.0, learning_rate=1e-3).step
+        100
+
     """
 
     step: int

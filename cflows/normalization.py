@@ -130,6 +130,15 @@ class BatchNorm(Bijector):
         momentum: how much of the running averages is kept at each batch.
         eps: ε.
 
+    Example:
+        >>> import torch
+        >>> from cflows import BatchNorm
+        >>> layer = BatchNorm(1)
+        >>> layer.inverse(torch.tensor([[1.0], [3.0]])).round(decimals=3).flatten().tolist()
+        [-1.0, 1.0]
+        >>> layer.forward(torch.zeros(1, 1)).item()  # back, by the running averages
+        2.0
+
     """
 
     mean: Tensor

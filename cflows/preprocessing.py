@@ -41,6 +41,12 @@ def standardise(rows: Tensor | RowsOnDisk) -> Affine:
     Raises:
         ValueError: a column is constant or not finite; the message names it.
 
+    Example:
+        >>> import torch
+        >>> from cflows import standardise
+        >>> standardise(torch.tensor([[9.0], [11.0]])).inverse(torch.tensor([12.0]))
+        tensor([2.])
+
     """
     dtype = _dtype(rows)
     if isinstance(rows, Tensor):
@@ -182,7 +188,17 @@ def choose(
 
 
 def behind(core: Flow, data_end: Bijector | None) -> Flow:
-    """Flow whose samples go through a further map: x = data_end(core); None leaves it as it is."""
+    """Flow whose samples go through a further map: x = data_end(core); None leaves it as it is.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Affine, Flow, behind, standardise
+        >>> rows = torch.tensor([[9.0], [11.0]])
+        >>> core = Flow(Affine([0.0], [1.0]))
+        >>> behind(core, standardise(rows)).bijector(torch.tensor([0.0]))
+        tensor([10.])
+
+    """
     if data_end is None:
         return core
     return Flow(Chain(core.bijector, data_end), core.base)
@@ -197,6 +213,14 @@ class Whitening(Bijector):
         matrix: A, (D, D).
         inverse_matrix: A⁻¹, (D, D), given so that no triangular solve is needed at run time.
         log_abs_det: log|det A|, computed in double precision by ``whiten``.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Whitening
+        >>> matrix, inverse = [[2.0, 0.0], [1.0, 1.0]], [[0.5, 0.0], [-0.5, 1.0]]
+        >>> white = Whitening([0.0, 0.0], matrix, inverse, log_abs_det=0.6931)
+        >>> white.forward_and_log_det(torch.ones(2))
+        (tensor([2., 2.]), tensor(0.6931))
 
     """
 

@@ -10,7 +10,17 @@ __all__ = ["SCHEDULES", "Constant", "Cosine", "Plateau", "Schedule", "schedule_n
 
 
 class Schedule(ABC):
-    """A factor in front of the learning rate, from the state that a checkpoint holds."""
+    """A factor in front of the learning rate, from the state that a checkpoint holds.
+
+    Example:
+        >>> from cflows import Schedule
+        >>> class Linear(Schedule):
+        ...     def factor(self, done, decays):
+        ...         return 1 - done
+        >>> Linear().factor(done=0.25, decays=0)
+        0.75
+
+    """
 
     @abstractmethod
     def factor(self, done: float, decays: int) -> float:
@@ -23,7 +33,14 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The learning rate itself, throughout."""
+    """The learning rate itself, throughout.
+
+    Example:
+        >>> from cflows import Constant
+        >>> Constant().factor(done=0.9, decays=0)
+        1.0
+
+    """
 
     def factor(self, done: float, decays: int) -> float:
         """1."""
@@ -35,6 +52,12 @@ class Cosine(Schedule):
     """(1 + cos(π t)) / 2, t in [0, 1] the part of the steps or seconds that is done.
 
     (Loshchilov and Hutter 2017, equation 5, without restarts.) A run without an end stays at 1.
+
+    Example:
+        >>> from cflows import Cosine
+        >>> [round(Cosine().factor(done, decays=0), 2) for done in (0.0, 0.5, 1.0)]
+        [1.0, 0.5, 0.0]
+
     """
 
     def factor(self, done: float, decays: int) -> float:

@@ -69,6 +69,11 @@ class Adaptive:
         max_nfe: evaluations after which the solve ends in a SolverError.
         step_size: of the methods in ``FIXED_STEP``, as a part of [0, 1].
 
+    Example:
+        >>> from cflows import Adaptive
+        >>> Adaptive("dopri5", rtol=1e-4, atol=1e-5).tightened(2).rtol
+        5e-05
+
     """
 
     method: str = "dopri5"
@@ -107,6 +112,11 @@ class FixedGrid:
             ``"dopri5"`` (5).
         steps: the number of steps over [0, 1].
 
+    Example:
+        >>> from cflows import FixedGrid
+        >>> FixedGrid("rk4", steps=8).tightened(16)  # half the step, a sixteenth of the error
+        FixedGrid(method='rk4', steps=16)
+
     """
 
     method: str = "rk4"
@@ -139,6 +149,12 @@ class Lagged:
     Args:
         method: ``"dopri5"``, ``"bosh3"`` or ``"rk4"``, the pairs that have an estimate.
         tolerance: of the error above.
+
+    Example:
+        >>> from cflows import Lagged
+        >>> solver = Lagged("rk4", tolerance=1e-3)
+        >>> solver.steps_for(error=1e-5, steps=8), solver.steps_for(error=1e-2, steps=8)
+        (4, 24)
 
     """
 

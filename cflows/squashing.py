@@ -60,6 +60,12 @@ class Tanh(Elementwise):
     Args:
         features: D.
 
+    Example:
+        >>> import torch
+        >>> from cflows import Tanh
+        >>> Tanh(1).forward_and_log_det(torch.tensor([1.0]))
+        (tensor([0.7616]), tensor(-0.8676))
+
     """
 
     low, high = -1.0, 1.0
@@ -127,6 +133,12 @@ class Logit(Inverse):
         features: D.
         alpha: α, in [0, 1/2).
 
+    Example:
+        >>> import torch
+        >>> from cflows import Logit
+        >>> Logit(1).forward_and_log_det(torch.tensor([0.5]))  # log 4
+        (tensor([0.]), tensor(1.3863))
+
     """
 
     def __init__(self, features: int, alpha: float = 0.0) -> None:
@@ -139,6 +151,12 @@ class Exp(Elementwise):
 
     Args:
         features: D.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Exp
+        >>> Exp(1).forward_and_log_det(torch.tensor([1.0]))
+        (tensor([2.7183]), tensor(1.))
 
     """
 
@@ -164,6 +182,12 @@ class Log(Inverse):
     Args:
         features: D.
 
+    Example:
+        >>> import torch
+        >>> from cflows import Log
+        >>> Log(1).forward_and_log_det(torch.tensor([1.0]))
+        (tensor([0.]), tensor(-0.))
+
     """
 
     def __init__(self, features: int) -> None:
@@ -176,6 +200,12 @@ class Softplus(Elementwise):
 
     Args:
         features: D.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Softplus
+        >>> Softplus(1)(torch.tensor([0.0]))  # log 2
+        tensor([0.6931])
 
     """
 

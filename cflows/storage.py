@@ -135,6 +135,17 @@ def load(path: str | os.PathLike[str], classes: Mapping[str, type] | None = None
         FileNotFoundError: there is no such file.
         LoadError: the file is damaged, foreign, of a later format, or names an unknown class.
 
+    Example:
+        >>> import tempfile, torch
+        >>> from cflows import FFJORD, load
+        >>> flow = FFJORD(2).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     flow.save(f"{folder}/mine.flow")
+        ...     again = load(f"{folder}/mine.flow")
+        >>> x = torch.zeros(1, 2)
+        >>> bool(again.log_prob(x) == flow.log_prob(x))
+        True
+
     """
     content = read(path)
     if content.keys() != {"format", "configuration", "state"}:

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.harness import claims, data, data_end, likelihood, memory, models, sampling
+from baselines.harness import claims, data, data_end, likelihood, memory, models, quality, sampling
 from baselines.harness.data import Width
 from baselines.harness.data.dequantise import Pixels
+from baselines.harness.statistics import mean_and_error
 from cflows import Bijector, Flow, __version__, fit, load, whiten
 from cflows.storage import write_beside
 
@@ -40,6 +41,7 @@ __all__ = [
     "is_free",
     "rows_of",
     "run",
+    "test_rows",
 ]
 
 Work = Callable[["Cell", Path], dict[str, Any]]
@@ -263,6 +265,11 @@ def rows_of(
     return train, validation, test
 
 
+def test_rows(cell: Cell) -> Tensor:
+    """The rows that a cell is tested on, (N, D); raises as ``rows_of`` does."""
+    return _rows(cell)[2]
+
+
 def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
     return rows_of(cell.source, cell.checksum, cell.dtype, cell.device, cell.dequantise)
 
@@ -295,13 +302,13 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
         bits = Pixels(*cell.pixels).bits_per_dim(
             log_prob.cpu().numpy(), test.double().cpu().numpy()
         )
-        result["bits_per_dim"] = float(bits.mean())
+        result["bits_per_dim"], result["bits_per_dim_2se"] = mean_and_error(bits)
     _write_array(folder / "test_log_prob.npy", log_prob.cpu().numpy())
     if train.shape[1] == 2:
         parts = likelihood.picture(flow, test)
         write_beside(folder / "picture.npz", lambda beside: _savez(beside, parts))
     _save(flow, folder)
-    return result | scores
+    return result | scores | quality.evaluate(flow, test)
 
 
 def _save(flow: Flow, folder: Path) -> None:

@@ -75,8 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)
         _add_comparison_options(command)
         command.set_defaults(run=_compare, comparison=name)
-    command = commands.add_parser("report", help="write tables and pictures again from DIR")
+        if name == "depth":  # planar maps, and the one depth of a continuous flow that is no block
+            command.set_defaults(models=[*DEFAULT_MODELS, "planar", "ffjord-time"])
+    command = commands.add_parser("report", help="write tables and pictures again from DIR, "
+                                  "or lay two directories side by side")  # fmt: skip
     command.add_argument("directory", metavar="DIR", type=Path)
+    command.add_argument("other", metavar="DIR", type=Path, nargs="?",
+        help="laid beside the first one; nothing is written")  # fmt: skip
     command.set_defaults(run=_report)
     for name, add_options, run, help_text in (
         ("fit", _add_fit_options, _fit, "train one model on a table, and keep it with its columns"),
@@ -95,8 +100,9 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     for action, help_text, names, names_help in (
         ("list", "what there is, its size, source and licence, and whether it is here", "*",
          "data sets (default: all)"),
-        ("fetch", "convert sets once into what is mapped into memory, from an archive of 857 MB",
-         "+", "power, gas, hepmass, miniboone, bsds300"),
+        ("fetch", "download sets once; the five tables from one archive of 857 MB, converted into "
+         "what is mapped into memory", "+",
+         "power, gas, hepmass, miniboone, bsds300, mnist, fashion_mnist, cifar10"),
         ("check", "checksums, statistics, the log-likelihood of a Gaussian", "+",
          "data sets, or .csv and .npy files"),
     ):  # fmt: skip
@@ -106,7 +112,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
         if action == "fetch":
             command.add_argument("--from", dest="given", type=Path, metavar="FILE|DIR",
                 help="data.tar.gz, or the folder that was unpacked from it, in place of a "
-                     "download")  # fmt: skip
+                     "download; likewise the folder of a set of images")  # fmt: skip
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
@@ -145,9 +151,12 @@ def _add_dequantise(command: argparse.ArgumentParser) -> None:
 def _width(text: str) -> float | str:
     if text == "auto":
         return text
-    width = float(text)
+    try:
+        width = float(text)
+    except ValueError:
+        width = math.nan
     if not 0 < width < math.inf:
-        raise argparse.ArgumentTypeError(f"a width must be positive and finite, got {text}")
+        raise argparse.ArgumentTypeError(f"a width must be a positive number, got {text!r}")
     return width
 
 
@@ -310,8 +319,11 @@ def _sample(options: argparse.Namespace, command: str) -> int:
 
 
 def _report(options: argparse.Namespace, command: str) -> int:
-    from . import report
+    from . import report, versus
 
+    if options.other is not None:
+        print(versus.text(options.directory, options.other))
+        return 0
     page = report.write(options.directory)
     print(report.summary(options.directory))
     print(f"\nthe report, with pictures: {page}")

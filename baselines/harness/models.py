@@ -19,6 +19,7 @@ import torch
 from baselines.autoregressive import IAF, MAF
 from baselines.coupling import NICE, RealNVP
 from baselines.nsf import NSF
+from baselines.planar import PlanarFlow
 from cflows import FFJORD, Bijector, FixedGrid, Flow, Lagged, ODEBijector
 from cflows.preprocessing import behind
 from cflows.storage import configuration_of
@@ -164,6 +165,26 @@ MODELS: dict[str, Model] = {
         steps=2000,
         quick_steps=300,
         learning_rate=2e-3,
+    ),
+    "planar": Model(
+        "Planar",
+        lambda features, depth: PlanarFlow(features, layers=depth),
+        depths=(2, 8, 32),
+        unit="maps",
+        steps=2000,
+        quick_steps=300,
+        learning_rate=5e-3,
+    ),
+    "ffjord-time": Model(
+        "FFJORD (end time)",
+        lambda features, depth: FFJORD(
+            features, end_time=depth / 4, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2)
+        ),
+        depths=(1, 2, 4, 8),
+        unit="quarters of end time",
+        steps=400,
+        quick_steps=80,
+        learning_rate=1e-2,
     ),
 }
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import cflows
-from baselines.harness import cells, checks, cluster, data, models, report, sampling
+from baselines.harness import alone, cells, checks, cluster, data, models, report, sampling
 from baselines.harness.cells import Cell
 from baselines.harness.claims import claimed
 from baselines.harness.data import Width
@@ -71,6 +71,9 @@ def execute(plan: Plan) -> int:
         say("timing densities and samples, one model at a time")
         for cell, result in _timed(todo, plan):
             say(line(cell, result))
+    chosen = [found for _, found in model_names(plan.models)]
+    alone.measure(plan.comparison, todo, plan.out, chosen, quick=plan.quick, device=plan.device,
+                  say=say)  # fmt: skip
     page = report.write(plan.out)
     say("\n" + report.summary(plan.out))
     say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")

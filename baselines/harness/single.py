@@ -356,7 +356,8 @@ def _data_end(
 def _whitened(rows: Tensor | Stream) -> Bijector:
     """Whitening with a floor, whose warning becomes a line of the command."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
         fitted = whiten(rows, FLOOR)
     for warning in caught:
         print(f"cflows: {warning.message}", file=sys.stderr)

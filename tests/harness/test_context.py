@@ -91,7 +91,13 @@ def test_contexts_refused(model, tmp_path, capsys):
     own = write_csv(tmp_path / "x.csv", people(5)[:, 1:3], ["height", "weight"])
     three = write_csv(tmp_path / "c.csv", people(3)[:, [0, 3]], CONTEXT)
     fit = ["fit", "--model", "nice", "--steps", 2, "--out", tmp_path / "m", "--data", table]
-    refused(capsys, *fit, "--context", "aeg", words=("no column 'aeg'", "age, height"))
+    refused(
+        capsys,
+        *fit,
+        "--context",
+        "aeg",
+        words=("no column 'aeg'", "did you mean age?", "age, height"),
+    )
     refused(capsys, *fit, "--context", "age", "height", "weight", "year", words=("leave one",))
     out = ["--out", tmp_path / "o.csv"]
     refused(capsys, "score", model, "--data", own, *out, words=("'age'", "--context"))

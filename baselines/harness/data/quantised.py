@@ -104,7 +104,8 @@ def _step(values: Vector) -> float | None:
     distinct = np.unique(values)
     if len(distinct) < 2 or len(distinct) >= DISTINCT * len(values):
         return None
-    return _spacing(distinct) or _decimal(distinct) or 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows lies on no grid
+        return _spacing(distinct) or _decimal(distinct) or 0.0
 
 
 def _spacing(distinct: Vector) -> float | None:
@@ -112,7 +113,7 @@ def _spacing(distinct: Vector) -> float | None:
     differences = np.diff(distinct)
     error = 4 * _rounding(distinct) * np.abs(distinct).max()
     least = differences.min()
-    if least < 16 * error:
+    if not 16 * error <= least < np.inf:
         return None
     counts = np.round(differences / least)
     step = float(differences.sum() / counts.sum())
@@ -126,13 +127,14 @@ def _spacing(distinct: Vector) -> float | None:
 def _decimal(distinct: Vector) -> float | None:
     """The largest of ..., 10, 5, 2, 1, 0.5, ... of which all values are multiples."""
     single = _rounding(distinct) > 1e-10
-    for step in _decimals(float(np.ptp(distinct)), _rounding(distinct) * np.abs(distinct).max()):
+    largest = min(float(np.ptp(distinct)), 1e308)
+    for step in _decimals(largest, _rounding(distinct) * np.abs(distinct).max()):
         for part in (distinct[:50], distinct):  # most steps fail early
             nearest = np.round(part / step) * step
             if single:
                 off = nearest.astype(np.float32) != part.astype(np.float32)
             else:
-                off = np.abs(nearest - part) > 4 * _rounding(distinct) * np.abs(part)
+                off = ~(np.abs(nearest - part) <= 4 * _rounding(distinct) * np.abs(part))
             if off.any():
                 break
         else:

@@ -46,6 +46,9 @@ def load(
 
     """
     text = str(name)
+    table = text not in names() and files.is_supported(text)
+    if dequantise is not None and not table and (text in names() or os.path.exists(text)):
+        raise DataError(f"--dequantise is for files of rows; {text} comes with what noise it needs")
     if text in names():
         return entry(text).load(seed)
     if pictures.is_supported(text):
@@ -100,7 +103,7 @@ def _scikit_learn() -> str:
 
 
 def _in_folder(name: str) -> str:
-    return "CFLOWS_DATA" if idx.folder_of(name) else ""
+    return str(idx.folder_of(name) or "")
 
 
 _ENTRIES: dict[str, Entry] = {
@@ -169,7 +172,7 @@ _ENTRIES: dict[str, Entry] = {
             cifar.SOURCE,
             cifar.LICENCE,
             cifar.dataset,
-            lambda: "converted" if cifar.place().is_file() else "",
+            cifar.here,
         ),
         *published.entries(),
     )

@@ -1,0 +1,95 @@
+"""Docstrings are plain text with code in ``double backquotes``: the rest is shown as it is.
+
+Equations are written with their own signs, |x| and (*B, D) included, which are markup to Sphinx:
+here they are escaped. A paragraph that is indented in the body is an equation, and keeps its lines.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
+SECTIONS = re.compile(r"(Args|Attributes|Example|Examples|Raises|Returns|Yields|Note|Warning):\s*$")
+DIRECTIVE = re.compile(r"\s*\.\. ")
+COLON = "\ue000"
+CODE = re.compile(r"(``.+?``|\*\*\S.*?\S\*\*)")
+
+
+def escaped(line: str) -> str:
+    """Text in which no sign is markup, code and bold type apart."""
+    if line.lstrip().startswith("* "):
+        bullet = line.index("* ") + 2
+        return line[:bullet] + escaped(line[bullet:])
+    parts = CODE.split(line)
+    for index in range(0, len(parts), 2):
+        # An underscore ends a reference only at the end of a word.
+        text = re.sub(r"([*|`])", r"\\\1", parts[index].replace("\\", "\\\\"))
+        parts[index] = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text)
+    return "".join(parts)
+
+
+def rewritten(lines: list[str]) -> list[str]:
+    """The lines of a docstring as reStructuredText."""
+    found: list[str] = []
+    section, equation = "", False
+    for number, line in enumerate(lines):
+        indented, bare = line.startswith("    "), not line.strip()
+        if match := SECTIONS.match(line):
+            section, equation = match[1], False
+        elif not indented and not bare:
+            section, equation = "", False
+        if section in ("Example", "Examples"):
+            doctest = line.lstrip().startswith((">>>", "...")) or _printed(lines, number)
+            found.append(line if doctest or bare else escaped(line))
+        elif indented and not section:
+            if not equation:
+                found += [".. equation::", ""]
+                equation = True
+            found.append(line)
+        else:
+            found.append(line if SECTIONS.match(line) else escaped(line))
+            equation = equation and bare
+    return found
+
+
+def _printed(lines: list[str], number: int) -> bool:
+    """Whether a line is what a doctest prints."""
+    for line in reversed(lines[:number]):
+        if not line.strip():
+            return False
+        if line.lstrip().startswith((">>>", "...")):
+            return True
+    return False
+
+
+def _rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = rewritten(lines)
+    if what in ("attribute", "data", "property"):
+        # Napoleon takes what stands before a colon for the type of an attribute.
+        lines[:] = [line.replace(":", COLON) for line in lines]
+
+
+def _restore(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = [line.replace(COLON, ":") for line in lines]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Rewrite before napoleon reads the sections, at 500."""
+    from docutils import nodes
+    from sphinx.util.docutils import SphinxDirective
+
+    class Equation(SphinxDirective):
+        """Lines that keep their places."""
+
+        has_content = True
+
+        def run(self) -> list[nodes.Node]:
+            text = "\n".join(self.content)
+            return [nodes.literal_block(text, text, language="none", classes=["equation"])]
+
+    app.add_directive("equation", Equation)
+    app.connect("autodoc-process-docstring", _rewrite, priority=100)
+    app.connect("autodoc-process-docstring", _restore, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
