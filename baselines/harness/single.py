@@ -22,6 +22,7 @@ from torch import Tensor
 
 from baselines.harness import likelihood, models
 from baselines.harness.data import DataError, Dataset
+from baselines.harness.data.dataset import listed
 from baselines.harness.data.quantised import Width
 from baselines.harness.data.rows import SPLITS
 from baselines.harness.data.streams import Stream
@@ -249,7 +250,7 @@ def sample(
         raise DataError(f"{lost} of {len(x)} samples are not finite, so none is written: train "
                         f"{model} anew, with more rows or fewer layers")  # fmt: skip
     write(out, x if seen is None else torch.cat([x, seen], 1), all_columns(flow))
-    print(f"{len(x):,} samples of {', '.join(columns(flow))}: {out}")
+    print(f"{len(x):,} samples of {listed(columns(flow), 20)}: {out}")
 
 
 def _drawn(flow: Flow, n: int, context: Tensor | None, seed: int, device: str) -> Tensor:

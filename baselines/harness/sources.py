@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baselines.harness import checks, data
 from baselines.harness.data import DataError, Dataset
-from baselines.harness.data.dataset import nearest
+from baselines.harness.data.dataset import listed, nearest
 from baselines.harness.data.files import stream
 from baselines.harness.data.quantised import Width
 from baselines.harness.data.rows import SplitName
@@ -114,13 +114,8 @@ def open_rows(name: str, *, context: Sequence[str] = (), dequantise: Width | Non
     if missing := [column for column in context if column not in rows.columns]:
         raise DataError(f"{name}: has no column {missing[0]!r} for --context; "
                         f"{nearest(missing[0], rows.columns)}its columns are "
-                        f"{_listed(rows.columns)}")  # fmt: skip
+                        f"{listed(rows.columns, 20)}")  # fmt: skip
     if len(context) == len(rows.columns):
         raise DataError(f"{name}: every column is named by --context; leave one at least to model")
     checks.refuse_single_precision(rows)
     return Source(rows, context)
-
-
-def _listed(columns: Sequence[str]) -> str:
-    shown = ", ".join(columns[:20])
-    return shown if len(columns) <= 20 else f"{shown} and {len(columns) - 20} more"

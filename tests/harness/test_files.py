@@ -319,6 +319,12 @@ def test_streamed_files_are_checked(large, capsys):
         np.save(large, before)
 
 
+def test_streamed_noise_that_float32_cannot_hold(large, capsys):
+    refused(capsys, "fit", "--model", "nice", "--out", large.with_name("m"), "--data", large,
+            "--dequantise", "1e300", words=("'x3'", "beyond 3e+38"))  # fmt: skip
+    assert not large.with_name("m").exists()
+
+
 def test_fit_gives_the_same_model_from_the_disk(large, monkeypatch, capsys):
     """All the way: the choice of the map, training, noise; held-out rows are the same ones."""
     command = ["fit", "--model", "nice", "--depth", 1, "--data", large, "--steps", 20,

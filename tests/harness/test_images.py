@@ -442,10 +442,21 @@ def test_what_is_transparent_is_paper(tmp_path):
     assert (load(tmp_path / "p.png").train[:, 0] < 0).all()
 
 
+def test_sixteen_bits_are_not_clipped(tmp_path):
+    """Weights 3 : 1 : 0, of which eight bits would know one alone."""
+    Image.fromarray(np.array([[20_000, 40_000, 50_000]], np.uint16)).save(tmp_path / "p.png")
+    column = np.floor((load(tmp_path / "p.png").train[:, 0] + 4) / (8 / 3))
+    np.testing.assert_allclose(
+        np.bincount(column.astype(int), minlength=3) / 50_000, [0.75, 0.25, 0], atol=0.01
+    )
+
+
 def test_pictures_refused(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (3, 3), 7).save(tmp_path / "plain.png")
+    Image.fromarray(np.array([[np.nan, 1]], np.float32)).save(tmp_path / "nan.tif")
     for name, says in (
+        ("nan.tif", "pixels that are not finite"),
         ("text.png", "no image that pillow can read"),
         ("plain.png", "of one shade"),
         ("missing.jpg", "file not found"),

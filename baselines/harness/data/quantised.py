@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import Matrix
+from .dataset import Matrix, listed
 
 __all__ = ["EXAMINED", "Width", "notes", "steps_of", "uniform", "widths"]
 
@@ -82,20 +82,20 @@ def notes(
     grids = [f"{name!r} ({s:g})" for name, s in zip(columns, steps, strict=True) if s]
     if grids:
         found.append(
-            f"{place}: quantised columns, with their steps: {_listed(grids)}; their density has no "
-            "upper bound: --dequantise adds noise of a step's width"
+            f"{place}: quantised columns, with their steps: {listed(grids, 5)}; their density has "
+            "no upper bound: --dequantise adds noise of a step's width"
         )
     spikes = [repr(name) for name, s in zip(columns, steps, strict=True) if s == 0]
     if spikes:
         found.append(
-            f"{place}: columns that repeat values on no common step: {_listed(spikes)}; their "
+            f"{place}: columns that repeat values on no common step: {listed(spikes, 5)}; their "
             "density has no upper bound: --dequantise WIDTH adds noise of that width, or drop them"
         )
     copies = [f"{columns[j]!r} of {columns[i]!r}" for i, j in _duplicates(values)]
     if copies:
         found.append(
-            f"{place}: columns that are copies: {_listed(copies)}; rows on a line have no density: "
-            "drop the copies"
+            f"{place}: columns that are copies: {listed(copies, 5)}; rows on a line have no "
+            "density: drop the copies"
         )
     return tuple(found)
 
@@ -167,11 +167,6 @@ def _duplicates(values: Matrix) -> list[tuple[int, int]]:
         if i != j:
             pairs.append((i, j))
     return pairs
-
-
-def _listed(parts: Sequence[str]) -> str:
-    shown = ", ".join(parts[:5])
-    return shown if len(parts) <= 5 else f"{shown} and {len(parts) - 5} more"
 
 
 def _mixed(state: Bits) -> Bits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Streamed:
     Attributes:
         columns: D names.
         source: the file, as messages name it.
-        summary: what ``check`` found; all columns survive it.
+        summary: what ``check`` found, noise included; all columns survive it.
         notes: what is to be warned of.
         noise: the width of each column's noise, (D,), or None.
 
@@ -55,6 +56,15 @@ class Streamed:
         self.summary = self.check()
         self.notes: tuple[str, ...] = ()
         self.noise: npt.NDArray[np.float64] | None = None
+
+    def add_noise(self, widths: npt.NDArray[np.float64]) -> None:
+        """Let rows have uniform noise of these widths, (D,), and the summary count it."""
+        self.noise = widths
+        with np.errstate(over="ignore"):
+            self.summary = self.summary._replace(
+                largest=self.summary.largest + widths,
+                spread=np.hypot(self.summary.spread, widths / math.sqrt(12)),
+            )
 
     def part(self, name: SplitName, columns: Sequence[int]) -> Stream:
         """Some columns of a split."""
