@@ -13,6 +13,7 @@ from baselines.harness.tables import Setting, clip, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "finite",
     "grid_of",
     "legend",
+    "log_axis",
     "marks",
     "panels_of",
 ]
@@ -145,6 +147,25 @@ def by_dataset(found: Sequence[Setting]) -> dict[str, list[Setting]]:
 def finite(value: float | None) -> bool:
     """Tell whether there is a value, and it is finite."""
     return value is not None and math.isfinite(value)
+
+
+def log_axis(axis: Axis, decades: float) -> None:
+    """Label a log axis in plain numbers: mathematics is not parsed, since names may hold dollars.
+
+    Args:
+        axis: of x or y.
+        decades: that it spans; few leave room for 1, 2 and 5.
+
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain_number(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _plain_number(value: float) -> str:
+    return f"{value:,g}" if value >= 1e-3 else f"{value:.0e}"
 
 
 def legend(figure: Figure, models: Sequence[str], style: Mapping[str, Mark]) -> None:

@@ -15,6 +15,7 @@ from baselines.harness.canvas import (
     finite,
     grid_of,
     legend,
+    log_axis,
     marks,
     panels_of,
 )
@@ -95,6 +96,7 @@ def front(found: Sequence[Setting]) -> Figure | None:
             axes.step(*zip(*best, strict=True), where="post", color="#999999", lw=1, zorder=1)
             axes.set_xscale("log")
             axes.margins(0.12)
+            _number(axes)
             _plain(axes, name)
         figure.supxlabel("ms per 1000 samples (left is better)", fontsize=9)
         figure.supylabel("test log-likelihood in nats", fontsize=9)
@@ -138,6 +140,7 @@ def growth(records: Sequence[Mapping[str, Any]], axis: str, title: str) -> Figur
         high = max(axes.get_ylim()[1] for axes in grid)
         for axes in grid:
             axes.set_ylim(low, high)
+            log_axis(axes.yaxis, np.log10(high / low))
         grid[0].set_ylabel("milliseconds")
         legend(figure, models, style)
     return figure
@@ -174,6 +177,8 @@ def depth_curves(discrete: Sequence[Line], continuous: Sequence[Line], name: str
                     axes.set_xlabel(axis)
             row[0].set_ylabel(title)
             _share(list(row))
+            for axes in row:
+                _number(axes, "y")
         grid[0, 0].set_title(clip(name, 40), loc="left")
         _kinds(grid[0, -1], dashes)
         legend(figure, list(dict.fromkeys(line.model for line in lines)), style)
@@ -196,7 +201,8 @@ def trajectories(columns: Sequence[tuple[Setting, Mapping[str, Array]]]) -> Figu
             axes.set(xticks=[], yticks=[])
             axes.set_aspect("equal", adjustable="datalim")
             axes.set_title(clip(name_of(s), 30), loc="left")
-            axes.legend(loc="upper right", fontsize=7, markerscale=2.5, framealpha=0.9)
+        words = grid[0].get_legend_handles_labels()
+        figure.legend(*words, loc="outside upper right", ncols=2, markerscale=2.5, frameon=False)
     return figure
 
 
@@ -204,6 +210,8 @@ def _histories(
     found: Sequence[Setting], histories: Histories, x: str, y: str, first: int
 ) -> Figure | None:
     """A line a seed of every model at its deepest; records before ``first`` are left out."""
+    from matplotlib.ticker import MaxNLocator
+
     panels = by_dataset(
         [s for s in deepest(found) if any(row["cell"] in histories for row in s.rows)]
     )
@@ -228,6 +236,9 @@ def _histories(
                 axes.set_ylim(low - 0.15 * (high - low), high + 0.08 * (high - low))
             if x == "seconds":
                 axes.set_xscale("log")
+                _number(axes)
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _plain(axes, name)
         legend(figure, list(dict.fromkeys(s.model for p in panels.values() for s in p)), style)
     return figure
@@ -270,10 +281,22 @@ def _ticks(axes: Axes, side: Sequence[Line]) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     values = sorted({x for line in side for x, _ in line.points})
-    if len(values) <= 6:
+    if len(values) > 7:
+        _number(axes)
+    else:
         axes.set_xticks(values)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _number(axes: Axes, which: str = "x") -> None:
+    """Label an axis in plain numbers if it is a log one."""
+    scale, axis = (
+        (axes.get_xscale(), axes.xaxis) if which == "x" else (axes.get_yscale(), axes.yaxis)
+    )
+    if scale == "log":
+        low, high = axis.get_view_interval()
+        log_axis(axis, float(np.log10(high / low)))
 
 
 def _share(row: Sequence[Axes]) -> None:

@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 ROWS = (1, 100, 10_000)
 SWEEPS = {"features": (2, 4, 8, 16, 32, 64, 128, 256, 512), "depth": (1, 2, 4, 8, 16, 32)}
-QUICK = {"features": (2, 8, 32, 128), "depth": (1, 4, 16)}
+QUICK = {"features": (2, 16, 32, 64, 128), "depth": (1, 4, 8, 16)}
 FEATURES, DEPTH = 8, 2  # of the one while the other grows
 SWEPT_ROWS = 1000
 LEAST_SIZE = {"features": 16, "depth": 4}  # of the fit: below it a call's overhead is what costs

@@ -18,7 +18,12 @@ def rows_table(found: Measured) -> Table:
     """Return time, memory and evaluations of 1, 100 and 10,000 rows: a line a model and size."""
     header = ["model", "depth", "way", "rows"]
     for what in ("density", "sample"):
-        header += [f"ms a call, {what} (quartiles)", "MB", "evaluations a call", "a row"]
+        header += [
+            f"ms a call, {what} (quartiles)",
+            "MB",
+            "evaluations a call",
+            "evaluations a row",
+        ]
     lines = []
     for s, records in found:
         for way, rows in dict.fromkeys((r["way"], r["rows"]) for r in records):

@@ -18,6 +18,7 @@ from baselines.harness.canvas import (
     finite,
     grid_of,
     legend,
+    log_axis,
     marks,
     panels_of,
 )
@@ -192,15 +193,11 @@ def _named_paths(entries: Sequence[Setting]) -> dict[str, list[tuple[float, floa
 
 def _costs(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
     """One panel of costs: the same limits both ways, so that the diagonal is equal cost."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     times = {id(s): t for s in entries if (t := _times(s))}
     low, high = _decades([value for pair in times.values() for value in pair])
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.set_minor_formatter(NullFormatter())
+        log_axis(axis, math.log10(high / low))
     axes.plot([low, high], [low, high], color="#999999", ls=(0, (4, 3)), lw=1, zorder=0)
     last = {id(s) for s in deepest(entries)}
     for model, view in dict.fromkeys((s.model, s.view) for s in entries):

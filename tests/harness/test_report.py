@@ -23,7 +23,7 @@ COLUMNS = [
 MODELS = ["maf", "ffjord", "iaf", "realnvp", "nice"]  # no order that sorting would give
 LABELS = {"maf": "MAF", "ffjord": "FFJORD", "iaf": "IAF", "realnvp": "RealNVP", "nice": "NICE"}
 HOSTILE = "<script>alert(1)</script> | ../$x_"
-DEPTHS = ["depth_pinwheel", "depth__script_alert_1_script_____x_"]
+DEPTHS = ["depth_pinwheel", "depth__script_alert_1_script_x_"]
 UNFINISHED = "unfinished: run the same command again to go on with it"
 
 
