@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def iteration(names: Sequence[str], *, runs: int, trained: int) -> str:
     for name in names:
         case = CASES[name]
         torch.manual_seed(0)
-        field, x = _trained(case, trained)
+        field, x = trained_field(case, trained)
         reference = _reference(case, field)
         seen = x[: case.checked]
         probe = draw_probes(seen)[0]
@@ -98,14 +99,14 @@ def iteration(names: Sequence[str], *, runs: int, trained: int) -> str:
         }  # fmt: skip
         for label, limit in (("at 1e-3", 1e-3), ("at its error", own[0])):
             for divergence in ("exact", "hutchinson"):
-                found = _cheapest(case, field, seen, divergence, probe, limit)
+                found = cheapest(case, field, seen, divergence, probe, limit)
                 if found is None:
                     print(f"{name}: no grid of {SIZES} keeps {limit:.1e} with {divergence}")
                     continue
                 solver, errors = found
                 arm = f"{label}, {divergence}"
-                flow = _ours(case, field, solver, divergence)
-                arms[arm] = _step(flow, x)
+                flow = ours(case, field, solver, divergence)
+                arms[arm] = step(flow, x)
                 nfe = solver.steps * len(TABLEAUS[solver.method].c)
                 shown[arm] = (f"{solver.method}, {solver.steps} steps", errors, str(nfe))
         for peer, arm_of in PEERS.items():
@@ -115,10 +116,10 @@ def iteration(names: Sequence[str], *, runs: int, trained: int) -> str:
                 continue
             arms[peer], how, errors = found_peer
             shown[peer] = (how, errors, "")
-        arms["default"] = _step(_ours(case, field, Lagged("dopri5", 1e-3), "auto"), x)
+        arms["default"], shown["default"] = _default(case, field, x, seen, probe)
         times = alternate(arms, runs=runs)
         for arm, seconds in times.items():
-            how, errors, nfe = shown.get(arm, ("Lagged dopri5 1e-3, auto", (np.nan, np.nan), ""))
+            how, errors, nfe = shown[arm]
             gain = ratio(times, "reference", arm)
             rows.append(
                 (name, arm, how, nfe, f"{errors[0]:.1e}", f"{errors[1]:.1e}", spread(seconds), gain)
@@ -177,11 +178,11 @@ def trace(*, runs: int) -> str:
     return table(header, rows)
 
 
-def _trained(case: Case, iterations: int) -> tuple[MLP, Tensor]:
+def trained_field(case: Case, iterations: int) -> tuple[MLP, Tensor]:
     """The field after some iterations on real rows, and one more batch."""
     data = case.rows()
     field = MLP(data.shape[1], hidden=case.hidden, activation=case.activation)
-    flow = _ours(case, field, Lagged("dopri5", 1e-3), "auto")
+    flow = ours(case, field, Lagged("dopri5", 1e-3), "auto")
     optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
     batches = iter(lambda: data[torch.randint(len(data), (case.batch,))], None)
     start = time.perf_counter()
@@ -195,7 +196,8 @@ def _trained(case: Case, iterations: int) -> tuple[MLP, Tensor]:
     return field, next(batches)
 
 
-def _ours(case: Case, field: MLP, solver: Solver, divergence: str) -> Flow:
+def ours(case: Case, field: MLP, solver: Solver, divergence: str) -> Flow:
+    """The flow of a field, in training mode: solver and divergence are those given."""
     bijector = ODEBijector(
         field, end_time=case.end_time, training_solver=solver, divergence=divergence
     )
@@ -223,7 +225,9 @@ def _reference_step(model: ReferenceCNF, x: Tensor) -> Callable[[], object]:
     return _optimised(model, lambda: model.log_prob(x))
 
 
-def _step(flow: Flow, x: Tensor) -> Callable[[], object]:
+def step(flow: Flow, x: Tensor) -> Callable[[], object]:
+    """One training iteration, the review of its solves included."""
+
     def log_prob() -> Tensor:
         found = flow.log_prob(x)
         return found
@@ -249,20 +253,43 @@ def _optimised(model: torch.nn.Module, log_prob: Callable[[], Tensor]) -> Callab
     return run
 
 
-def _cheapest(
+def cheapest(
     case: Case, field: MLP, x: Tensor, divergence: str, probe: Tensor, limit: float
 ) -> tuple[FixedGrid, tuple[float, float]] | None:
     """The grid of fewest evaluations whose log p is off by ``limit`` on average, .1 at most."""
-    doubled = MLP(field.features, hidden=case.hidden, activation=case.activation).double()
-    doubled.load_state_dict({k: v.double() for k, v in field.state_dict().items()})
-    exact = _log_prob(_ours(case, doubled, EXACT, divergence), x.double(), probe.double())
+    exact = _in_double(case, field, x, divergence, probe)
     grids = [FixedGrid(method, steps) for method in TABLEAUS for steps in (1, *SIZES)]
     grids.sort(key=lambda grid: grid.steps * len(TABLEAUS[grid.method].c))
     for grid in grids:
-        errors = _errors(_log_prob(_ours(case, field, grid, divergence), x, probe), exact)
+        errors = _errors(_log_prob(ours(case, field, grid, divergence), x, probe), exact)
         if errors[0] <= limit and errors[1] <= 0.1:
             return grid, errors
     return None
+
+
+def _default(
+    case: Case, field: MLP, x: Tensor, seen: Tensor, probe: Tensor
+) -> tuple[Callable[[], object], tuple[str, tuple[float, float], str]]:
+    """What a user gets who chooses nothing: the iteration, and its error on the grid it settled."""
+    flow = ours(case, field, Lagged("dopri5", 1e-3), "auto")
+    part, run = cast(ODEBijector, flow.bijector), step(flow, x)
+    for _ in range(3):  # each lets the next solve choose its steps
+        run()
+    if not part.steps:
+        return run, ("Lagged dopri5 1e-3, gave up its grids", (math.nan, math.nan), "")
+    scheme, grid = part._scheme(len(x)), FixedGrid("dopri5", part.steps)
+    errors = _errors(
+        _log_prob(ours(case, field, grid, scheme), seen, probe),
+        _in_double(case, field, seen, scheme, probe),
+    )
+    return run, (f"Lagged dopri5 1e-3, {part.steps} steps, {scheme}", errors, str(part.stats.nfe))
+
+
+def _in_double(case: Case, field: MLP, x: Tensor, divergence: str, probe: Tensor) -> Tensor:
+    """Log p of the same integrand, solved in float64 at 1e-10."""
+    doubled = MLP(field.features, hidden=case.hidden, activation=case.activation).double()
+    doubled.load_state_dict({k: v.double() for k, v in field.state_dict().items()})
+    return _log_prob(ours(case, doubled, EXACT, divergence), x.double(), probe.double())
 
 
 def _log_prob(flow: Flow, x: Tensor, probe: Tensor) -> Tensor:

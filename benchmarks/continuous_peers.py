@@ -23,22 +23,37 @@ Arm = tuple[Callable[[], object], str, tuple[float, float]]
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6, 1e-7)
 
 
-def zuko_arm(
-    field: MLP, end_time: float, x: Tensor, seen: Tensor, probe: Tensor, limit: float
-) -> Arm | None:
-    """``zuko.transforms.FreeFormJacobianTransform``, dopri5 with its adjoint; one estimate."""
+def zuko_transform(
+    model: nn.Module, end_time: float, like: Tensor, tolerance: float, exact: bool
+) -> Any:
+    """``zuko.transforms.FreeFormJacobianTransform``, data to noise: dopri5 with its adjoint."""
     from zuko.transforms import FreeFormJacobianTransform
 
+    return FreeFormJacobianTransform(
+        f=lambda t, state: model(t, state, None),
+        t0=like.new_tensor(end_time),
+        t1=like.new_tensor(0.0),
+        phi=model.parameters(),
+        atol=tolerance,
+        rtol=tolerance,
+        exact=exact,
+    )
+
+
+def zuko_arm(
+    field: MLP,
+    end_time: float,
+    x: Tensor,
+    seen: Tensor,
+    probe: Tensor,
+    limit: float,
+    work: str = "iteration",
+    trace: str = "estimate",
+) -> Arm | None:
+    """One of zuko's ``iteration``, ``density`` or ``sample``, by an estimated or exact trace."""
+
     def log_prob(model: nn.Module, rows: Tensor, tolerance: float) -> Tensor:
-        transform = FreeFormJacobianTransform(
-            f=lambda t, state: model(t, state, None),
-            t0=rows.new_tensor(end_time),
-            t1=rows.new_tensor(0.0),
-            phi=model.parameters(),
-            atol=tolerance,
-            rtol=tolerance,
-            exact=False,
-        )
+        transform = zuko_transform(model, end_time, rows, tolerance, trace == "exact")
         z, log_det = transform.call_and_ladj(rows)
         base: Tensor = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
         return base + log_det
@@ -55,11 +70,20 @@ def zuko_arm(
             return None
     optimizer = torch.optim.Adam(field.parameters(), 0.0)
 
-    def run() -> None:
+    def iterate() -> None:
         optimizer.zero_grad()
         (-log_prob(field, x, tolerance).mean()).backward()
         optimizer.step()
 
+    def density() -> None:
+        with torch.no_grad():
+            log_prob(field, x, tolerance)
+
+    def sample() -> None:
+        with torch.no_grad():
+            zuko_transform(field, end_time, x, tolerance, False).inv(torch.randn_like(x))
+
+    run = {"iteration": iterate, "density": density, "sample": sample}[work]
     return run, f"dopri5 {tolerance:g}", errors
 
 

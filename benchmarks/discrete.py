@@ -5,8 +5,9 @@
 
 The same number of layers, the same widths of the two hidden layers, relu, Adam with torch's
 defaults, the same rows, in alternating runs of one process. Arms differ in what their papers left
-open: bounds of scales, masks of couplings (zuko and ours odd-even, normflows halves). normflows'
-autoregressive layer takes D passes for a density and is left out of ``maf``.
+open: bounds of scales, masks of couplings (zuko and ours odd-even, normflows halves), and NICE's
+diagonal scale, which ours alone has. normflows' autoregressive layer takes D passes for a density
+and is left out of ``maf``.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ import torch
 from common import alternate, machine, pin, ratio, spread, table, write_result
 from torch import Tensor, nn
 
-from baselines import MAF, RealNVP
+from baselines import MAF, NICE, RealNVP
 
 LogProb = Callable[[Tensor], Tensor]
 Sample = Callable[[int], object]
 Arm = tuple[nn.Module, LogProb, Sample]
+OURS = {"maf": MAF, "realnvp": RealNVP, "nice": NICE}
 CASES = {"6x100": (6, 100), "21x256": (21, 256), "43x512": (43, 512), "63x512": (63, 512)}
 
 
 def ours(kind: str, features: int, width: int, layers: int) -> Arm:
     """Ours, its networks' last layers no longer zero."""
-    flow = (MAF if kind == "maf" else RealNVP)(features, layers=layers, hidden=(width, width))
+    flow = OURS[kind](features, layers=layers, hidden=(width, width))
     for part in flow.parameters():
         if not part.any():
             nn.init.normal_(part, std=0.01)
@@ -41,7 +43,10 @@ def zuko_arm(kind: str, features: int, width: int, layers: int) -> Arm:
     import zuko
 
     family = zuko.flows.MAF if kind == "maf" else zuko.flows.NICE
-    flow = family(features, transforms=layers, hidden_features=(width, width))
+    # Its NICE is affine, as RealNVP is, unless told otherwise.
+    only_add = {"univariate": zuko.transforms.AdditiveTransform, "shapes": [()]}
+    settings = only_add if kind == "nice" else {}
+    flow = family(features, transforms=layers, hidden_features=(width, width), **settings)
     return flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,))
 
 
@@ -51,6 +56,7 @@ def nflows_arm(kind: str, features: int, width: int, layers: int) -> Arm:
     from nflows.flows import Flow
     from nflows.nn.nets import MLP
     from nflows.transforms import (
+        AdditiveCouplingTransform,
         AffineCouplingTransform,
         CompositeTransform,
         MaskedAffineAutoregressiveTransform,
@@ -58,6 +64,7 @@ def nflows_arm(kind: str, features: int, width: int, layers: int) -> Arm:
     )
 
     parts: list[nn.Module] = []
+    coupling = AdditiveCouplingTransform if kind == "nice" else AffineCouplingTransform
     for layer in range(layers):
         if kind == "maf":
             parts.append(ReversePermutation(features))
@@ -68,9 +75,7 @@ def nflows_arm(kind: str, features: int, width: int, layers: int) -> Arm:
             )
         else:
             mask = torch.arange(features) % 2 == layer % 2
-            parts.append(
-                AffineCouplingTransform(mask, lambda i, o: _Net(MLP([i], [o], [width] * 2)))
-            )
+            parts.append(coupling(mask, lambda i, o: _Net(MLP([i], [o], [width] * 2))))
     flow = Flow(CompositeTransform(parts), StandardNormal([features]))
     return flow, flow.log_prob, flow.sample
 
@@ -92,10 +97,11 @@ def normflows_arm(kind: str, features: int, width: int, layers: int) -> Arm:
     import normflows
 
     first = (features + 1) // 2
+    scale = kind == "realnvp"
     parts: list[nn.Module] = []
     for _ in range(layers):
-        net = normflows.nets.MLP([first, width, width, 2 * (features - first)])
-        parts.append(normflows.flows.AffineCouplingBlock(net))
+        net = normflows.nets.MLP([first, width, width, (1 + scale) * (features - first)])
+        parts.append(normflows.flows.AffineCouplingBlock(net, scale=scale))
         parts.append(normflows.flows.Permute(features, mode="swap"))
     flow = normflows.NormalizingFlow(normflows.distributions.DiagGaussian(features), parts)
     return flow, flow.log_prob, flow.sample
@@ -122,13 +128,22 @@ def work(what: str, arm: Arm, x: Tensor) -> Callable[[], object]:
     return torch.no_grad()(call)
 
 
+def arms_of(
+    what: str, kind: str, features: int, width: int, layers: int, x: Tensor
+) -> dict[str, Callable[[], object]]:
+    """Ours and those of the peers that are installed and have the flow, by name."""
+    arms = {"ours": work(what, ours(kind, features, width, layers), x)}
+    for name, build in PEERS.items():
+        if find_spec(name) and not (name == "normflows" and kind == "maf"):
+            arms[name] = work(what, build(kind, features, width, layers), x)
+    return arms
+
+
 def main() -> None:
     """Time every arm; print and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["iteration", "density", "sample"])
-    parser.add_argument(
-        "--flows", nargs="+", choices=["maf", "realnvp"], default=["maf", "realnvp"]
-    )
+    parser.add_argument("--flows", nargs="+", choices=list(OURS), default=["maf", "realnvp"])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["6x100", "43x512"])
     parser.add_argument("--layers", nargs="+", type=int, default=[5])
     parser.add_argument("--rows", type=int, default=1000)
@@ -144,10 +159,7 @@ def main() -> None:
                 features, width = CASES[case]
                 torch.manual_seed(0)
                 x = torch.randn(options.rows, features)
-                arms = {"ours": work(options.what, ours(kind, features, width, layers), x)}
-                for name, build in PEERS.items():
-                    if find_spec(name) and not (name == "normflows" and kind == "maf"):
-                        arms[name] = work(options.what, build(kind, features, width, layers), x)
+                arms = arms_of(options.what, kind, features, width, layers, x)
                 times = alternate(arms, runs=options.runs, warmup=3)
                 for name, seconds in times.items():
                     rows.append(

@@ -14,11 +14,12 @@ from torch.utils.data import Dataset
 from .flow import Flow, dtype_of
 from .objectives import Batch
 
-__all__ = ["Data", "RowSource", "Rows", "drop_pages", "rows_for"]
+__all__ = ["Data", "RowSource", "Rows", "drop_pages", "read_scattered", "rows_for"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 FINGERPRINTED = 1000
+AT_ONCE = 128  # rows between two releases of pages
 
 
 @runtime_checkable
@@ -124,8 +125,8 @@ class Rows:
         if isinstance(part, Tensor):
             return part[chosen.to(part.device)]
         ascending, back = chosen.cpu().sort()
-        values = torch.from_numpy(part[ascending.numpy()])[back.argsort()].to(self.like)
-        drop_pages(part)
+        values = torch.from_numpy(read_scattered(part, ascending.numpy()))
+        values = values[back.argsort()].to(self.like)
         return _finite(name, values, chosen)
 
     def _read(self, name: str, part: Part, chosen: slice, first: int) -> Tensor:
@@ -199,6 +200,22 @@ def _is_mapped(part: Any) -> bool:
 
 def _is_part(part: Any) -> bool:
     return isinstance(part, Tensor | np.ndarray | RowSource)
+
+
+def read_scattered(part: Array | RowSource, chosen: Array) -> Array:
+    """Rows by their ascending numbers; of a mapped array a few at a time.
+
+    For each row the system may map as much as half a megabyte around it, which counts as memory of
+    this process until it is given back.
+    """
+    if not _is_mapped(part):
+        return part[chosen]
+    pieces = range(0, max(1, len(chosen)), AT_ONCE)
+    found = []
+    for first in pieces:
+        found.append(np.asarray(part[chosen[first : first + AT_ONCE]]))
+        drop_pages(part)
+    return np.concatenate(found)
 
 
 def drop_pages(part: Any) -> None:

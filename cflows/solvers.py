@@ -331,7 +331,7 @@ class _System:
 
     def _failure(self, reason: str) -> SolverError:
         self.stats.status = reason
-        u = 0.0 if self.last is None else float(self.last)
+        u = 0.0 if self.last is None else float(self.last.detach())
         return SolverError(
             f"{reason} at s = {self.start + self.length * u:.4g} of [0, 1] after "
             f"{self.stats.nfe + self.stats.nfe_backward} evaluations ({self.solver}): the field is "

@@ -2,7 +2,7 @@
 
 A cell's key is a hash of its configuration. What is in its folder is written beside and renamed,
 ``result.json`` last: a cell that has it is finished, and is not done again. One that was killed
-goes on from its ``checkpoint.pt``.
+goes on from its ``checkpoint.pt``. Whoever works on it holds the lock of its folder.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.harness import data, data_end, likelihood, models, sampling
+from baselines.harness import claims, data, data_end, likelihood, memory, models, quality, sampling
 from baselines.harness.data import Width
 from baselines.harness.data.dequantise import Pixels
-from cflows import Flow, __version__, fit, load, whiten
+from baselines.harness.statistics import mean_and_error
+from cflows import Bijector, Flow, __version__, fit, load, whiten
 from cflows.storage import write_beside
 
-__all__ = ["Cell", "cost_of", "fail", "finished", "rows_of", "run"]
+__all__ = [
+    "HELD",
+    "VIEWS",
+    "Cell",
+    "attempt",
+    "cost_of",
+    "fail",
+    "finished",
+    "flow_of",
+    "is_free",
+    "rows_of",
+    "run",
+    "test_rows",
+]
+
+Work = Callable[["Cell", Path], dict[str, Any]]
 
 BATCH_SIZE = 512
 VALIDATION_ROWS = 2000
 VALIDATIONS = 20
+PATIENCE = 30  # validations without a better one, as in Papamakarios et al. 2017
+VIEWS = ("default", "parameters", "budget")
+RESULT, LOCK = "result.json", "lock"
+HELD = {"status": "held"}  # what stands for the result of a cell that another process works on
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,13 @@ class Cell:
         dequantise: noise for quantised columns of a file, as ``data.load`` takes it; no part of the
             key, since the checksum is that of the rows with their noise.
         pixels: levels and alpha of rows that are made of pixels, else None; likewise.
+        view: in which sense the models are compared as equals, one of ``VIEWS``.
+        hidden: widths of the hidden layers, or None for the model's own.
+        patience: validations without a better one after which training stops.
+        validate_every: steps between two validations, in place of ``validations``.
+        schedule: of the learning rate, as ``fit`` takes it.
+        origin: what ``models.find`` knows a model of the user's own by, or ""; no part of the key,
+            since the configuration holds its text.
 
     """
 
@@ -83,16 +110,29 @@ class Cell:
     version: str = __version__
     dequantise: Width | None = None
     pixels: tuple[int, float] | None = None
+    view: str = "default"
+    hidden: tuple[int, ...] | None = None
+    patience: int = PATIENCE
+    validate_every: int | None = None
+    schedule: str = "cosine"
+    origin: str = ""
+
+    @property
+    def found(self) -> str:
+        """The name that ``models.find`` knows the model by, from any folder."""
+        return self.origin or self.model
 
     @property
     def key(self) -> str:
         """The folder's name: readable, and unique by a hash of the configuration."""
-        indirect = ("source", "dequantise", "pixels")
+        indirect = ("source", "dequantise", "pixels", "origin")
         decisive = {name: value for name, value in asdict(self).items() if name not in indirect}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-        name = re.sub(r"[^A-Za-z0-9_]+", "-", self.data)[:40]
+        name, model = (
+            re.sub(r"[^A-Za-z0-9_]+", "-", text)[:40] for text in (self.data, self.model)
+        )
         depth = "" if self.depth is None else f"-{self.depth}"
-        return f"{name}-{self.model}{depth}-seed{self.seed}-{digest[:10]}"
+        return f"{name}-{model}{depth}-seed{self.seed}-{digest[:10]}"
 
     def folder(self, out: Path) -> Path:
         """Where the cell lives below DIR."""
@@ -102,10 +142,41 @@ class Cell:
 def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
     """The result of a cell that is done and did not fail, else None."""
     try:
-        result: dict[str, Any] = json.loads((cell.folder(out) / "result.json").read_text())
+        result: dict[str, Any] = json.loads((cell.folder(out) / RESULT).read_text())
     except (FileNotFoundError, ValueError):
         return None
     return result if result.get("status") == "ok" else None
+
+
+def attempt(cell: Cell, work: Work, out: Path, since: float) -> dict[str, Any]:
+    """Do the work of a cell, unless another process is at it: the result, or ``HELD``.
+
+    Args:
+        cell: the cell.
+        work: ``run``, or what takes its place.
+        out: DIR.
+        since: when this command began, by the clock of DIR's file system. A result younger than
+            that is another process's, and is taken as it is, a failure too.
+
+    """
+    folder = cell.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claims.claimed(folder / LOCK) as held:
+        if not held:
+            return HELD
+        place = folder / RESULT
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if place.stat().st_mtime > since:
+                found: dict[str, Any] = json.loads(place.read_text())
+                return found
+        for left in folder.glob(".*.*"):  # what a kill left of a file that was being written
+            left.unlink(missing_ok=True)
+        return work(cell, out)
+
+
+def is_free(cell: Cell, out: Path) -> bool:
+    """Whether no other process works on a cell at this moment."""
+    return claims.is_free(cell.folder(out) / LOCK)
 
 
 def run(cell: Cell, out: Path) -> dict[str, Any]:
@@ -121,17 +192,14 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", asdict(cell))
-    _forget_peak_memory(cell.device)
-    before = _resident_mb("VmRSS")
+    memory.forget_peak(cell.device)
+    before = memory.resident_mb()
     try:
         result = _train_and_evaluate(cell, folder)
     except Exception as error:  # whatever it was, it is this cell's and the report says it
         return _fail_with(cell, out, error)
-    peak = max(0.0, _resident_mb("VmHWM") - before)
-    if cell.device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    result["peak_memory_mb"] = round(peak, 1)
-    _write_json(folder / "result.json", result)
+    result["peak_memory_mb"] = round(memory.peak_mb(cell.device, before), 1)
+    _write_json(folder / RESULT, result)
     return result
 
 
@@ -139,7 +207,7 @@ def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
     """Give a cell a result of status ``"failed"``; return it."""
     cell.folder(out).mkdir(parents=True, exist_ok=True)
     result = {"status": "failed", "error": " ".join(reason.split())}
-    _write_json(cell.folder(out) / "result.json", result)
+    _write_json(cell.folder(out) / RESULT, result)
     return result
 
 
@@ -156,13 +224,25 @@ def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
             return cost
     torch.set_num_threads(1)
     try:
-        flow = load(cell.folder(out) / "model.pt").to(cell.device)
+        flow = flow_of(cell, out)
         test = _rows(cell)[2]
         cost = {**sampling.measure(flow, test), "processor": processor}
     except Exception as error:  # as in run
         return _fail_with(cell, out, error, "timing: ")
     _write_json(place, cost)
     return cost
+
+
+def flow_of(cell: Cell, out: Path) -> Flow:
+    """Return the flow of a finished cell, in evaluation mode and on its device."""
+    folder = cell.folder(out)
+    if (folder / "model.pt").exists():
+        return load(folder / "model.pt").to(cell.device)
+    # Of parts that are not registered, so that only its function can build it.
+    name = json.loads((folder / RESULT).read_text())["map"]
+    flow = _built(cell, data_end.MAPS[name](_rows(cell)[0]))
+    flow.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    return flow.to(cell.device).eval()
 
 
 @functools.lru_cache(maxsize=2)
@@ -183,6 +263,11 @@ def rows_of(
         for part in (rows.train, rows.validation, rows.test)
     )
     return train, validation, test
+
+
+def test_rows(cell: Cell) -> Tensor:
+    """The rows that a cell is tested on, (N, D); raises as ``rows_of`` does."""
+    return _rows(cell)[2]
 
 
 def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,17 +296,31 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
         features = train.shape[1]
         result["parameters"] = features + features * (features + 1) // 2
     scores, log_prob = likelihood.evaluate(flow, test)
+    if lost := int((~log_prob.isfinite()).sum()):
+        raise ArithmeticError(f"log p of {lost} of {len(test)} test rows is not a finite number")
     if cell.pixels is not None:
         bits = Pixels(*cell.pixels).bits_per_dim(
             log_prob.cpu().numpy(), test.double().cpu().numpy()
         )
-        result["bits_per_dim"] = float(bits.mean())
+        result["bits_per_dim"], result["bits_per_dim_2se"] = mean_and_error(bits)
     _write_array(folder / "test_log_prob.npy", log_prob.cpu().numpy())
     if train.shape[1] == 2:
         parts = likelihood.picture(flow, test)
         write_beside(folder / "picture.npz", lambda beside: _savez(beside, parts))
-    flow.save(folder / "model.pt")
-    return result | scores
+    _save(flow, folder)
+    return result | scores | quality.evaluate(flow, test)
+
+
+def _save(flow: Flow, folder: Path) -> None:
+    """Keep the flow as ``cflows.load`` reads it; its tensors alone if a part is not registered."""
+    try:
+        flow.save(folder / "model.pt")
+    except TypeError:
+        write_beside(folder / "state.pt", lambda beside: torch.save(flow.state_dict(), beside))
+
+
+def _built(cell: Cell, end: Bijector) -> Flow:
+    return models.build(cell.found, cell.depth, end, cell.seed, cell.hidden)
 
 
 def _trained(
@@ -229,40 +328,54 @@ def _trained(
 ) -> tuple[Flow, dict[str, Any]]:
     """Choose the map, train behind it; the flow, and what the result says of both."""
     settings: dict[str, Any] = {
-        "objective": models.find(cell.model).objective,
+        "objective": models.find(cell.found).objective,
         "batch_size": cell.batch_size,
         "learning_rate": cell.learning_rate,
+        "patience": cell.patience,
         "seed": cell.seed,
         "device": cell.device,
         "progress": False,
     }
     name, end, chosen_in = data_end.fitted(
         cell.preprocess,
-        lambda end: models.build(cell.model, cell.depth, end, cell.seed),
+        lambda end: _built(cell, end),
         train,
         validation,
         folder / "map.json",
-        steps=cell.steps,
+        steps=_usual_steps(cell),
         seconds=cell.seconds,
         **settings,
     )
-    flow = models.build(cell.model, cell.depth, end, cell.seed).to(cell.device)
+    flow = _built(cell, end).to(cell.device)
+    every = cell.validate_every
+    if every is None and cell.steps is not None:
+        every = max(1, cell.steps // cell.validations)
     history = fit(
         flow,
         train,
         validation,
         steps=cell.steps,
         seconds=None if cell.seconds is None else max(cell.seconds - chosen_in, 1e-9),
-        validate_every=None if cell.steps is None else max(1, cell.steps // cell.validations),
+        validate_every=every,
+        schedule=cell.schedule,
         checkpoint=folder / "checkpoint.pt",
         **settings,
     )
     history.write(folder / "history.jsonl")
     return flow, {
+        "view": cell.view,
+        "stopped": history.stopped,
         "steps": history.steps,
         "train_seconds": history.seconds + chosen_in,
         "map": name,
     }
+
+
+def _usual_steps(cell: Cell) -> int | None:
+    """Steps of which the choice of a map takes a part: of those that only patience ends, fewer."""
+    if cell.steps is None or cell.validate_every is None:
+        return cell.steps
+    return min(cell.steps, cell.validations * cell.validate_every)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -280,24 +393,3 @@ def _write_array(path: Path, value: np.ndarray[Any, Any]) -> None:
 def _savez(path: Path, parts: dict[str, np.ndarray[Any, Any]]) -> None:
     with open(path, "wb") as file:
         np.savez_compressed(file, **parts)  # type: ignore[arg-type]
-
-
-def _resident_mb(field: str) -> float:
-    """Resident memory of this process, ``VmRSS`` now or ``VmHWM`` at its peak, in MB."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        import resource
-
-        scale = 2**20 if os.uname().sysname == "Darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-    found = re.search(rf"{field}:\s+(\d+) kB", status)
-    return int(found[1]) / 1024 if found else 0.0
-
-
-def _forget_peak_memory(device: str) -> None:
-    """Let the peak start anew for this cell, where the system allows it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if device == "cuda":  # else a GPU that nobody uses would be given a context
-        torch.cuda.reset_peak_memory_stats()

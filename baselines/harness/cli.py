@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         if processes.speaks():
-            print(f"\ninterrupted; {_what_is_left(options)}", file=sys.stderr)
+            command = shlex.join(["cflows", *arguments])
+            print(f"\ninterrupted; {_what_is_left(options, command)}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "sklearn", "PIL"):
@@ -74,8 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)
         _add_comparison_options(command)
         command.set_defaults(run=_compare, comparison=name)
-    command = commands.add_parser("report", help="write tables and pictures again from DIR")
+        if name == "depth":  # planar maps, and the one depth of a continuous flow that is no block
+            command.set_defaults(models=[*DEFAULT_MODELS, "planar", "ffjord-time"])
+    command = commands.add_parser("report", help="write tables and pictures again from DIR, "
+                                  "or lay two directories side by side")  # fmt: skip
     command.add_argument("directory", metavar="DIR", type=Path)
+    command.add_argument("other", metavar="DIR", type=Path, nargs="?",
+        help="laid beside the first one; nothing is written")  # fmt: skip
     command.set_defaults(run=_report)
     for name, add_options, run, help_text in (
         ("fit", _add_fit_options, _fit, "train one model on a table, and keep it with its columns"),
@@ -94,8 +100,9 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     for action, help_text, names, names_help in (
         ("list", "what there is, its size, source and licence, and whether it is here", "*",
          "data sets (default: all)"),
-        ("fetch", "convert sets once into what is mapped into memory, from an archive of 857 MB",
-         "+", "power, gas, hepmass, miniboone, bsds300"),
+        ("fetch", "download sets once; the five tables from one archive of 857 MB, converted into "
+         "what is mapped into memory", "+",
+         "power, gas, hepmass, miniboone, bsds300, mnist, fashion_mnist, cifar10"),
         ("check", "checksums, statistics, the log-likelihood of a Gaussian", "+",
          "data sets, or .csv and .npy files"),
     ):  # fmt: skip
@@ -105,12 +112,13 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
         if action == "fetch":
             command.add_argument("--from", dest="given", type=Path, metavar="FILE|DIR",
                 help="data.tar.gz, or the folder that was unpacked from it, in place of a "
-                     "download")  # fmt: skip
+                     "download; likewise the folder of a set of images")  # fmt: skip
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--model", required=True, metavar="NAME")
+    add("--model", required=True, metavar="NAME",
+        help="a name of compare's, or your own FILE.py:FUNCTION or MODULE:FUNCTION")  # fmt: skip
     add("--data", required=True, metavar="NAME|FILE",
         help="a data set, or a .csv, .npy or .npz file")  # fmt: skip
     add("--context", nargs="+", metavar="COLUMN", default=[],
@@ -143,10 +151,20 @@ def _add_dequantise(command: argparse.ArgumentParser) -> None:
 def _width(text: str) -> float | str:
     if text == "auto":
         return text
-    width = float(text)
+    try:
+        width = float(text)
+    except ValueError:
+        width = math.nan
     if not 0 < width < math.inf:
-        raise argparse.ArgumentTypeError(f"a width must be positive and finite, got {text}")
+        raise argparse.ArgumentTypeError(f"a width must be a positive number, got {text!r}")
     return width
+
+
+def _setting(text: str) -> tuple[str, str | int]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"write KEY=VALUE, as in partition=gpu; got {text}")
+    return f"slurm_{name}", int(value) if value.isdigit() else value
 
 
 def _add_score_options(command: argparse.ArgumentParser) -> None:
@@ -178,12 +196,25 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
         f"(default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
     _add_dequantise(command)
     add("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS),
-        help=f"default: {' '.join(DEFAULT_MODELS)}")  # fmt: skip
-    add("--seeds", nargs="+", type=int, metavar="N", default=[0], help="default: 0")
+        help="names, the papers' presets such as maf-power among them, or functions of your own, "
+        f"FILE.py:FUNCTION or MODULE:FUNCTION (default: {' '.join(DEFAULT_MODELS)})")  # fmt: skip
+    add("--seeds", nargs="+", type=int, metavar="N",
+        help="default: 0 1 2; 0 with --quick, and for a compare of the default data and models or "
+        "of --steps")  # fmt: skip
     add("--depths", nargs="+", type=int, metavar="N",
         help="layers of discrete flows, blocks of continuous ones")  # fmt: skip
-    add("--budget", type=float, metavar="SECONDS", help="training seconds a cell")
-    add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own)")
+    add("--budget", type=float, metavar="SECONDS",
+        help="training seconds a cell: models compared at equal wall-clock")  # fmt: skip
+    sizes = command.add_mutually_exclusive_group()
+    sizes.add_argument("--parameters", type=int, metavar="N",
+        help="models compared at equal size: widths are solved for so that each has N parameters; "
+        "beside --budget a second view of the same models")  # fmt: skip
+    sizes.add_argument("--equal-parameters", action="store_const", dest="parameters", const="equal",
+        help="likewise, N the median of the models' own")  # fmt: skip
+    add("--steps", type=int, metavar="N", help="training steps a cell (default: each model's own; "
+        "likelihood: until --patience ends it)")  # fmt: skip
+    add("--patience", type=int, metavar="N",
+        help="validations without a better one that end a training (default: 30)")  # fmt: skip
     add("--preprocess", choices=["auto", "standardise", "whiten"], default="auto",
         help="the map behind each model; auto (default) tries both on validation rows, and whitens "
         "with --quick")  # fmt: skip
@@ -191,24 +222,41 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="few steps: a first look in about a minute")
     add("--jobs", type=int, metavar="N",
         help="cells trained at a time, one thread each (default: the processors)")  # fmt: skip
+    add("--executor", choices=["local", "slurm", "submitit-local", "submitit-debug"],
+        default="local", metavar="local|slurm",
+        help="slurm: each cell a job of a cluster, by submitit")  # fmt: skip
+    add("--slurm", nargs="+", type=_setting, metavar="KEY=VALUE", default=[],
+        help="of its jobs: partition=gpu time=600 account=...")  # fmt: skip
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:
-    _refuse_numbers(options, "--steps", "--budget", "--jobs")
-    if not all(0 <= seed < 2**63 for seed in options.seeds):
+    _refuse_numbers(options, "--steps", "--budget", "--jobs", "--patience")
+    if options.parameters != "equal":
+        _refuse_numbers(options, "--parameters")
+    if not all(0 <= seed < 2**63 for seed in options.seeds or ()):
         _fail(f"--seeds must lie between 0 and 2**63 - 1, got {options.seeds}")
+    from .cells import PATIENCE
+    from .plans import default_seeds
     from .runner import Plan, execute
+
+    chosen = (options.data, options.models) != (list(DEFAULT_DATA), list(DEFAULT_MODELS))
+    bare = options.steps is not None or not chosen
+    seeds = options.seeds or default_seeds(options.comparison, quick=options.quick, bare=bare)
 
     device = _device(options.device)
     jobs = options.jobs or (1 if device == "cuda" else _processors())
+    if options.executor == "slurm":
+        jobs = options.jobs or 0
+    elif options.slurm:
+        _fail("--slurm goes with --executor slurm")
     default = Path("results") / (options.comparison + ("-quick" if options.quick else ""))
     return execute(
         Plan(
             comparison=options.comparison,
             data=list(dict.fromkeys(options.data)),
             models=list(dict.fromkeys(options.models)),
-            seeds=list(dict.fromkeys(options.seeds)),
+            seeds=list(dict.fromkeys(seeds)),
             depths=options.depths,
             steps=options.steps,
             budget=options.budget,
@@ -219,6 +267,10 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             command=command,
             preprocess=options.preprocess,
             dequantise=options.dequantise,
+            parameters=options.parameters,
+            patience=options.patience or PATIENCE,
+            executor=options.executor,
+            cluster=dict(options.slurm),
         )
     )
 
@@ -267,8 +319,11 @@ def _sample(options: argparse.Namespace, command: str) -> int:
 
 
 def _report(options: argparse.Namespace, command: str) -> int:
-    from . import report
+    from . import report, versus
 
+    if options.other is not None:
+        print(versus.text(options.directory, options.other))
+        return 0
     page = report.write(options.directory)
     print(report.summary(options.directory))
     print(f"\nthe report, with pictures: {page}")
@@ -312,11 +367,11 @@ def _device(name: str) -> str:
     return name
 
 
-def _what_is_left(options: argparse.Namespace) -> str:
+def _what_is_left(options: argparse.Namespace, command: str) -> str:
     if options.run in (_score, _sample) or (options.run is _fit and options.checkpoint is None):
         hint = "; with --checkpoint PATH it could go on" if options.run is _fit else ""
         return f"nothing was written{hint}"
-    return "nothing is lost: the same command goes on where it stopped"
+    return f"nothing is lost: the same command goes on where it stopped:\n  {command}"
 
 
 def _replace_what_cannot_be_printed() -> None:
@@ -337,11 +392,13 @@ def _processors() -> int:
 def _is_ours(error: Exception) -> bool:
     from cflows import LoadError
 
+    from .cluster import ClusterError
     from .data import DataError
     from .models import ModelError
     from .report import ReportError
 
-    return isinstance(error, DataError | LoadError | ModelError | ReportError | OSError)
+    ours = ClusterError | DataError | LoadError | ModelError | ReportError | OSError
+    return isinstance(error, ours)
 
 
 def _is_a_failed_computation(error: Exception) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from baselines.harness import data
 from baselines.harness.data import fetching, statistics, store
+from baselines.harness.data.fetching_images import IMAGES
 from baselines.harness.data.published import PUBLISHED
 
 __all__ = ["check", "fetch", "listing"]
@@ -35,10 +36,17 @@ def listing(names: Sequence[str] = ()) -> None:
             f"{about.columns} columns, {sizes} rows to train / validate / test",
             f"source: {about.source}",
             f"licence: {about.licence}",
-            f"here: {about.here() or f'no; cflows data fetch {name}'}",
+            f"here: {about.here() or _how(name)}",
         ):
             print(textwrap.fill(line, 110, initial_indent=" " * 14, subsequent_indent=" " * 16,
                                 break_long_words=False, break_on_hyphens=False))  # fmt: skip
+
+
+def _how(name: str) -> str:
+    """How a set comes here that is not."""
+    if name in PUBLISHED or name in IMAGES:
+        return f"no; cflows data fetch {name}"
+    return "no; pip install 'cflows[bench]'"
 
 
 def fetch(names: Sequence[str], given: Path | None = None) -> None:
@@ -78,8 +86,8 @@ def _check(name: str) -> None:
     print(f"source: {rows.source}\nlicence: {rows.licence}")
     place = f"; all files of {store.place_of(name)} are as they were written" if stored else ""
     print(f"checksum: {rows.checksum}{place}")
-    if rows.note:
-        print(rows.note)
+    for note in (*([rows.note] if rows.note else []), *rows.notes):
+        print(note)
     _print_columns(rows)
     _print_gaussian(rows)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from cflows import Bijector, Flow, choose, standardise, whiten
 from cflows.storage import write_beside
 
-__all__ = ["PREPROCESS", "fitted"]
+__all__ = ["MAPS", "PREPROCESS", "fitted"]
 
 PREPROCESS = ("auto", "standardise", "whiten")
 MAPS: dict[str, Callable[[Tensor], Bijector]] = {"whiten": whiten, "standardise": standardise}

@@ -72,18 +72,20 @@ def _places(given: tuple[str, ...], wanted: tuple[str, ...], flow: Flow, source:
     if nameless and len(given) == len(wanted):
         return list(range(len(wanted)))
     context = context_columns(flow)
-    hint = f"; its context is {', '.join(context)}, see --context" if context else ""
+    hint, whose = "", "the model's context" if wanted == context else "the model"
+    if context and wanted != context:
+        hint = f"; its context is {', '.join(context)}, see --context"
     if nameless:
-        raise DataError(f"{source}: has {len(given)} columns, the model {len(wanted)} "
+        raise DataError(f"{source}: has {len(given)} columns, {whose} {len(wanted)} "
                         f"({', '.join(wanted)}); give these, in this order{hint}")  # fmt: skip
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
     parts = [
-        f"{what} {', '.join(map(repr, names))}"
+        f"{what}{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
         for what, names in (("lacks the column", missing), ("has the further column", extra))
         if names
     ]
-    raise DataError(f"{source}: {' and '.join(parts)}; the model's columns are "
+    raise DataError(f"{source}: {' and '.join(parts)}; the columns of {whose} are "
                     f"{', '.join(wanted)}{hint}")  # fmt: skip
 
 

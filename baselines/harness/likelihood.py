@@ -11,10 +11,11 @@ from torch import Tensor
 
 from cflows import Flow, log_likelihood
 
-__all__ = ["evaluate", "picture", "solver_gap"]
+__all__ = ["evaluate", "picture", "round_trip_error", "solver_gap"]
 
 CHECKED_ROWS = 2000
 GRID = 160
+PATHS = 150
 
 
 def evaluate(flow: Flow, test: Tensor) -> tuple[dict[str, Any], Tensor]:
@@ -38,7 +39,7 @@ def evaluate(flow: Flow, test: Tensor) -> tuple[dict[str, Any], Tensor]:
         "test_log_prob_2se": 2 * float(log_prob.std()) / math.sqrt(len(log_prob)),
         "solver_gap": None if gap is None else float(gap.mean()),
         "solver_gap_max": None if gap is None else float(gap.max()),
-        "round_trip_error": _round_trip_error(flow, test[:CHECKED_ROWS]),
+        "round_trip_error": round_trip_error(flow, test[:CHECKED_ROWS]),
     }, log_prob
 
 
@@ -57,7 +58,7 @@ def solver_gap(
 
 @torch.no_grad()
 def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarray[Any, Any]]:
-    """What a picture of a density in the plane needs: log p on a grid, and samples.
+    """What a picture of a density in the plane needs: log p on a grid, samples, and paths.
 
     Args:
         flow: of two features.
@@ -72,7 +73,12 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
     ).flip(1)  # fmt: skip
     density = log_likelihood(flow, grid.to(rows), batch_size=GRID * 40)
     torch.manual_seed(0)
-    return {
+    paths = {}
+    if flow.is_continuous:
+        start = flow.base.sample((PATHS,))
+        times = torch.linspace(0, 1, 25).tolist()
+        paths["paths"] = flow.trajectory(start, times).cpu().numpy()
+    return paths | {
         "density": density.reshape(GRID, GRID).cpu().numpy(),
         "extent": np.array([x0, x1, y0, y1]),
         "samples": flow.sample(samples).cpu().numpy(),
@@ -93,7 +99,8 @@ def _limits(column: np.ndarray[Any, Any]) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _round_trip_error(flow: Flow, x: Tensor) -> float:
+def round_trip_error(flow: Flow, x: Tensor) -> float:
+    """The largest |f(f⁻¹(x)) - x| of rows (N, D), in their standard deviations."""
     back = flow.bijector.forward(flow.bijector.inverse(x))
     std = x.std(0)
     return float(((back - x).abs() / std.where(std > 0, 1.0)).max())

@@ -8,18 +8,23 @@ beat.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import torch
 
 from baselines.autoregressive import IAF, MAF
 from baselines.coupling import NICE, RealNVP
+from baselines.nsf import NSF
+from baselines.planar import PlanarFlow
 from cflows import FFJORD, Bijector, FixedGrid, Flow, Lagged, ODEBijector
 from cflows.preprocessing import behind
 from cflows.storage import configuration_of
+
+from .data.dataset import nearest
 
 __all__ = [
     "GAUSSIAN",
@@ -31,13 +36,15 @@ __all__ = [
     "find",
     "preset",
     "solvers",
+    "takes_widths",
 ]
 
 GAUSSIAN = "gaussian"
+HIDDEN = (64, 64)
 
 
 class ModelError(ValueError):
-    """A name that no model has, or a depth that it cannot have; one line."""
+    """A name that no model has, or a depth or a size that it cannot have; one line."""
 
 
 @dataclass(frozen=True)
@@ -46,43 +53,58 @@ class Model:
 
     Attributes:
         label: as tables and pictures write it.
-        core: (features, depth) -> the flow, for white data.
+        core: (features, depth) -> the flow, for white data; where it takes a third argument
+            ``hidden``, the widths of a network's hidden layers, they can be chosen for it.
         depths: the settings of depth that a comparison runs by default, ascending.
         unit: what depth counts.
         steps: optimiser steps by default.
         quick_steps: the same under ``--quick``.
         learning_rate: Adam's.
         objective: a name that ``fit`` knows.
+        batch_size: rows a step; None for that of all cells.
+        text: what else decides how it computes: a hash of the file of a user's function.
 
     """
 
     label: str
-    core: Callable[[int, int], Flow]
+    core: Callable[..., Flow]
     depths: tuple[int, ...]
     unit: str
     steps: int
     quick_steps: int
     learning_rate: float
     objective: str = "forward_kl"
+    batch_size: int | None = None
+    text: str = ""
 
 
-def _matching(features: int, depth: int) -> Flow:
+def _ffjord(features: int, depth: int, hidden: Sequence[int] = HIDDEN) -> Flow:
+    solver = Lagged("rk4", 1e-2)
+    return FFJORD(features, blocks=depth, hidden=hidden, training_solver=solver)
+
+
+def _matching(features: int, depth: int, hidden: Sequence[int] = (256, 256)) -> Flow:
     """The field of design.md's measurements: smooth paths, which a fixed grid follows."""
     if depth > 1:
         raise ValueError("flow matching trains one block: leave the depth at 1")
     grid = FixedGrid("dopri5", 16)
     return FFJORD(
-        features, hidden=(256, 256), layer="film", activation="silu",
+        features, hidden=hidden, layer="film", activation="silu",
         field={"time_frequencies": 8}, training_solver=grid, evaluation_solver=grid,
     )  # fmt: skip
+
+
+def _layers(family: Callable[..., Flow]) -> Callable[..., Flow]:
+    def core(features: int, depth: int, hidden: Sequence[int] = HIDDEN) -> Flow:
+        return family(features, layers=depth, hidden=hidden)
+
+    return core
 
 
 MODELS: dict[str, Model] = {
     "ffjord": Model(
         "FFJORD",
-        lambda features, depth: FFJORD(
-            features, blocks=depth, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2)
-        ),
+        _ffjord,
         depths=(1, 2),
         unit="blocks",
         steps=400,
@@ -101,7 +123,7 @@ MODELS: dict[str, Model] = {
     ),
     "maf": Model(
         "MAF",
-        lambda features, depth: MAF(features, layers=depth, hidden=(64, 64)),
+        _layers(MAF),
         depths=(2, 5),
         unit="layers",
         steps=2000,
@@ -110,7 +132,7 @@ MODELS: dict[str, Model] = {
     ),
     "iaf": Model(
         "IAF",
-        lambda features, depth: IAF(features, layers=depth, hidden=(64, 64)),
+        _layers(IAF),
         depths=(2, 5),
         unit="layers",
         steps=1000,
@@ -119,7 +141,7 @@ MODELS: dict[str, Model] = {
     ),
     "realnvp": Model(
         "RealNVP",
-        lambda features, depth: RealNVP(features, layers=depth, hidden=(64, 64)),
+        _layers(RealNVP),
         depths=(4, 8),
         unit="layers",
         steps=2000,
@@ -128,56 +150,126 @@ MODELS: dict[str, Model] = {
     ),
     "nice": Model(
         "NICE",
-        lambda features, depth: NICE(features, layers=depth, hidden=(64, 64)),
+        _layers(NICE),
         depths=(4, 8),
         unit="layers",
         steps=2000,
         quick_steps=300,
         learning_rate=2e-3,
     ),
+    "spline": Model(
+        "Neural spline flow",
+        _layers(NSF),
+        depths=(2, 5),
+        unit="layers",
+        steps=2000,
+        quick_steps=300,
+        learning_rate=2e-3,
+    ),
+    "planar": Model(
+        "Planar",
+        lambda features, depth: PlanarFlow(features, layers=depth),
+        depths=(2, 8, 32),
+        unit="maps",
+        steps=2000,
+        quick_steps=300,
+        learning_rate=5e-3,
+    ),
+    "ffjord-time": Model(
+        "FFJORD (end time)",
+        lambda features, depth: FFJORD(
+            features, end_time=depth / 4, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2)
+        ),
+        depths=(1, 2, 4, 8),
+        unit="quarters of end time",
+        steps=400,
+        quick_steps=80,
+        learning_rate=1e-2,
+    ),
 }
 
 
 def find(name: str) -> Model:
-    """Return the model of that name.
+    """Return the model of that name, or the user's own behind ``module:function``.
+
+    Names are those of ``MODELS``, of the papers' presets (``maf-power``, see ``papers``) and of
+    the entry points of installed packages (see ``user_models``).
 
     Raises:
-        ModelError: there is none; near names are suggested.
+        ModelError: there is none; near names are suggested. Or a file or a module cannot be used.
 
     """
+    from . import papers, user_models  # which build on this module
+
     if name in MODELS:
         return MODELS[name]
-    near = difflib.get_close_matches(name.lower(), MODELS, n=2)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ModelError(f"no model is called {name!r}; {hint}Known names: {', '.join(MODELS)}")
+    if name in papers.PRESETS:
+        return papers.PRESETS[name]
+    if ":" in name:
+        return user_models.imported(name)
+    if name in (installed := user_models.installed()):
+        return user_models.entered(installed[name])
+    known = [*MODELS, *installed]
+    hint = nearest(name.lower(), [*known, *papers.PRESETS])
+    raise ModelError(
+        f"no model is called {name!r}; {hint}Known names: {', '.join(known)}; the papers' sizes as "
+        f"in {', '.join(papers.examples())}; or your own function, as in FILE.py:FUNCTION"
+    )
 
 
-def build(name: str, depth: int | None, data_end: Bijector, seed: int) -> Flow:
+def takes_widths(name: str) -> bool:
+    """Whether the widths of a model's hidden layers can be chosen."""
+    return "hidden" in signature(find(name).core).parameters
+
+
+def build(
+    name: str,
+    depth: int | None,
+    data_end: Bijector,
+    seed: int,
+    hidden: Sequence[int] | None = None,
+) -> Flow:
     """Build a model that ends in a fixed map; its first weights are a function of the seed.
 
     Args:
-        name: a name in ``MODELS``, or ``"gaussian"``: a whitening alone is the full-covariance
-            Gaussian of maximum likelihood.
+        name: a name that ``find`` knows, or ``"gaussian"``: a whitening alone is the
+            full-covariance Gaussian of maximum likelihood.
         depth: layers or blocks; None for the Gaussian.
         data_end: fitted to the training rows.
         seed: of torch's generator, within this call only.
+        hidden: widths of the hidden layers; None for the model's own.
 
     """
     if name == GAUSSIAN:
         return Flow(data_end)
     if depth is None or depth < 1:
         raise ModelError(f"{name} needs a depth of at least 1, got {depth}")
-    return behind(preset(name, data_end.features, depth, seed), data_end)
+    return behind(preset(name, data_end.features, depth, seed, hidden), data_end)
 
 
-def preset(name: str, features: int, depth: int, seed: int = 0) -> Flow:
-    """Build a model for white data; the caller's random numbers are left alone."""
+def preset(
+    name: str, features: int, depth: int, seed: int = 0, hidden: Sequence[int] | None = None
+) -> Flow:
+    """Build a model for white data; the caller's random numbers are left alone.
+
+    Raises:
+        ModelError: the user's own function returned something else than a flow of these features.
+
+    """
+    widths: dict[str, Any] = {} if hidden is None else {"hidden": tuple(hidden)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return find(name).core(features, depth)
+        flow = find(name).core(features, depth, **widths)
+    if not isinstance(flow, Flow):
+        raise ModelError(f"{name} returned a {type(flow).__name__}, not a cflows.Flow")
+    if flow.features != features:
+        raise ModelError(f"{name} returned a flow of {flow.features} features for {features}")
+    return flow
 
 
-def configuration(name: str, features: int, depth: int | None) -> str:
+def configuration(
+    name: str, features: int, depth: int | None, hidden: Sequence[int] | None = None
+) -> str:
     """Return a hash of the constructor calls behind a model, which changes with its preset.
 
     ``""`` for the Gaussian, which has no settings, and for a model that cannot be built: its cell
@@ -186,11 +278,11 @@ def configuration(name: str, features: int, depth: int | None) -> str:
     if name == GAUSSIAN or depth is None:
         return ""
     with contextlib.suppress(Exception):
-        core = preset(name, features, depth)
+        core = preset(name, features, depth, hidden=hidden)
         # The parts as well as the flow: a call records what was passed, and a subclass of Flow
         # passes its own defaults on to its parts.
         calls = [configuration_of(part) for part in (core, core.bijector, core.base)]
-        calls.append(find(name).objective)
+        calls += [find(name).objective, find(name).text]
         return hashlib.sha256("\n".join(calls).encode()).hexdigest()
     return ""
 

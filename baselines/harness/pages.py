@@ -71,7 +71,8 @@ def page(blocks: Sequence[Block | Table], pictures: Mapping[str, bytes]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{_CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{body}\n</main>\n<dialog></dialog>\n"
+        f"<script>\n{_JS}</script>\n</body>\n</html>\n"
     )
 
 
@@ -82,7 +83,8 @@ def _html_block(block: Block, pictures: Mapping[str, bytes]) -> str:
         width = int.from_bytes(png[16:20], "big") * 3 // 5  # of the header: 160 dpi shown at 96
         data = base64.b64encode(png).decode()
         image = f'<img alt="{text}" style="--w:{width}px" src="data:image/png;base64,{data}">'
-        return f'<figure><div class="card">{image}</div><figcaption>{text}</figcaption></figure>'
+        button = f'<button class="card" title="enlarge">{image}</button>'
+        return f"<figure>{button}<figcaption>{text}</figcaption></figure>"
     if block.kind == "list":
         return "<ul>" + "".join(f"<li>{line}</li>" for line in text.splitlines()) + "</ul>"
     if block.kind == "code":
@@ -104,7 +106,7 @@ def _html_table(table: Table) -> str:
             yield f"<{tag}>{f'<strong>{text}</strong>' if cell.bold else text}</{tag[:2]}>"
 
     heads = [html.escape(name).replace("± 2 s.e.", "±&nbsp;2&nbsp;s.e.") for name in table.header]
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    head = "".join(f'<th scope="col" tabindex="0">{name}</th>' for name in heads)
     names = [row[0].text for row in table.rows]
     marks = [' class="same"' if i and names[i - 1] == name else "" for i, name in enumerate(names)]
     body = "\n".join(
@@ -155,6 +157,49 @@ figure { margin: 1.5rem 0 2rem; }
 .card { background: #fff; border: 1px solid var(--rule); border-radius: 8px; padding: .75rem;
   overflow-x: auto; text-align: center; }
 .card img { width: var(--w); max-width: 100%; min-width: min(var(--w), 44rem); height: auto; }
+button.card { display: block; width: 100%; cursor: zoom-in; font: inherit; }
+thead th { cursor: pointer; }
+thead th:hover, thead th:focus-visible { color: var(--ink); }
+thead th[aria-sort]::after { content: " ↑"; color: var(--best); }
+thead th[aria-sort="descending"]::after { content: " ↓"; }
+dialog { border: 0; padding: 0; max-width: 98vw; max-height: 98vh; overflow: auto; cursor: zoom-out;
+  background: #fff; }
+dialog::backdrop { background: rgb(0 0 0 / .7); }
+dialog img { display: block; min-width: min(96vw, 110rem); height: auto; }
 figcaption { margin-top: .5rem; }
 summary { cursor: pointer; margin: 1rem 0 .5rem; }
+"""
+
+# Numbers sort by what stands first in a cell, rows without one last; a picture opens on a click.
+_JS = """\
+"use strict";
+const value = (row, i) => {
+  const text = row.cells[i] ? row.cells[i].textContent.trim() : "";
+  const found = text.replaceAll(",", "").match(/^[-+±]?\\s*(\\d[\\d.]*(e[-+]?\\d+)?)/i);
+  return found ? [0, Number(found[0].replace(/[±\\s]/g, "")), text] : [text ? 1 : 2, 0, text];
+};
+const sort = head => {
+  const table = head.closest("table"), i = head.cellIndex;
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const order = (a, b) => a[0] - b[0] || (up ? 1 : -1) * (a[1] - b[1] || a[2].localeCompare(b[2]));
+  const rows = [...table.tBodies[0].rows].map(row => [value(row, i), row]);
+  rows.sort((a, b) => order(a[0], b[0])).forEach(([, row]) => {
+    row.classList.remove("same");
+    table.tBodies[0].append(row);
+  });
+};
+for (const head of document.querySelectorAll("thead th")) {
+  head.addEventListener("click", () => sort(head));
+  head.addEventListener("keydown", event => { if (event.key === "Enter") sort(head); });
+}
+const dialog = document.querySelector("dialog");
+dialog.addEventListener("click", () => dialog.close());
+for (const button of document.querySelectorAll("button.card")) {
+  button.addEventListener("click", () => {
+    dialog.replaceChildren(button.querySelector("img").cloneNode());
+    dialog.showModal();
+  });
+}
 """

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from baselines.harness import labels
+from baselines.harness.canvas import (
+    Mark,
+    by_dataset,
+    drawing,
+    encode,
+    finite,
+    grid_of,
+    legend,
+    log_axis,
+    marks,
+    panels_of,
+)
 from baselines.harness.tables import (
     Setting,
     clip,
     deepest,
-    label,
     likelihood_digits,
+    name_of,
     plus_minus,
 )
 
@@ -32,69 +41,15 @@ Array = NDArray[np.float64]
 Picture = Mapping[str, Array]
 
 
-class Mark(NamedTuple):
-    """How one model is drawn in every picture; the edge gives a pale colour its outline."""
-
-    colour: str
-    marker: str
-    edge: str = "none"
-
-
-# Okabe and Ito's colours; a model keeps its own whatever else stands in the picture.
-_FIXED = {
-    "ffjord": Mark("#D55E00", "o"),
-    "ffjord-matching": Mark("#CC79A7", "*"),
-    "maf": Mark("#0072B2", "s"),
-    "iaf": Mark("#56B4E9", "D"),
-    "realnvp": Mark("#009E73", "^"),
-    "nice": Mark("#E69F00", "v"),
-    "gaussian": Mark("#7F7F7F", "X"),
-}
-_SPARE = [Mark("#000000", "p"), Mark("#F0E442", "h", "#7A7200")]
-_SPARE += [Mark("#CC79A7", "P"), Mark("#000000", ">"), Mark("#F0E442", "d", "#7A7200")]
-
-_INK, _SOFT, _RULE = "#222222", "#666666", "#DDDDDD"
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.usetex": False,
-    "text.parse_math": False,  # a data set may be called "$x"
-    "text.color": _INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": "#999999",
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.6,
-    "figure.facecolor": "white",
-    "figure.dpi": 100,
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "cflows",  # else the same picture is another file each time
-}
-_DPI = 160
-
-
-def marks(found: Sequence[Setting]) -> dict[str, Mark]:
-    """Return every model's mark: the known ones have their own, others the remaining in order."""
-    others = dict.fromkeys(s.model for s in found if s.model not in _FIXED)
-    return _FIXED | {model: _SPARE[i % len(_SPARE)] for i, model in enumerate(others)}
-
-
 def likelihood(found: Sequence[Setting]) -> Figure | None:
     """Return the likelihoods at the deepest, a panel a data set; None where there are none."""
-    shown = [s for s in deepest(found) if _finite(s.likelihood[0])]
-    panels = _by_dataset(shown)
+    shown = [s for s in deepest(found) if finite(s.likelihood[0])]
+    panels = by_dataset(shown)
     if not panels:
         return None
-    style, most = marks(found), max(map(len, panels.values()))
-    with _drawing():
-        figure, grid = _panels(len(panels), 5.4, 1.05 + 0.34 * most)
+    style, most = marks(s.model for s in found), max(map(len, panels.values()))
+    with drawing():
+        figure, grid = panels_of(len(panels), 5.4, 1.05 + 0.34 * most)
         for axes, (name, entries) in zip(grid, panels.items(), strict=True):
             _dots(axes, name, entries, style)
         figure.supxlabel("test log-likelihood in nats, ± 2 s.e. (higher is better)", fontsize=9)
@@ -103,13 +58,13 @@ def likelihood(found: Sequence[Setting]) -> Figure | None:
 
 def cost(found: Sequence[Setting]) -> Figure | None:
     """Return the time of a sample against that of a density; None where neither was measured."""
-    panels = _by_dataset([s for s in found if _times(s)])
+    panels = by_dataset([s for s in found if _times(s)])
     if not panels:
         return None
-    style = marks(found)
+    style = marks(s.model for s in found)
     models = list(dict.fromkeys(s.model for entries in panels.values() for s in entries))
-    with _drawing():
-        figure, grid = _panels(len(panels), 4.6, 4.6)
+    with drawing():
+        figure, grid = panels_of(len(panels), 4.6, 4.6)
         for axes, (name, entries) in zip(grid, panels.items(), strict=True):
             _costs(axes, name, entries, style)
         for axes in grid:
@@ -123,7 +78,7 @@ def cost(found: Sequence[Setting]) -> Figure | None:
         if not all(placed):
             for axes in grid:
                 labels.remove_names(axes)
-            _legend(figure, models, style)
+            legend(figure, models, style)
     return figure
 
 
@@ -143,13 +98,13 @@ def densities(
     tiles = [] if data is None else [("Data", _histogram(data, extent), extent, data[:2000])]
     for s, picture in columns:
         value = plus_minus(s.rows[0]["test_log_prob"], None, digits).replace("-", "−")
-        title = f"{clip(label(s.model), 16)}\n{value}"
+        title = f"{clip(name_of(s), 16)}\n{value}"
         tiles.append((title, _density(picture), picture["extent"], picture["samples"]))
     bands = math.ceil(len(tiles) / width)
     across = math.ceil(len(tiles) / bands)
     height = 1.55 * float(np.clip(_shape(extent), 0.4, 2))
-    with _drawing():
-        figure, grid = _grid(2 * bands, across, 1.55, height + 0.08, tight=True)
+    with drawing():
+        figure, grid = grid_of(2 * bands, across, 1.55, height + 0.08, tight=True)
         for i, (title, density, box, points) in enumerate(tiles):
             upper, lower = grid[2 * (i // across) : 2 * (i // across) + 2, i % across]
             image = _tile(upper, box).imshow(
@@ -176,78 +131,19 @@ def densities(
     return figure
 
 
-def encode(figure: Figure) -> tuple[bytes, bytes]:
-    """Return the figure as PNG and as SVG, the same bytes for the same figure."""
-    png, svg = io.BytesIO(), io.BytesIO()
-    with _drawing():
-        # The layout may let a label stand out of a panel of fixed shape: nothing is cut off.
-        whole: Any = {"dpi": _DPI, "bbox_inches": "tight", "pad_inches": 0.1}
-        figure.savefig(png, format="png", **whole)
-        figure.savefig(svg, format="svg", metadata={"Date": None}, **whole)
-    return png.getvalue(), svg.getvalue()
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Draw in one style whatever the user's matplotlibrc says, and put the settings back."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script the font lacks is drawn as boxes: no reason to lose the report.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
-def _grid(
-    rows: int,
-    columns: int,
-    width: float,
-    height: float,
-    tight: bool = False,
-) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.04 if tight else 0.1, compress=tight)
-    figure = Figure(figsize=(columns * width + 0.6, rows * height + 0.3), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure of so many panels, two abreast."""
-    across = min(count, 2)
-    figure, grid = _grid(math.ceil(count / across), across, width, height)
-    for axes in grid.flat[count:]:
-        axes.remove()
-    return figure, list(grid.flat[:count])
-
-
-def _by_dataset(found: Sequence[Setting]) -> dict[str, list[Setting]]:
-    panels: dict[str, list[Setting]] = {}
-    for s in found:
-        panels.setdefault(s.dataset, []).append(s)
-    return panels
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
 def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
     """One panel of likelihoods: a row a model, a point a seed, the number at the right."""
     from matplotlib.ticker import MaxNLocator
 
     digits = likelihood_digits(entries)
     for y, s in enumerate(entries):
-        seeds = [row for row in s.rows if _finite(row["test_log_prob"])]
+        seeds = [row for row in s.rows if finite(row["test_log_prob"])]
         for row, shift in zip(seeds, _spaced(len(seeds)), strict=True):
             error = row["test_log_prob_2se"]
             axes.errorbar(
                 row["test_log_prob"],
                 y + shift,
-                xerr=error if _finite(error) else None,
+                xerr=error if finite(error) else None,
                 fmt=style[s.model].marker,
                 color=style[s.model].edge.replace("none", style[s.model].colour),
                 mfc=style[s.model].colour,
@@ -261,8 +157,8 @@ def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str,
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     reference = [s.likelihood[0] for s in entries if s.model == "gaussian"]
     if reference and reference[0] is not None:
-        axes.axvline(reference[0], color=_FIXED["gaussian"].colour, ls=(0, (4, 3)), lw=1, zorder=0)
-    axes.set_yticks(range(len(entries)), [clip(label(s.model), 18) for s in entries])
+        axes.axvline(reference[0], color=style["gaussian"].colour, ls=(0, (4, 3)), lw=1, zorder=0)
+    axes.set_yticks(range(len(entries)), [clip(name_of(s), 18) for s in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -291,26 +187,22 @@ def _named_paths(entries: Sequence[Setting]) -> dict[str, list[tuple[float, floa
     paths: dict[str, list[tuple[float, float]]] = {}
     for s in entries:
         if times := _times(s):
-            paths.setdefault(clip(label(s.model), 18), []).append(times)
+            paths.setdefault(clip(name_of(s), 18), []).append(times)
     return paths
 
 
 def _costs(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
     """One panel of costs: the same limits both ways, so that the diagonal is equal cost."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     times = {id(s): t for s in entries if (t := _times(s))}
     low, high = _decades([value for pair in times.values() for value in pair])
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.set_minor_formatter(NullFormatter())
+        log_axis(axis, math.log10(high / low))
     axes.plot([low, high], [low, high], color="#999999", ls=(0, (4, 3)), lw=1, zorder=0)
     last = {id(s) for s in deepest(entries)}
-    for model in dict.fromkeys(s.model for s in entries):
+    for model, view in dict.fromkeys((s.model, s.view) for s in entries):
         colour, marker, edge = style[model]
-        path = [s for s in entries if s.model == model]
+        path = [s for s in entries if (s.model, s.view) == (model, view)]
         axes.plot(*zip(*(times[id(s)] for s in path), strict=True), color=colour, lw=1, alpha=0.6)
         for s in path:
             size = 8.0 if id(s) in last else 4.0
@@ -326,19 +218,6 @@ def _decades(values: Sequence[float]) -> tuple[float, float]:
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = max(0.1 * (high - low), (1.5 - (high - low)) / 2, 0.2)
     return float(10 ** (low - pad)), float(10 ** (high + 2 * pad))  # names go to the right
-
-
-def _legend(figure: Figure, models: Sequence[str], style: Mapping[str, Mark]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=colour, marker=marker, ms=7, mec=edge, ls="none")
-        for colour, marker, edge in (style[model] for model in models)
-    ]
-    names = [clip(label(model), 18) for model in models]
-    rows = math.ceil(len(names) / (3 if figure.get_figwidth() < 6 else 6))
-    columns = math.ceil(len(names) / rows)
-    figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def _tile(axes: Axes, box: Array) -> Axes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -14,6 +15,8 @@ from threading import Thread
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Killed", "side_by_side"]
+
+GRACE = 10.0  # seconds between asking a process to end and killing it
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,7 +38,7 @@ class Killed:
 
 def side_by_side(
     work: Callable[[Item], Result], items: Sequence[Item], jobs: int
-) -> Iterator[tuple[Item, Result | Killed]]:
+) -> Generator[tuple[Item, Result | Killed], None, None]:
     """Yield each item with its result as it ends, at most ``jobs`` at a time.
 
     Args:
@@ -71,7 +74,12 @@ def side_by_side(
                     worker.give(waiting.pop())
                 yield item, result
     finally:
+        # A training that is asked to end writes a checkpoint first; one that does not is killed.
         for worker in workers:
+            worker.process.terminate()
+        last = time.monotonic() + GRACE
+        for worker in workers:
+            worker.process.join(max(0.0, last - time.monotonic()))
             worker.process.kill()
             worker.end()
 

@@ -8,68 +8,33 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 import cflows
-from baselines.harness import cells, checks, data, depth, models, report, sampling
+from baselines.harness import alone, cells, checks, cluster, data, models, report, sampling
 from baselines.harness.cells import Cell
+from baselines.harness.claims import claimed
 from baselines.harness.data import Width
+from baselines.harness.plans import Plan, Sets, model_names, plan_cells, work
 from baselines.harness.pool import Killed, side_by_side
+from baselines.harness.progress import Progress, line, say
 from cflows.storage import write_beside
 
-__all__ = ["COMPARISONS", "Plan", "execute", "plan_cells"]
+__all__ = ["Plan", "execute", "plan_cells"]
 
-Sets = dict[str, tuple[str, data.Dataset]]
-WORK = {"ffjord": 16, "ffjord-matching": 16, "iaf": 8}  # roughly, for the order of the cells alone
-COMPARISONS = ("compare", "likelihood", "sampling", "depth")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What a command asks for.
-
-    Attributes:
-        comparison: a name in ``COMPARISONS``.
-        data: names of data sets, or files.
-        models: names of models; the Gaussian is added to every table.
-        seeds: one cell each.
-        depths: for every model alike, or None for each model's own.
-        steps: optimiser steps a cell, or None for each model's own.
-        budget: training seconds a cell, or None.
-        quick: whether to use the models' quick steps.
-        device: ``"cpu"`` or ``"cuda"``.
-        jobs: cells trained at a time, a process and a thread each.
-        out: DIR.
-        preprocess: the map behind each model, one of ``data_end.PREPROCESS``; with ``quick``
-            nothing is chosen, and ``"auto"`` is ``"whiten"``.
-        command: as it was typed, for the manifest.
-        dequantise: noise for quantised columns of files, as ``data.load`` takes it.
-
-    """
-
-    comparison: str
-    data: Sequence[str]
-    models: Sequence[str]
-    seeds: Sequence[int]
-    depths: Sequence[int] | None
-    steps: int | None
-    budget: float | None
-    quick: bool
-    device: str
-    jobs: int
-    out: Path
-    command: str
-    preprocess: str = "auto"
-    dequantise: Width | None = None
+PAUSE = 0.2  # seconds between two looks at cells that another process holds
 
 
 def execute(plan: Plan) -> int:
@@ -78,77 +43,41 @@ def execute(plan: Plan) -> int:
     Raises:
         DataError: a data set cannot be used.
         ModelError: a model or a depth cannot.
+        ClusterError: jobs cannot be submitted from here.
 
     """
     started = time.perf_counter()
+    if plan.executor != "local":
+        cluster.check(plan.executor)
     sets = _load(plan.data, plan.dequantise)
     todo = plan_cells(plan, sets)
     plan.out.mkdir(parents=True, exist_ok=True)
-    _write_manifest(plan, sets, todo)
+    since = _write_manifest(plan, sets, todo)
     for name, (_, rows) in sets.items():
         sizes = " / ".join(f"{len(part):,}" for part in (rows.train, rows.validation, rows.test))
         for note in rows.notes:
             print(f"cflows: {note}", file=sys.stderr)
-        _say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
+        say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
         if rows.note:
-            _say(rows.note)
-    _say(f"{len(todo)} cells on {plan.jobs} process(es), one thread each, into {plan.out}")
-    width = len(str(len(todo)))
-    for count, (cell, result) in enumerate(_train(todo, plan), 1):
-        _say(f"[{count:{width}}/{len(todo)}] {_line(cell, result)}")
+            say(rows.note)
+    where = f"on {plan.jobs} process(es), one thread each"
+    if plan.executor != "local":
+        where = f"as jobs of {plan.executor}"
+    say(f"{len(todo)} cells {where}, into {plan.out}")
+    features = {name: rows.features for name, (_, rows) in sets.items()}
+    with Progress(todo, lambda cell: work(cell, features[cell.data])) as progress:
+        _train(todo, plan, since, progress)
     if plan.comparison != "likelihood":
-        _say("timing densities and samples, one model at a time")
-        _time(todo, plan.out)
+        say("timing densities and samples, one model at a time")
+        for cell, result in _timed(todo, plan):
+            say(line(cell, result))
+    chosen = [found for _, found in model_names(plan.models)]
+    alone.measure(plan.comparison, todo, plan.out, chosen, quick=plan.quick, device=plan.device,
+                  say=say)  # fmt: skip
     page = report.write(plan.out)
-    _say("\n" + report.summary(plan.out))
-    _say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
+    say("\n" + report.summary(plan.out))
+    say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
     return 0 if all(cells.finished(cell, plan.out) for cell in todo) else 1
-
-
-def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
-    """Return the cells of a plan, the longest first so that processes end together."""
-    listed: list[tuple[int, Cell]] = []
-    preprocess = "whiten" if plan.quick and plan.preprocess == "auto" else plan.preprocess
-    deepest_only = plan.comparison in ("likelihood", "sampling")
-    for name, (source, rows) in sets.items():
-        common: dict[str, Any] = {
-            "data": name,
-            "source": source,
-            "checksum": rows.checksum,
-            "device": plan.device,
-            "dequantise": plan.dequantise if rows.kind == "file" else None,
-            "pixels": rows.pixels and (rows.pixels.levels, rows.pixels.alpha),
-        }
-        for model_name in plan.models:
-            model = models.find(model_name)
-            for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
-                work = WORK.get(model_name, 1) * deep * rows.features
-                configuration = models.configuration(model_name, rows.features, deep)
-                for seed in plan.seeds:
-                    cell = Cell(
-                        **common,
-                        model=model_name,
-                        depth=deep,
-                        seed=seed,
-                        steps=_steps(plan, model),
-                        seconds=plan.budget,
-                        learning_rate=model.learning_rate,
-                        preprocess=preprocess,
-                        configuration=configuration,
-                    )
-                    listed.append((work, cell))
-        gaussian = Cell(
-            **common, model=models.GAUSSIAN, depth=None, seed=0, steps=0, seconds=None,
-            learning_rate=0.0, preprocess="whiten",
-        )  # fmt: skip
-        listed.append((0, gaussian))
-    return [cell for _, cell in sorted(listed, key=lambda item: -item[0])]
-
-
-def _steps(plan: Plan, model: models.Model) -> int | None:
-    if plan.steps is not None or plan.budget is not None:
-        return plan.steps
-    return model.quick_steps if plan.quick else model.steps
 
 
 def _load(names: Sequence[str], dequantise: Width | None = None) -> Sets:
@@ -172,26 +101,65 @@ def _load(names: Sequence[str], dequantise: Width | None = None) -> Sets:
     }
 
 
-def _train(todo: Sequence[Cell], plan: Plan) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Each cell with its result, as it ends; finished ones first."""
+def _train(todo: Sequence[Cell], plan: Plan, since: float, progress: Progress) -> None:
+    """Run what is not finished, and say what each cell came to.
+
+    A cell that another process holds is left for later, and its result taken from the disk.
+    """
     waiting = []
     for cell in todo:
         done = cells.finished(cell, plan.out)
         if done is None:
             waiting.append(cell)
         else:
-            yield cell, done
-    if plan.jobs == 1 or len(waiting) <= 1:
-        for cell in waiting:
-            yield cell, cells.run(cell, plan.out)
-        return
-    for cell, result in side_by_side(partial(cells.run, out=plan.out), waiting, plan.jobs):
-        if isinstance(result, Killed):
-            result = cells.fail(cell, plan.out, _why(result))
-        yield cell, result
+            progress.ended(cell, done, before=True)
+    attempt = partial(cells.attempt, work=cells.run, out=plan.out, since=since)
+    said = False
+    while waiting:
+        held = []
+        for cell, result in _attempts(attempt, waiting, plan):
+            if result == cells.HELD:
+                held.append(cell)
+            else:
+                progress.ended(cell, result)
+        if held and not said:
+            progress.say(f"waiting for {len(held)} cell(s) that another process works on")
+            said = True
+        while held and not any(cells.is_free(cell, plan.out) for cell in held):
+            time.sleep(PAUSE)
+        waiting = held
 
 
-def _why(death: Killed) -> str:
+def _attempts(
+    attempt: Callable[[Cell], dict[str, Any]], waiting: Sequence[Cell], plan: Plan
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    found: Generator[tuple[Cell, dict[str, Any] | Killed | cluster.Lost], None, None]
+    if plan.executor != "local":
+        found = _submitted(attempt, waiting, plan)
+    elif plan.jobs == 1 or len(waiting) <= 1:
+        found = ((cell, attempt(cell)) for cell in waiting)
+    else:
+        found = side_by_side(attempt, waiting, plan.jobs)
+    # Closed here, so that an interruption ends the processes before it is answered.
+    with closing(found):
+        for cell, result in found:
+            if isinstance(result, Killed | cluster.Lost):
+                result = cells.fail(cell, plan.out, _why(result))
+            yield cell, result
+
+
+def _submitted(
+    work: Callable[[Item], Result], items: Sequence[Item], plan: Plan
+) -> Generator[tuple[Item, Result | cluster.Lost], None, None]:
+    jobs = plan.jobs or None if plan.executor == "slurm" else plan.jobs
+    return cluster.submitted(
+        work, items, plan.executor, plan.out / "jobs", jobs=jobs, settings=plan.cluster
+    )
+
+
+def _why(death: Killed | cluster.Lost) -> str:
+    if isinstance(death, cluster.Lost):
+        return death.reason
     if death.exit_code == -9:  # what the kernel does to a process when memory runs out
         return "its process was killed (exit code -9; out of memory?)"
     reason = f"its worker process ended with exit code {death.exit_code}"
@@ -200,40 +168,45 @@ def _why(death: Killed) -> str:
     return f'{reason} before it began: a script must call this below `if __name__ == "__main__":`'
 
 
-def _time(todo: Sequence[Cell], out: Path) -> None:
-    """Time the cells that are finished, and say which cannot be."""
-    for cell in todo:
-        if cells.finished(cell, out) is not None:
-            result = cells.cost_of(cell, out)
-            if result.get("status") == "failed":
-                _say(_line(cell, result))
+def _timed(todo: Sequence[Cell], plan: Plan) -> list[tuple[Cell, dict[str, Any]]]:
+    """Time the cells that are finished; return those that cannot be, with their results."""
+    if plan.executor == "local":
+        return _time(todo, plan.out)
+    # One job for all: one after the other on one machine, which is the trained cells' kind.
+    ((_, found),) = _submitted(partial(_time, out=plan.out), [todo], plan)
+    if isinstance(found, cluster.Lost):
+        return [(cell, cells.fail(cell, plan.out, f"timing: {found.reason}")) for cell in todo]
+    return found
 
 
-def _line(cell: Cell, result: dict[str, Any]) -> str:
-    name = f"{cell.data} {cell.model}"
-    if cell.depth is not None:
-        name += f" {cell.depth} {models.find(cell.model).unit}"
-    if cell.seed:
-        name += f" seed {cell.seed}"
-    if result["status"] != "ok":
-        return f"{name:32} failed: {result['error']}"
-    bits = f"  {result['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in result else ""
-    return (
-        f"{name:32} test log-likelihood {result['test_log_prob']:9.3f} "
-        f"± {result['test_log_prob_2se']:.3f}{bits}  ({result['train_seconds']:.0f} s)"
-    )
+def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, dict[str, Any]]]:
+    """No other command times cells of this directory meanwhile."""
+    failed = []
+    with claimed(out / "cells" / ".timing", wait=True):
+        for cell in todo:
+            if cells.finished(cell, out) is not None:
+                result = cells.cost_of(cell, out)
+                if result.get("status") == "failed":
+                    failed.append((cell, result))
+    return failed
 
 
-def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
+def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
+    """Write manifest.json; return when, by the clock of its file system."""
     path = plan.out / "manifest.json"
     manifest = {
         "command": plan.command,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "comparison": plan.comparison,
         "seed": list(plan.seeds),
-        "models": list(plan.models),
+        "models": [name for name, _ in model_names(plan.models)],
+        "labels": {name: models.find(found).label for name, found in model_names(plan.models)},
         "steps": plan.steps,
         "budget": plan.budget,
+        "parameters": plan.parameters,
+        "patience": plan.patience,
+        "protocol": "patience" if plan.is_patient else "fixed",
+        "hidden": {cell.key: list(cell.hidden) for cell in todo if cell.hidden},
         "quick": plan.quick,
         "dequantise": plan.dequantise,
         "versions": {
@@ -247,9 +220,14 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
         "processors": os.cpu_count(),
         "threads": 1,
         "jobs": plan.jobs,
+        "executor": plan.executor,
         "device": plan.device,
         "dtype": "float32",
-        "solver": {name: found for name in plan.models if (found := models.solvers(name))},
+        "solver": {
+            name: solvers
+            for name, found in model_names(plan.models)
+            if (solvers := models.solvers(found))
+        },
         "data": {
             name: {
                 "checksum": rows.checksum,
@@ -269,12 +247,14 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> None:
                 "model": cell.model,
                 "depth": cell.depth,
                 "seed": cell.seed,
+                "view": cell.view,
             }
             for cell in todo
         },
     }
     text = json.dumps(manifest, indent=1) + "\n"
     write_beside(path, lambda beside: beside.write_text(text))
+    return path.stat().st_mtime
 
 
 def _version(package: str) -> str:
@@ -283,7 +263,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stdout, flush=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baselines.harness.calls import wait
 from cflows import Flow
 
 __all__ = ["REPEATS", "measure", "processor"]
@@ -71,14 +72,9 @@ def _timed(flow: Flow, work: Callable[[], object], device: torch.device) -> tupl
     evaluations = flow.evaluations - before
     seconds: list[float] = []
     while len(seconds) < REPEATS and (len(seconds) < 3 or sum(seconds) < PATIENCE):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - start)
     return seconds, evaluations
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":  # else a GPU that nobody uses would be given a context
-        torch.cuda.synchronize(device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from baselines.harness import likelihood, models
 from baselines.harness.data import DataError, Dataset
+from baselines.harness.data.dataset import listed
 from baselines.harness.data.quantised import Width
 from baselines.harness.data.rows import SPLITS
 from baselines.harness.data.streams import Stream
@@ -64,7 +66,7 @@ class Task:
     """What ``cflows fit`` was asked for.
 
     Attributes:
-        model: a name in ``models.MODELS``.
+        model: a name that ``models.find`` knows.
         data: a registered name, or a file.
         out: the model's file.
         depth: layers or blocks; None for the deepest setting of a comparison.
@@ -129,7 +131,10 @@ def train(task: Task) -> None:
     def build(data_end: Bijector | None) -> Flow:
         return behind(_core(task, rows, depth), data_end)
 
-    build(None)  # a model that cannot be built says so before the first map is tried
+    # A model that cannot be built, or kept, says so before the first map is tried.
+    core = build(None)
+    if settings.text:
+        _refuse_unregistered(core, task.model)
     if leads():
         for note in rows.rows.notes:
             print(f"cflows: {note}", file=sys.stderr)
@@ -245,7 +250,7 @@ def sample(
         raise DataError(f"{lost} of {len(x)} samples are not finite, so none is written: train "
                         f"{model} anew, with more rows or fewer layers")  # fmt: skip
     write(out, x if seen is None else torch.cat([x, seen], 1), all_columns(flow))
-    print(f"{len(x):,} samples of {', '.join(columns(flow))}: {out}")
+    print(f"{len(x):,} samples of {listed(columns(flow), 20)}: {out}")
 
 
 def _drawn(flow: Flow, n: int, context: Tensor | None, seed: int, device: str) -> Tensor:
@@ -278,6 +283,20 @@ def _refuse_unwritable(out: Path, *inputs: str | Path) -> None:
     for path in inputs:
         if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
             raise FileExistsError(f"{out}: would overwrite what is read; name another file")
+
+
+def _refuse_unregistered(core: Flow, name: str) -> None:
+    """Find out before the training that a file could not hold a model of the user's own.
+
+    Raises:
+        ModelError: a part of it is of a class that was not registered.
+
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            core.save(Path(folder) / "model")
+        except TypeError as error:
+            raise models.ModelError(f"{name} cannot be saved: {error}") from error
 
 
 def _core(task: Task, rows: Source, depth: int) -> Flow:
@@ -338,7 +357,8 @@ def _data_end(
 def _whitened(rows: Tensor | Stream) -> Bijector:
     """Whitening with a floor, whose warning becomes a line of the command."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
         fitted = whiten(rows, FLOOR)
     for warning in caught:
         print(f"cflows: {warning.message}", file=sys.stderr)

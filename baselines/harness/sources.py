@@ -12,6 +12,7 @@ from torch import Tensor
 
 from baselines.harness import checks, data
 from baselines.harness.data import DataError, Dataset
+from baselines.harness.data.dataset import listed, nearest
 from baselines.harness.data.files import stream
 from baselines.harness.data.quantised import Width
 from baselines.harness.data.rows import SplitName
@@ -103,8 +104,6 @@ def open_rows(name: str, *, context: Sequence[str] = (), dequantise: Width | Non
 
     """
     context = tuple(dict.fromkeys(context))
-    if dequantise is not None and name in data.names():
-        raise DataError(f"--dequantise is for files; {name} comes with what noise it needs")
     rows: Dataset | Streamed | None = None
     if name not in data.names():
         rows = stream(Path(name), dequantise=dequantise, spared=context)
@@ -113,8 +112,9 @@ def open_rows(name: str, *, context: Sequence[str] = (), dequantise: Width | Non
     if twice := [column for column in rows.columns if rows.columns.count(column) > 1]:
         raise DataError(f"{rows.source}: two columns are called {twice[0]!r}; rename one")
     if missing := [column for column in context if column not in rows.columns]:
-        raise DataError(f"{name}: has no column {missing[0]!r} for --context; its columns are "
-                        f"{', '.join(rows.columns)}")  # fmt: skip
+        raise DataError(f"{name}: has no column {missing[0]!r} for --context; "
+                        f"{nearest(missing[0], rows.columns)}its columns are "
+                        f"{listed(rows.columns, 20)}")  # fmt: skip
     if len(context) == len(rows.columns):
         raise DataError(f"{name}: every column is named by --context; leave one at least to model")
     checks.refuse_single_precision(rows)

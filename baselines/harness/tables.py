@@ -5,29 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines.harness.statistics import mean_and_error
+
 __all__ = [
+    "VIEW",
     "Cell",
     "Setting",
     "Table",
     "clip",
     "cost_table",
+    "count",
     "deepest",
     "depth_table",
     "failure_table",
+    "fixed",
     "label",
+    "leaders",
     "likelihood_digits",
     "likelihood_table",
+    "name_of",
     "paired",
     "plain_table",
     "plus_minus",
+    "power",
+    "quality_table",
     "reference",
     "settings",
+    "significant",
     "summary_table",
 ]
 
@@ -38,12 +48,21 @@ Columns = dict[str, Callable[["Setting"], str]]
 _LABELS = {
     "ffjord": "FFJORD",
     "ffjord-matching": "FFJORD, matching",
+    "ffjord-time": "FFJORD, end time",
     "maf": "MAF",
     "iaf": "IAF",
     "realnvp": "RealNVP",
     "nice": "NICE",
+    "spline": "Spline",
+    "planar": "Planar",
     "gaussian": "Gaussian",
 }
+_QUALITY = (
+    "Draws against test rows; in brackets the null, test rows against test rows, which is what a"
+    " perfect model would show. In standard deviations of the data; the classifier's accuracy is on"
+    " held-out rows, one half if it cannot tell. Smaller is better in all four."
+)
+VIEW = "default"  # of fairness, where a command asks for no other
 _LIKELIHOOD = "test log-likelihood ± 2 s.e."
 
 
@@ -71,7 +90,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One (data set, model, depth): its finished rows, one a seed, and what their average says.
+    """One (data set, model, depth, view): its finished rows, one a seed, and their average.
 
     `log_probs` and `gains` hold one vector over the test rows for every seed that has one: log p,
     and log p less that of the Gaussian.
@@ -80,6 +99,7 @@ class Setting:
     dataset: str
     model: str
     depth: int | None
+    view: str = VIEW
     rows: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
     log_probs: list[Vector] = field(default_factory=list)
@@ -105,19 +125,23 @@ class Setting:
         error = self.mean("test_log_prob_2se")
         if len(self.rows) > 1 and self.log_prob is not None:
             # All seeds saw the same test rows: averaged errors would not know it.
-            error = _mean_and_error(self.log_prob)[1]
+            error = mean_and_error(self.log_prob)[1]
         return self.mean("test_log_prob"), error
 
     @cached_property
     def gain(self) -> tuple[float | None, float | None]:
         """Paired gain over the Gaussian and its two standard errors."""
         difference = _average(self.gains)
-        return (None, None) if difference is None else _mean_and_error(difference)
+        return (None, None) if difference is None else mean_and_error(difference)
 
     @property
     def spread(self) -> float | None:
         """Standard deviation of the test log-likelihood over seeds, None below two seeds."""
-        values = self._values("test_log_prob")
+        return self.spread_of("test_log_prob")
+
+    def spread_of(self, column: str) -> float | None:
+        """Standard deviation of a column over seeds, None below two seeds."""
+        values = self._values(column)
         if len(values) < 2 or not all(map(math.isfinite, values)):
             return None
         return float(np.std(values, ddof=1))
@@ -137,9 +161,14 @@ def label(model: str) -> str:
     return _LABELS.get(model, model)
 
 
+def name_of(s: Setting) -> str:
+    """Return a setting's model as pictures write it, with its view where that is a special one."""
+    return label(s.model) if s.view == VIEW else f"{label(s.model)}, {s.view}"
+
+
 def paired(first: Vector, second: Vector) -> tuple[float, float] | None:
     """Return mean and two standard errors of first - second; None where the rows do not match."""
-    return _mean_and_error(_subtract(first, second)) if first.shape == second.shape else None
+    return mean_and_error(_subtract(first, second)) if first.shape == second.shape else None
 
 
 def settings(rows: Iterable[Row], log_probs: Mapping[str, Vector]) -> list[Setting]:
@@ -148,9 +177,9 @@ def settings(rows: Iterable[Row], log_probs: Mapping[str, Vector]) -> list[Setti
     `rows` are those of results.csv; `log_probs` holds log p of every test row by a row's `cell`.
     """
     rows = list(rows)
-    found: dict[tuple[str, str, int | None], Setting] = {}
+    found: dict[tuple[str, str, int | None, str], Setting] = {}
     for row in rows:
-        key = (row["dataset"], row["model"], row["depth"])
+        key = (row["dataset"], row["model"], row["depth"], row.get("view", VIEW))
         setting = found.setdefault(key, Setting(*key))
         if row["status"] != "ok":
             setting.failed.append(row)
@@ -178,12 +207,15 @@ def reference(row: Row, rows: Iterable[Row], log_probs: Mapping[str, Vector]) ->
 
 
 def deepest(found: Iterable[Setting]) -> list[Setting]:
-    """Return one setting a data set and model: the deepest that finished, else a failed one."""
-    best: dict[tuple[str, str], Setting] = {}
+    """Return one setting a data set, model and view: the deepest that finished, else a failed one.
+
+    A depth is never judged against another view's.
+    """
+    best: dict[tuple[str, str, str], Setting] = {}
     for setting in found:
-        held = best.setdefault((setting.dataset, setting.model), setting)
-        if _rank(setting) > _rank(held):
-            best[setting.dataset, setting.model] = setting
+        key = (setting.dataset, setting.model, setting.view)
+        if _rank(setting) > _rank(best.setdefault(key, setting)):
+            best[key] = setting
     return list(best.values())
 
 
@@ -191,43 +223,70 @@ def likelihood_table(found: Sequence[Setting]) -> Table:
     """Return the Likelihood table of one data set: the Gaussian, then each model at its deepest."""
     shown = deepest(found)
     digits = _decimals(s.gain[1] for s in shown)
-    bits: Columns = {"bits per dimension": lambda s: _fixed(s.mean("bits_per_dim"), 3)}
+    bits: Columns = {
+        "bits per dimension ± 2 s.e.": lambda s: plus_minus(
+            s.mean("bits_per_dim"), s.mean("bits_per_dim_2se"), 3
+        )
+    }
     columns: Columns = {
         **_likelihood_columns(shown),
         **(bits if any(s.mean("bits_per_dim") is not None for s in shown) else {}),
         "gain over Gaussian ± 2 s.e.": lambda s: _gain(s, digits),
         "solver gap, mean / max": lambda s: _join(
-            _power(s.mean("solver_gap")), _power(s.largest("solver_gap_max"))
+            power(s.mean("solver_gap")), power(s.largest("solver_gap_max"))
         ),
-        "round-trip error": lambda s: _power(s.largest("round_trip_error")),
-        "parameters": lambda s: _count(s.mean("parameters")),
-        "training s": lambda s: _fixed(s.mean("train_seconds"), 1),
+        "round-trip error": lambda s: power(s.largest("round_trip_error")),
+        "parameters": lambda s: count(s.mean("parameters")),
+        "training s": lambda s: fixed(s.mean("train_seconds"), 1),
     }
-    return _table("Likelihood", shown, columns, _stand_ins(found, shown), _leaders(shown))
+    return _table("Likelihood", shown, columns, _stand_ins(found, shown), leaders(shown))
 
 
 def cost_table(found: Sequence[Setting]) -> Table:
     """Return the Sampling cost table of one data set: the rows of the Likelihood table."""
     shown = deepest(found)
     columns: Columns = {
-        "evaluations, density": lambda s: _count(s.mean("nfe_density")),
-        "evaluations, sample": lambda s: _count(s.mean("nfe_sample")),
+        "evaluations, density": lambda s: count(s.mean("nfe_density")),
+        "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
         "ms per 1000 densities (quartiles)": lambda s: _quartiles(s, "density"),
         "ms per 1000 samples (quartiles)": lambda s: _quartiles(s, "sample"),
-        "sample / density": lambda s: _significant(_ratio(s)),
+        "sample / density": lambda s: significant(_ratio(s)),
     }
     return _table("Sampling cost", shown, columns, _stand_ins(found, shown))
+
+
+def quality_table(found: Sequence[Setting]) -> Table:
+    """Return the Sample quality table of one data set; no rows where nothing was compared."""
+    shown = [s for s in deepest(found) if s.mean("sw") is not None]
+    names = {
+        "sw": ("sliced Wasserstein", 3),
+        "mmd": ("MMD²", 4),
+        "ks": ("mean 1-d KS", 3),
+        "c2st": ("classifier accuracy", 3),
+    }
+    columns: Columns = {
+        f"{title} (null)": partial(_beside_null, name=name, digits=digits)
+        for name, (title, digits) in names.items()
+    }
+    return _table("Sample quality", shown, columns, _QUALITY)
+
+
+def _beside_null(s: Setting, name: str, digits: int) -> str:
+    value, null = s.mean(name), s.mean(f"{name}_null")
+    spread = s.spread_of(name)
+    text = fixed(value, digits) + ("" if spread is None else f" ± {fixed(spread, digits)} s.d.")
+    return text if value is None or null is None else f"{text} ({fixed(null, digits)})"
 
 
 def depth_table(found: Sequence[Setting]) -> Table:
     """Return the Depth table of one data set: every model at every depth, the Gaussian first."""
     columns: Columns = {
         **_likelihood_columns(found),
-        "ms per 1000 densities": lambda s: _significant(s.mean("density_ms_per_1000")),
-        "ms per 1000 samples": lambda s: _significant(s.mean("sample_ms_per_1000")),
-        "evaluations, density": lambda s: _count(s.mean("nfe_density")),
-        "evaluations, sample": lambda s: _count(s.mean("nfe_sample")),
-        "parameters": lambda s: _count(s.mean("parameters")),
+        "ms per 1000 densities": lambda s: significant(s.mean("density_ms_per_1000")),
+        "ms per 1000 samples": lambda s: significant(s.mean("sample_ms_per_1000")),
+        "evaluations, density": lambda s: count(s.mean("nfe_density")),
+        "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
+        "parameters": lambda s: count(s.mean("parameters")),
     }
     return _table("Depth", found, columns)
 
@@ -238,12 +297,10 @@ def summary_table(found: Sequence[Setting]) -> Table:
     columns: Columns = {
         "log-lik. ± 2 s.e.": lambda s: plus_minus(*s.likelihood, digits),
         "gain ± 2 s.e.": lambda s: _gain(s, gain_digits),
-        "solver gap": lambda s: _power(s.mean("solver_gap")),
-        "density ms": lambda s: _significant(s.mean("density_ms_per_1000")),
-        "sample ms": lambda s: _significant(s.mean("sample_ms_per_1000")),
-        "NFE d/s": lambda s: _join(
-            _count(s.mean("nfe_density")), _count(s.mean("nfe_sample")), "/"
-        ),
+        "solver gap": lambda s: power(s.mean("solver_gap")),
+        "density ms": lambda s: significant(s.mean("density_ms_per_1000")),
+        "sample ms": lambda s: significant(s.mean("sample_ms_per_1000")),
+        "NFE d/s": lambda s: _join(count(s.mean("nfe_density")), count(s.mean("nfe_sample")), "/"),
     }
     return _table("", found, columns)
 
@@ -287,10 +344,10 @@ def clip(text: str, width: int) -> str:
 
 def plus_minus(value: float | None, error: float | None, digits: int) -> str:
     """Return "value ± error" at so many decimals; "" for no value, no ± where no error is known."""
-    text = _fixed(value, digits)
+    text = fixed(value, digits)
     if value is None or error is None or not math.isfinite(value) or not math.isfinite(error):
         return text
-    return f"{text} ± {_fixed(error, digits)}"
+    return f"{text} ± {fixed(error, digits)}"
 
 
 def likelihood_digits(found: Iterable[Setting]) -> int:
@@ -302,7 +359,7 @@ def _rank(setting: Setting) -> tuple[bool, int]:
     return bool(setting.rows), -1 if setting.depth is None else setting.depth
 
 
-def _leaders(shown: Sequence[Setting]) -> list[Setting]:
+def leaders(shown: Sequence[Setting]) -> list[Setting]:
     """Return the best, and each whose paired difference to it is within two standard errors."""
     scored = [(s.likelihood[0], s) for s in shown]
     finite = [(value, s) for value, s in scored if value is not None and math.isfinite(value)]
@@ -323,10 +380,14 @@ def _stand_ins(found: Sequence[Setting], shown: Sequence[Setting]) -> str:
     """Say where a table's row is not the deepest setting that was asked for."""
     notes = []
     for s in shown:
-        missed = [o.depth for o in found if o.model == s.model and _deeper(o, s) and not o.rows]
+        missed = [
+            o.depth
+            for o in found
+            if (o.model, o.view) == (s.model, s.view) and _deeper(o, s) and not o.rows
+        ]
         if s.rows and missed:
             depths = ", ".join(str(depth) for depth in missed)
-            notes.append(f"{label(s.model)} failed at depth {depths}: depth {s.depth} stands here.")
+            notes.append(f"{name_of(s)} failed at depth {depths}: depth {s.depth} stands here.")
     return " ".join(notes)
 
 
@@ -342,15 +403,18 @@ def _table(
     bold: Sequence[Setting] = (),
 ) -> Table:
     """Return a row a setting: model, depth, the columns; a row cut short says why it failed."""
+    views = any(s.view != VIEW for s in shown)
 
     def cells(s: Setting) -> tuple[Cell, ...]:
-        name = Cell(label(s.model)), Cell("" if s.depth is None else str(s.depth))
+        name = (Cell(label(s.model)), *([Cell(s.view)] if views else []))
+        name += (Cell("" if s.depth is None else str(s.depth)),)
         if not s.rows:
             return (*name, Cell(f"failed: {s.failed[0]['error']}"))
         first, *rest = (text(s) for text in columns.values())
         return (*name, Cell(first, s in bold), *map(Cell, rest))
 
-    return Table(title, note, ("model", "depth", *columns), tuple(map(cells, shown)))
+    head = ("model", *(["view"] if views else []), "depth")
+    return Table(title, note, (*head, *columns), tuple(map(cells, shown)))
 
 
 def _likelihood_columns(shown: Sequence[Setting]) -> Columns:
@@ -360,7 +424,7 @@ def _likelihood_columns(shown: Sequence[Setting]) -> Columns:
     if any(len(s.rows) + len(s.failed) > 1 for s in shown):
         columns["seeds"] = lambda s: s.seeds
         columns["spread over seeds (± s.d.)"] = lambda s: (
-            "" if s.spread is None else f"± {_fixed(s.spread, digits)}"
+            "" if s.spread is None else f"± {fixed(s.spread, digits)}"
         )
     return columns
 
@@ -375,8 +439,8 @@ def _ratio(s: Setting) -> float | None:
 
 
 def _quartiles(s: Setting, what: str) -> str:
-    middle = _significant(s.mean(f"{what}_ms_per_1000"))
-    low, high = (_significant(s.mean(f"{what}_ms_{q}")) for q in ("q1", "q3"))
+    middle = significant(s.mean(f"{what}_ms_per_1000"))
+    low, high = (significant(s.mean(f"{what}_ms_{q}")) for q in ("q1", "q3"))
     return f"{middle} ({low}–{high})" if middle and low and high else middle
 
 
@@ -390,7 +454,8 @@ def _decimals(errors: Iterable[float | None]) -> int:
     return min(max(1 - math.floor(math.log10(min(known))), 0), 4) if known else 3
 
 
-def _fixed(value: float | None, digits: int) -> str:
+def fixed(value: float | None, digits: int) -> str:
+    """Return a value at so many decimals; "" for None, short where it is not finite or vast."""
     if value is None:
         return ""
     if not math.isfinite(value) or abs(value) >= 1e7:
@@ -398,7 +463,7 @@ def _fixed(value: float | None, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: never "-0.000"
 
 
-def _significant(value: float | None) -> str:
+def significant(value: float | None) -> str:
     """Three significant digits, without an exponent where a reader can do without."""
     if value is None:
         return ""
@@ -407,11 +472,13 @@ def _significant(value: float | None) -> str:
     return f"{value:,.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"
 
 
-def _power(value: float | None) -> str:
+def power(value: float | None) -> str:
+    """Return a value as a power of ten with two digits; "" for None."""
     return "" if value is None else f"{value:.1e}"
 
 
-def _count(value: float | None) -> str:
+def count(value: float | None) -> str:
+    """Return a count, an average of counts at one decimal; "" for None."""
     if value is None:
         return ""
     return f"{value:,.0f}" if not math.isfinite(value) or value == round(value) else f"{value:,.1f}"
@@ -426,11 +493,3 @@ def _average(vectors: Sequence[Vector]) -> Vector | None:
     if not vectors or any(v.shape != vectors[0].shape for v in vectors):
         return None
     return vectors[0] if len(vectors) == 1 else np.mean(vectors, axis=0)
-
-
-def _mean_and_error(values: Vector) -> tuple[float, float]:
-    """Mean and two standard errors; the error of fewer than two rows is not known."""
-    if values.size < 2:
-        return (float(values[0]) if values.size else math.nan), math.nan
-    with np.errstate(invalid="ignore"):
-        return float(values.mean()), float(2 * values.std(ddof=1) / math.sqrt(values.size))

@@ -91,12 +91,28 @@ def test_contexts_refused(model, tmp_path, capsys):
     own = write_csv(tmp_path / "x.csv", people(5)[:, 1:3], ["height", "weight"])
     three = write_csv(tmp_path / "c.csv", people(3)[:, [0, 3]], CONTEXT)
     fit = ["fit", "--model", "nice", "--steps", 2, "--out", tmp_path / "m", "--data", table]
-    refused(capsys, *fit, "--context", "aeg", words=("no column 'aeg'", "age, height"))
+    refused(
+        capsys,
+        *fit,
+        "--context",
+        "aeg",
+        words=("no column 'aeg'", "did you mean age?", "age, height"),
+    )
     refused(capsys, *fit, "--context", "age", "height", "weight", "year", words=("leave one",))
     out = ["--out", tmp_path / "o.csv"]
     refused(capsys, "score", model, "--data", own, *out, words=("'age'", "--context"))
     refused(capsys, "score", model, "--data", own, "--context", three, *out,
             words=("has 3 rows for the 5",))  # fmt: skip
+    one = write_csv(tmp_path / "one.csv", people(3)[:, [0]], ["age"])
+    wide = tmp_path / "wide.csv"
+    wide.write_text("1,2,3\n")
+    for command in (["score", model, "--data", own], ["sample", model, "-n", 3]):
+        for file, words in (
+            (one, ("lacks the column 'year'; the columns of the model's context are age, year",)),
+            (own, ("lacks the columns 'age', 'year' and has the further columns 'height',",)),
+            (wide, ("has 3 columns, the model's context 2 (age, year); give these",)),
+        ):
+            refused(capsys, *command, "--context", file, *out, words=words)
     refused(capsys, "sample", model, "-n", 3, *out, words=("age, year", "--context FILE"))
     cflows.Flow(cflows.Affine([0.0], [1.0])).save(tmp_path / "plain")
     refused(capsys, "sample", tmp_path / "plain", "-n", 3, "--context", three, *out,

@@ -472,6 +472,20 @@ def test_csv_of_one_column(tmp_path: Path, header: str) -> None:
     assert data.columns == (header or "x0",)
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_whose_last_field_is_ended_by_a_delimiter(tmp_path: Path, delimiter: str) -> None:
+    rows = numbers(30, 2)
+    lines = [delimiter.join(map(repr, row)) + delimiter for row in rows.tolist()]
+    for header, columns in (([], ("x0", "x1")), ([delimiter.join("ab") + delimiter], ("a", "b"))):
+        (tmp_path / "t.csv").write_text("\n".join([*header, *lines]))
+        values, found = files.table(tmp_path / "t.csv")
+        assert found == columns
+        assert np.array_equal(values, rows)
+    (tmp_path / "t.csv").write_text("\n".join([delimiter] * 30))
+    with pytest.raises(DataError, match="has no value in line 1"):
+        files.table(tmp_path / "t.csv")
+
+
 def test_csv_keeps_a_nameless_column(tmp_path: Path) -> None:
     """As in a table written by pandas with its index."""
     rows = numbers(30, 2)

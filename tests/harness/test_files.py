@@ -135,6 +135,15 @@ def grids(n=2000):
     }
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([-1.7e308, 1.7e308, 0, 1], 0.0), ([1e300, 3e300], 2e300), ([0, 5e-324, 1e-322], 5e-324)],
+)
+def test_steps_at_the_ends_of_the_numbers(values, expected):
+    column = np.random.default_rng(0).choice(np.array(values), (1000, 1))
+    assert quantised.steps_of(column) == [pytest.approx(expected, rel=1e-6)]
+
+
 @pytest.mark.parametrize("name", grids())
 def test_steps_are_found(name):
     values, expected = grids()[name]
@@ -223,8 +232,13 @@ def test_dequantise_refused(tmp_path, capsys):
     path, _ = table(tmp_path)
     fit = ["fit", "--model", "nice", "--out", tmp_path / "m", "--steps", 2, "--data"]
     for width in ("0", "-1", "nan", "inf", "wide"):
-        refused(capsys, *fit, path, "--dequantise", width, words=("--dequantise",))
+        refused(capsys, *fit, path, "--dequantise", width,
+                words=("--dequantise", "must be a positive number", repr(width)))  # fmt: skip
     refused(capsys, *fit, "pinwheel", "--dequantise", words=("--dequantise is for files",))
+    from PIL import Image
+
+    Image.fromarray(np.arange(9, dtype=np.uint8).reshape(3, 3)).save(tmp_path / "p.png")
+    refused(capsys, *fit, tmp_path / "p.png", "--dequantise", words=("is for files", "p.png"))
     refused(capsys, "likelihood", "--data", "pinwheel", "--out", tmp_path / "o", "--dequantise",
             words=("--dequantise is for files",))  # fmt: skip
     assert not (tmp_path / "o").exists()
@@ -250,7 +264,7 @@ def large(tmp_path, monkeypatch):
     """A file of 1234 rows that counts as large, read in pieces that do not fit evenly."""
     monkeypatch.setattr(files, "STREAMED_BYTES", 1000)
     monkeypatch.setattr("baselines.harness.data.streams.CHUNK", 500)
-    monkeypatch.setattr("baselines.harness.data.streams.AT_ONCE", 33)
+    monkeypatch.setattr("cflows.batches.AT_ONCE", 33)
     rows = normal(1234, 4).astype(np.float32)
     rows[:, 3] = np.random.default_rng(1).integers(30, size=1234)
     np.save(tmp_path / "big.npy", rows)
@@ -296,12 +310,19 @@ def test_streamed_files_are_checked(large, capsys):
         (slice(None), 2, 5.0, ("column 'x2' is constant, 5 in all 988",)),
         (Split(1234, 0).rows("train"), 0, 3.0, ("column 'x0' is constant, 3 in all 988",)),
         (slice(None), 2, np.arange(1234) % 3 + 3e7, ("'x2'", "far from zero", "subtract")),
+        (5, 1, 1e300, ("'x1'", "beyond 3e+38", "divide")),
     ):
         before = np.load(large)
         np.save(large, before.astype(np.float64))
         change(large, rows, column, value)
         refused(capsys, *fit, words=words)
         np.save(large, before)
+
+
+def test_streamed_noise_that_float32_cannot_hold(large, capsys):
+    refused(capsys, "fit", "--model", "nice", "--out", large.with_name("m"), "--data", large,
+            "--dequantise", "1e300", words=("'x3'", "beyond 3e+38"))  # fmt: skip
+    assert not large.with_name("m").exists()
 
 
 def test_fit_gives_the_same_model_from_the_disk(large, monkeypatch, capsys):
@@ -327,7 +348,7 @@ def test_a_streamed_file_is_never_in_memory_whole(large, monkeypatch):
     del array
     monkeypatch.setattr("baselines.harness.data.streams.CHUNK", 2**16)
     monkeypatch.setattr("cflows.preprocessing.CHUNK", 2**16)
-    monkeypatch.setattr("baselines.harness.data.streams.AT_ONCE", 1024)
+    monkeypatch.setattr("cflows.batches.AT_ONCE", 4)  # of which each may map half a megabyte
     monkeypatch.setattr("baselines.harness.data.quantised.EXAMINED", 1000)
     tracemalloc.start()
     try:
@@ -335,11 +356,14 @@ def test_a_streamed_file_is_never_in_memory_whole(large, monkeypatch):
         x, _ = source.train()
         assert not isinstance(x, torch.Tensor)
         cflows.standardise(x)
+        source.few("validation", lambda n: n // 2000)
+        assert len(x[np.arange(0, 400_000, 100)]) == 4000
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < large.stat().st_size / 4
     smaps = Path("/proc/self/smaps")
     if smaps.exists():
-        (resident,) = re.findall(rf"{large.name}.*?Rss:\s+(\d+) kB", smaps.read_text(), re.DOTALL)
-        assert int(resident) < 4096
+        found = re.findall(rf"{large.name}.*?Rss:\s+(\d+) kB", smaps.read_text(), re.DOTALL)
+        assert found
+        assert sum(map(int, found)) < 4096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -17,8 +18,19 @@ import pytest
 from PIL import Image
 
 from baselines.harness import cells, runner
-from baselines.harness.data import DataError, cifar, idx, images, load, pictures
+from baselines.harness.data import (
+    DataError,
+    cifar,
+    entry,
+    fetching_images,
+    idx,
+    images,
+    load,
+    pictures,
+)
+from baselines.harness.data.archive import Archive
 from baselines.harness.data.dequantise import Pixels
+from baselines.harness.data.fetching import fetch
 
 RNG = np.random.default_rng(5)
 
@@ -41,18 +53,20 @@ def test_bits_of_uniform_pixels_are_those_of_their_levels():
     """Noise over 8 levels: the exact density of z gives 3 bits, row by row."""
     pixels = Pixels(levels=8, alpha=0.05)
     rows = pixels.rows(RNG.integers(8, size=(50, 6)), RNG)
-    s = 1 / (1 + np.exp(-rows))
+    s = 1 / (1 + np.exp(-rows.astype(np.float64)))
     log_prob = np.log(s * (1 - s) / (1 - 2 * 0.05)).sum(1)
     np.testing.assert_allclose(pixels.bits_per_dim(log_prob, rows), 3.0, rtol=1e-12)
 
 
-def test_rows_are_the_logit_of_noisy_pixels():
+def test_rows_are_the_logit_of_noisy_pixels(monkeypatch):
     whole = RNG.integers(256, size=(400, 5))
     pixels = Pixels(levels=256, alpha=1e-6)
+    monkeypatch.setattr("baselines.harness.data.dequantise.CHUNK", 35)  # seven rows at a time
     rows = pixels.rows(whole, np.random.default_rng(1))
+    assert rows.dtype == np.float32
     x = (whole + np.random.default_rng(1).random(whole.shape)) / 256
     y = 1e-6 + (1 - 2e-6) * x
-    np.testing.assert_allclose(rows, np.log(y / (1 - y)), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(rows, np.log(y / (1 - y)), rtol=2e-7, atol=1e-6)
     assert np.array_equal(pixels.pixels(rows), whole)
     assert np.array_equal(pixels.pixels(np.array([[-1e9, 1e9]])), [[0, 255]])
 
@@ -144,6 +158,7 @@ def mnist(tmp_path, monkeypatch):
     (folder / f"{idx.FILES['train']}.gz").write_bytes(gzip.compress(idx_bytes(train)))
     (folder / idx.FILES["test"]).write_bytes(idx_bytes(test))
     monkeypatch.setenv("CFLOWS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no cache"))
     return folder, train.reshape(30, 6), test.reshape(6, 6)
 
 
@@ -156,8 +171,69 @@ def test_mnist_by_name_and_by_folder(mnist):
         assert sorted(map(tuple, np.concatenate(back[:2]))) == sorted(map(tuple, train))
     assert load("mnist").pixels.alpha == 1e-6
     assert load("mnist").columns[:3] == ("p0_0", "p0_1", "p1_0")
-    with pytest.raises(DataError, match=r"fashion_mnist is not here: put train-images"):
+    with pytest.raises(
+        DataError, match=r"fashion_mnist is not here: run cflows data fetch fashion"
+    ):
         load("fashion_mnist")
+
+
+def test_mnist_fetched_from_a_server_is_verified_and_loaded(mnist, server, monkeypatch, tmp_path):
+    folder, _, _ = mnist
+    content = {f"{stem}.gz": gzip.compress(idx.place_in(folder, stem).read_bytes())
+               for stem in idx.FILES.values()}  # fmt: skip
+    content[f"{idx.FILES['train']}.gz"] = (folder / f"{idx.FILES['train']}.gz").read_bytes()
+    expected = load("mnist").checksum
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CFLOWS_DATA")
+
+    def announce(name, md5=None):
+        found = hashlib.md5(content[name], usedforsecurity=False).hexdigest()
+        return Archive(server.url.replace("data.tar.gz", name), md5 or found, 1)
+
+    real = fetching_images.download
+
+    def one_after_the_other(url, place, **settings):
+        server.content = content[place.name]
+        return real(url, place, **settings)
+
+    monkeypatch.setattr(fetching_images, "download", one_after_the_other)
+    wrong = [announce(name, "0" * 32) for name in content]
+    monkeypatch.setitem(idx.ARCHIVES, "fashion_mnist", wrong)
+    with pytest.raises(DataError, match="not opened and has been removed"):
+        fetch(["fashion_mnist"])
+    assert not list((tmp_path / "cache").rglob("*.gz*"))
+    monkeypatch.setitem(idx.ARCHIVES, "mnist", [announce(name) for name in content])
+    said = []
+    for _ in range(2):
+        fetch(["mnist"], say=said.append)
+    assert len(server.asked) == 3
+    assert "mnist is here: " in said[-1]
+    assert load("mnist").checksum == expected
+    assert str(tmp_path / "cache") in entry("mnist").here()
+
+
+def test_mnist_taken_from_a_folder(mnist, monkeypatch, tmp_path):
+    folder, _, _ = mnist
+    expected = load("mnist").checksum
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CFLOWS_DATA")
+    (tmp_path / "empty").mkdir()
+    for given, says in ((tmp_path / "empty", "holds no train-images"),
+                        (tmp_path / "none", "file not found")):  # fmt: skip
+        with pytest.raises(DataError, match=says):
+            fetch(["mnist"], given)
+    cached = tmp_path / "cache" / "cflows" / "data" / "mnist"
+    for given in (folder, folder.parent):
+        fetch(["mnist"], given, say=list)
+        assert load("mnist").checksum == expected
+    (folder / f"{idx.FILES['test']}.gz").write_bytes(b"damaged")
+    (folder / idx.FILES["test"]).unlink()
+    with pytest.raises(DataError, match="damaged, or cut off"):
+        fetch(["mnist"], folder)
+    assert load("mnist").checksum == expected
+    assert sorted(p.name for p in cached.iterdir()) == sorted(
+        [f"{idx.FILES['train']}.gz", idx.FILES["test"]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +304,7 @@ def test_cifar_is_converted_once(archive):
     place.unlink()
     assert load("cifar10").checksum == data.checksum
     cifar.place().unlink()
-    with pytest.raises(DataError, match="cifar10 is not here: put cifar-10-python"):
+    with pytest.raises(DataError, match="cifar10 is not here: run cflows data fetch cifar10"):
         load("cifar10")
 
 
@@ -238,6 +314,33 @@ def test_cifar_from_its_folder(archive):
     with tarfile.open(place) as file:
         file.extractall(place.parent, filter="data")
     assert load(place.parent / cifar.FOLDER).checksum == whole
+
+
+def test_cifar_fetched_from_a_server_or_given(archive, server, monkeypatch, tmp_path):
+    place, _ = archive
+    expected = load("cifar10").checksum
+    assert "converted" in entry("cifar10").here()
+    cifar.place().unlink()
+    assert "(CFLOWS_DATA), converted when it is loaded" in entry("cifar10").here()
+    monkeypatch.delenv("CFLOWS_DATA")
+    assert entry("cifar10").here() == ""
+    server.content = place.read_bytes()
+    md5 = hashlib.md5(server.content, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(cifar, "DOWNLOAD", Archive(server.url, md5, 1))
+    for _ in range(2):
+        fetch(["cifar10"], say=list)
+    assert len(server.asked) == 1
+    assert load("cifar10").checksum == expected
+    assert [p.name for p in (tmp_path / "cache" / "cflows").iterdir()] == ["data"]
+    for given in (place, place.parent):
+        cifar.place().unlink()
+        fetch(["cifar10"], given, say=list)
+        assert load("cifar10").checksum == expected
+    place.write_bytes(server.content + b"x")
+    with pytest.raises(DataError, match=r"md5 .*not opened"):
+        fetch(["cifar10"], place)
+    with pytest.raises(DataError, match=r"holds neither cifar-10-batches-py nor"):
+        fetch(["cifar10"], tmp_path)
 
 
 class Harm:
@@ -339,10 +442,21 @@ def test_what_is_transparent_is_paper(tmp_path):
     assert (load(tmp_path / "p.png").train[:, 0] < 0).all()
 
 
+def test_sixteen_bits_are_not_clipped(tmp_path):
+    """Weights 3 : 1 : 0, of which eight bits would know one alone."""
+    Image.fromarray(np.array([[20_000, 40_000, 50_000]], np.uint16)).save(tmp_path / "p.png")
+    column = np.floor((load(tmp_path / "p.png").train[:, 0] + 4) / (8 / 3))
+    np.testing.assert_allclose(
+        np.bincount(column.astype(int), minlength=3) / 50_000, [0.75, 0.25, 0], atol=0.01
+    )
+
+
 def test_pictures_refused(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (3, 3), 7).save(tmp_path / "plain.png")
+    Image.fromarray(np.array([[np.nan, 1]], np.float32)).save(tmp_path / "nan.tif")
     for name, says in (
+        ("nan.tif", "pixels that are not finite"),
         ("text.png", "no image that pillow can read"),
         ("plain.png", "of one shade"),
         ("missing.jpg", "file not found"),

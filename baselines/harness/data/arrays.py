@@ -117,5 +117,6 @@ def _matrix(path: Path, what: str, array: Array) -> Matrix:
         array = array[:, None]
     if array.ndim != 2 or not array.shape[1]:
         raise DataError(f"{path}: {what}has shape {array.shape}; save a matrix of rows and columns")
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
+    # What overflows becomes infinite, and is refused as such.
+    with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(array, dtype=np.float64)

@@ -7,7 +7,6 @@ bytes needs, makes them into parts of its own that hold bytes and do nothing, an
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import tarfile
 import zipfile
@@ -20,16 +19,22 @@ import numpy.typing as npt
 
 from cflows.storage import write_beside
 
+from . import store
+from .archive import Archive
 from .dataset import DataError, Dataset
 from .dequantise import Pixels, image_rows
 
-__all__ = ["LICENCE", "SOURCE", "convert", "dataset", "is_source", "place", "read", "read_batch"]
+__all__ = ["ARCHIVE", "DOWNLOAD", "FOLDER", "LICENCE", "SOURCE", "convert", "dataset", "here",
+           "is_source", "place", "read", "read_batch"]  # fmt: skip
 
 SOURCE = "CIFAR-10, Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html"
 LICENCE = "none stated by the authors"
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST = ("test_batch",)
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+DOWNLOAD = Archive(
+    f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}", "c58f30108f718f92721af3b95e74349a", 170
+)
 SIDE, CHANNELS = 32, 3
 VALUES = CHANNELS * SIDE * SIDE
 HELD_OUT = 10  # one of so many training images validates
@@ -47,12 +52,12 @@ def dataset(seed: int = 0) -> Dataset:
 
     """
     if not place().is_file():
-        found = next((path for path in _candidates() if is_source(path)), None)
+        found = _found()
         if found is None:
             raise DataError(
-                f"cifar10 is not here: put {ARCHIVE}, or the folder {FOLDER} in it, into a folder "
-                "cifar10 of the folder that the variable CFLOWS_DATA names; or give --data the "
-                "archive or the folder"
+                "cifar10 is not here: run cflows data fetch cifar10, add --from FILE|DIR for a "
+                f"copy of yours; or put {ARCHIVE}, or the folder {FOLDER} in it, into a folder "
+                "cifar10 of the folder that CFLOWS_DATA names"
             )
         convert(found)
     return _dataset(_converted(), "cifar10", seed)
@@ -88,8 +93,15 @@ def convert(source: str | Path) -> Path:
 
 def place() -> Path:
     """Where converted images lie: the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "cflows" / "data" / "cifar10.npz"
+    return store.place_of("cifar10").with_suffix(".npz")
+
+
+def here() -> str:
+    """Where the images are, in a few words; empty where they are not."""
+    if place().is_file():
+        return f"converted, {place()}"
+    found = _found()
+    return "" if found is None else f"{found} (CFLOWS_DATA), converted when it is loaded"
 
 
 def is_source(path: str | Path) -> bool:
@@ -167,10 +179,13 @@ class _Unpickler(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
-def _candidates() -> Iterator[Path]:
-    if given := os.environ.get("CFLOWS_DATA"):
-        folder = Path(given) / "cifar10"
-        yield from (folder, folder / FOLDER, folder / ARCHIVE)
+def _found() -> Path | None:
+    """What CFLOWS_DATA holds of it."""
+    given = store.read_only_folder()
+    if given is None:
+        return None
+    folder = given / "cifar10"
+    return next((p for p in (folder, folder / FOLDER, folder / ARCHIVE) if is_source(p)), None)
 
 
 def _batches(source: Path) -> tuple[Images, Images]:

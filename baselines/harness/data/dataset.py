@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .dequantise import Pixels
 
-__all__ = ["DataError", "Dataset", "Entry", "Matrix", "Part", "nearest"]
+__all__ = ["DataError", "Dataset", "Entry", "Matrix", "Part", "listed", "nearest"]
 
 Matrix = npt.NDArray[np.float64]
 Part = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -150,3 +150,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name.lower(), list(known), n=3)
     return f"did you mean {' or '.join(near)}? " if near else ""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names for a message, the first so many of them.
+
+    Example:
+        >>> listed(["a", "b", "c", "d"], 2)
+        'a, b and 2 more'
+
+    """
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -44,6 +44,8 @@ def read_csv(path: Path) -> Table:
 
 def _parse(path: Path, lines: list[_Line]) -> Table:
     delimiter = _delimiter(lines)
+    if delimiter != " " and all(_is_ended(line.text, delimiter) for line in lines):
+        lines = [_Line(i, text.rstrip(" ")[:-1]) for i, text in lines]
     first = _fields(lines[0], delimiter)
     columns = numbered(len(first))
     body = lines
@@ -98,6 +100,11 @@ def _delimiter(lines: list[_Line]) -> str:
     # and perhaps decimal commas, hence the order. This is exact where csv.Sniffer guesses.
     sample = lines[:2][-1].text.strip(" ")
     return next((mark for mark in ";\t|, " if mark in sample), ",")
+
+
+def _is_ended(text: str, delimiter: str) -> bool:
+    """Whether a delimiter ends the last field too, as some programs write it."""
+    return text.rstrip(" ").endswith(delimiter) and bool(text.strip(f" {delimiter}"))
 
 
 def _fields(line: _Line, delimiter: str) -> list[str]:

@@ -15,7 +15,10 @@ import numpy.typing as npt
 
 __all__ = ["Pixels", "image_rows"]
 
+CHUNK = 2**22  # pixels that are drawn noise for at a time
+
 Matrix = npt.NDArray[np.float64]
+Single = npt.NDArray[np.float32]
 Whole = npt.NDArray[Any]
 
 
@@ -38,21 +41,25 @@ class Pixels:
     levels: int = 256
     alpha: float = 1e-6
 
-    def rows(self, pixels: Whole, rng: np.random.Generator) -> Matrix:
-        """Whole numbers (N, D) to z (N, D), with noise of their own."""
-        x = rng.random(pixels.shape)
-        x += pixels
-        x *= (1 - 2 * self.alpha) / self.levels
-        x += self.alpha
-        found: Matrix = np.log(x) - np.log1p(-x)
+    def rows(self, pixels: Whole, rng: np.random.Generator) -> Single:
+        """Whole numbers (N, D) to z (N, D), with noise of their own; float32, as models take it."""
+        found = np.empty(pixels.shape, np.float32)
+        size = max(1, CHUNK // max(1, pixels.shape[1]))
+        for first in range(0, len(pixels), size):
+            part = pixels[first : first + size]
+            x = rng.random(part.shape)
+            x += part
+            x *= (1 - 2 * self.alpha) / self.levels
+            x += self.alpha
+            found[first : first + size] = np.log(x) - np.log1p(-x)
         return found
 
-    def pixels(self, rows: Matrix) -> npt.NDArray[np.int64]:
+    def pixels(self, rows: Matrix | Single) -> npt.NDArray[np.int64]:
         """The whole numbers that z was made from, or the nearest ones to any other z."""
-        x = (_sigmoid(rows) - self.alpha) / (1 - 2 * self.alpha)
+        x = (_sigmoid(np.asarray(rows, np.float64)) - self.alpha) / (1 - 2 * self.alpha)
         return np.clip(np.floor(x * self.levels), 0, self.levels - 1).astype(np.int64)
 
-    def bits_per_dim(self, log_prob: Matrix, rows: Matrix) -> Matrix:
+    def bits_per_dim(self, log_prob: Matrix, rows: Matrix | Single) -> Matrix:
         """Bits a dimension, (N,) and (N, D) -> (N,), of log-densities in nats of rows z.
 
             log p(x) = log p(z) + Σ_d log dz_d/dx_d,  dz/dx = (1 - 2α) / (σ(z) (1 - σ(z)))
@@ -62,6 +69,7 @@ class Pixels:
         themselves (Theis et al. 2016, section 3.1).
         """
         d = rows.shape[1]
+        rows = np.asarray(rows, np.float64)
         # log σ(z) + log σ(-z), without overflow.
         log_slope = -np.abs(rows) - 2 * np.log1p(np.exp(-np.abs(rows)))
         log_density = log_prob + d * math.log(1 - 2 * self.alpha) - log_slope.sum(1)
@@ -71,7 +79,7 @@ class Pixels:
 
 def image_rows(
     pixels: Pixels, train: Whole, test: Whole, held_out: int, seed: int
-) -> tuple[Matrix, Matrix, Matrix]:
+) -> tuple[Single, Single, Single]:
     """Rows to train, validate and test, of images (N, ...) to train and to test.
 
     Args:

@@ -1,4 +1,4 @@
-"""The five tables from their archive into the cache: downloaded or given, verified, converted once.
+"""What can be fetched into the cache; the five tables: from their archive, converted once.
 
 The archive holds a pickle: its checksum is verified before anything in it is opened, and the pickle
 is read by ``frames``, which runs nothing.
@@ -15,6 +15,7 @@ from . import store
 from .archive import Archive, extract
 from .dataset import DataError, nearest
 from .download import download, refuse_checksum
+from .fetching_images import IMAGES, fetch_images
 from .published import PUBLISHED, Published, find, prepare, refuse_without_h5py
 
 __all__ = ["fetch"]
@@ -30,7 +31,7 @@ def fetch(
     """Convert sets into the cache, from the archive or from a copy of it.
 
     Args:
-        names: of the five.
+        names: of the five, or of ``fetching_images.IMAGES``.
         given: a copy of the archive, whose checksum must be right, or a folder with its files. By
             default the archive is downloaded and kept, and sets that were converted are left.
         say: takes a line on what is done.
@@ -48,7 +49,11 @@ def fetch(
         refuse_without_h5py()
     if given is not None and not given.exists():
         raise DataError(f"{given}: file not found; --from takes data.tar.gz or its folder")
-    todo = [PUBLISHED[name] for name in dict.fromkeys(names)]
+    for name in dict.fromkeys(name for name in names if name in IMAGES):
+        fetch_images(name, given, say, pause=pause)
+    todo = [PUBLISHED[name] for name in dict.fromkeys(names) if name in PUBLISHED]
+    if not todo:
+        return
     if given is not None and given.is_dir():
         _convert_all(todo, given, f"the folder {given}", say)
         return
@@ -104,8 +109,8 @@ def _convert_all(
 
 
 def _refuse_unknown(name: str) -> None:
-    if name not in PUBLISHED:
+    known = (*PUBLISHED, *IMAGES)
+    if name not in known:
         raise DataError(
-            f"{name!r} cannot be fetched; {nearest(name, PUBLISHED)}the archive has "
-            f"{', '.join(PUBLISHED)}"
+            f"{name!r} cannot be fetched; {nearest(name, known)}what can be: {', '.join(known)}"
         )

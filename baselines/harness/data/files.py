@@ -103,7 +103,9 @@ def stream(
     found = Streamed(path, array, Split(len(array), seed), seed)
     looked_at = found.every(quantised.EXAMINED)
     steps = _steps(found.columns, looked_at, spared)
-    found.notes, found.noise = _remedied(path, found.columns, looked_at, steps, dequantise)
+    found.notes, noise = _remedied(path, found.columns, looked_at, steps, dequantise)
+    if noise is not None:
+        found.add_noise(noise)
     return found
 
 

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from their idx files, which the user has.
+"""MNIST and Fashion-MNIST from their idx files, fetched or the user's.
 
 The format is that of LeCun, Cortes and Burges: two zero bytes, the type (8: unsigned byte), the
 number of dimensions, each dimension as a big-endian 32-bit number, then the values.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -17,14 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import store
+from .archive import Archive
 from .dataset import DataError, Dataset
 from .dequantise import Pixels, image_rows
 
-__all__ = ["FILES", "SETS", "dataset", "folder_of", "is_folder", "read", "read_idx"]
+__all__ = ["ARCHIVES", "FILES", "SETS", "dataset", "folder_of", "is_folder", "place_in", "read",
+           "read_idx", "read_images"]  # fmt: skip
 
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 HELD_OUT = 6  # one of so many training images validates: 10,000 of MNIST's 60,000, as in the paper
 PIXELS = Pixels(levels=256, alpha=1e-6)
+Images = npt.NDArray[np.uint8]
 MOST = 2**31  # bytes of one file, against a header or an archive that claims more
 
 SETS = {
@@ -37,10 +40,22 @@ SETS = {
         "MIT",
     ),
 }
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
+_FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
+ARCHIVES = {
+    "mnist": (
+        Archive(f"{_MNIST}/{FILES['train']}.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", 10),
+        Archive(f"{_MNIST}/{FILES['test']}.gz", "9fb629c4189551a2d022fa330f9573f3", 2),
+    ),
+    "fashion_mnist": (
+        Archive(f"{_FASHION}/{FILES['train']}.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26),
+        Archive(f"{_FASHION}/{FILES['test']}.gz", "bef4ecab320f06d8554ea6380940ec79", 4),
+    ),
+}
 
 
 def dataset(name: str, seed: int = 0) -> Dataset:
-    """Read a set from the folder of its name in CFLOWS_DATA.
+    """Read a set that was fetched, or is in the folder of its name in CFLOWS_DATA.
 
     Raises:
         DataError: the folder or a file is not there, or damaged.
@@ -49,23 +64,23 @@ def dataset(name: str, seed: int = 0) -> Dataset:
     folder = folder_of(name)
     if folder is None:
         raise DataError(
-            f"{name} is not here: put {FILES['train']} and {FILES['test']}, or these with .gz, "
-            f"into a folder {name} of the folder that the variable CFLOWS_DATA names; or give "
-            "--data the folder that holds them"
+            f"{name} is not here: run cflows data fetch {name}, add --from DIR for a copy of "
+            f"yours; or put {FILES['train']} and {FILES['test']}, or these with .gz, into a folder "
+            f"{name} of the folder that CFLOWS_DATA names"
         )
     return read(folder, name, seed=seed)
 
 
 def folder_of(name: str) -> Path | None:
-    """The folder of CFLOWS_DATA that holds a set, if there is one."""
-    given = os.environ.get("CFLOWS_DATA")
-    folder = Path(given) / name if given else None
-    return folder if folder is not None and is_folder(folder) else None
+    """The folder that holds a set, in the cache or of CFLOWS_DATA, if there is one."""
+    given = store.read_only_folder()
+    places = [store.place_of(name), *([] if given is None else [given / name])]
+    return next((place for place in places if is_folder(place)), None)
 
 
 def is_folder(folder: str | Path) -> bool:
     """Whether a folder holds the images of a set like MNIST."""
-    return all(_place(Path(folder), stem) is not None for stem in FILES.values())
+    return all(place_in(Path(folder), stem) is not None for stem in FILES.values())
 
 
 def read(folder: str | Path, name: str | None = None, *, seed: int = 0) -> Dataset:
@@ -83,18 +98,7 @@ def read(folder: str | Path, name: str | None = None, *, seed: int = 0) -> Datas
 
     """
     folder = Path(folder)
-    images = {}
-    for split, stem in FILES.items():
-        place = _place(folder, stem)
-        if place is None:
-            raise DataError(f"{folder}: holds neither {stem} nor {stem}.gz")
-        images[split] = read_idx(place)
-        if images[split].ndim != 3 or not images[split].size:
-            raise DataError(f"{place}: has shape {images[split].shape}; images have three sizes")
-    train, test = images["train"], images["test"]
-    if train.shape[1:] != test.shape[1:] or len(train) < HELD_OUT:
-        raise DataError(f"{folder}: images of training {train.shape} and of test {test.shape} do "
-                        "not go together")  # fmt: skip
+    train, test = read_images(folder)
     rows = image_rows(PIXELS, train, test, len(train) // HELD_OUT, seed)
     source, licence = SETS.get(name or "", (str(folder), "not stated: the user's own files"))
     _, height, width = train.shape
@@ -109,7 +113,29 @@ def read(folder: str | Path, name: str | None = None, *, seed: int = 0) -> Datas
     )
 
 
-def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+def read_images(folder: Path) -> tuple[Images, Images]:
+    """The images of a folder to train and to test, (N, height, width) and (N', height, width).
+
+    Raises:
+        DataError: a file is missing or damaged.
+
+    """
+    images = []
+    for stem in FILES.values():
+        place = place_in(folder, stem)
+        if place is None:
+            raise DataError(f"{folder}: holds neither {stem} nor {stem}.gz")
+        images.append(read_idx(place))
+        if images[-1].ndim != 3 or not images[-1].size:
+            raise DataError(f"{place}: has shape {images[-1].shape}; images have three sizes")
+    train, test = images
+    if train.shape[1:] != test.shape[1:] or len(train) < HELD_OUT:
+        raise DataError(f"{folder}: images of training {train.shape} and of test {test.shape} do "
+                        "not go together")  # fmt: skip
+    return train, test
+
+
+def read_idx(path: Path) -> Images:
     """Read a file of unsigned bytes, compressed or not.
 
     Raises:
@@ -138,6 +164,7 @@ def _opened(path: Path) -> Any:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def _place(folder: Path, stem: str) -> Path | None:
+def place_in(folder: Path, stem: str) -> Path | None:
+    """The file of images of this name in a folder, as it is or with .gz."""
     places = (folder / stem, folder / f"{stem}.gz")
     return next((place for place in places if place.is_file()), None)

@@ -86,11 +86,17 @@ def _ink(path: Path, ink: Literal["dark", "bright"]) -> Matrix:
         ) from error
     try:
         with Image.open(path) as image:
-            paper = Image.new("RGBA", image.size, "white")
-            paper.alpha_composite(image.convert("RGBA"))
-            grey: npt.NDArray[np.float64] = np.asarray(paper.convert("L"), np.float64)
+            grey: npt.NDArray[np.float64]
+            if image.mode[0] in "IF":  # one channel of more than 8 bits, which convert would clip
+                grey = np.asarray(image, np.float64)
+            else:
+                paper = Image.new("RGBA", image.size, "white")
+                paper.alpha_composite(image.convert("RGBA"))
+                grey = np.asarray(paper.convert("L"), np.float64)
     except Exception as error:  # pillow lets out what its decoders raise
         raise DataError(f"{path}: no image that pillow can read") from error
+    if not np.isfinite(grey).all():
+        raise DataError(f"{path}: has pixels that are not finite; fill them in")
     weights: Matrix = grey.max() - grey if ink == "dark" else grey - grey.min()
     if not weights.any():
         raise DataError(f"{path}: all pixels are of one shade; give a picture with two at least")

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import Matrix
+from .dataset import Matrix, listed
 
 __all__ = ["EXAMINED", "Width", "notes", "steps_of", "uniform", "widths"]
 
@@ -82,20 +82,20 @@ def notes(
     grids = [f"{name!r} ({s:g})" for name, s in zip(columns, steps, strict=True) if s]
     if grids:
         found.append(
-            f"{place}: quantised columns, with their steps: {_listed(grids)}; their density has no "
-            "upper bound: --dequantise adds noise of a step's width"
+            f"{place}: quantised columns, with their steps: {listed(grids, 5)}; their density has "
+            "no upper bound: --dequantise adds noise of a step's width"
         )
     spikes = [repr(name) for name, s in zip(columns, steps, strict=True) if s == 0]
     if spikes:
         found.append(
-            f"{place}: columns that repeat values on no common step: {_listed(spikes)}; their "
+            f"{place}: columns that repeat values on no common step: {listed(spikes, 5)}; their "
             "density has no upper bound: --dequantise WIDTH adds noise of that width, or drop them"
         )
     copies = [f"{columns[j]!r} of {columns[i]!r}" for i, j in _duplicates(values)]
     if copies:
         found.append(
-            f"{place}: columns that are copies: {_listed(copies)}; rows on a line have no density: "
-            "drop the copies"
+            f"{place}: columns that are copies: {listed(copies, 5)}; rows on a line have no "
+            "density: drop the copies"
         )
     return tuple(found)
 
@@ -104,7 +104,8 @@ def _step(values: Vector) -> float | None:
     distinct = np.unique(values)
     if len(distinct) < 2 or len(distinct) >= DISTINCT * len(values):
         return None
-    return _spacing(distinct) or _decimal(distinct) or 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows lies on no grid
+        return _spacing(distinct) or _decimal(distinct) or 0.0
 
 
 def _spacing(distinct: Vector) -> float | None:
@@ -112,7 +113,7 @@ def _spacing(distinct: Vector) -> float | None:
     differences = np.diff(distinct)
     error = 4 * _rounding(distinct) * np.abs(distinct).max()
     least = differences.min()
-    if least < 16 * error:
+    if not 16 * error <= least < np.inf:
         return None
     counts = np.round(differences / least)
     step = float(differences.sum() / counts.sum())
@@ -126,13 +127,14 @@ def _spacing(distinct: Vector) -> float | None:
 def _decimal(distinct: Vector) -> float | None:
     """The largest of ..., 10, 5, 2, 1, 0.5, ... of which all values are multiples."""
     single = _rounding(distinct) > 1e-10
-    for step in _decimals(float(np.ptp(distinct)), _rounding(distinct) * np.abs(distinct).max()):
+    largest = min(float(np.ptp(distinct)), 1e308)
+    for step in _decimals(largest, _rounding(distinct) * np.abs(distinct).max()):
         for part in (distinct[:50], distinct):  # most steps fail early
             nearest = np.round(part / step) * step
             if single:
                 off = nearest.astype(np.float32) != part.astype(np.float32)
             else:
-                off = np.abs(nearest - part) > 4 * _rounding(distinct) * np.abs(part)
+                off = ~(np.abs(nearest - part) <= 4 * _rounding(distinct) * np.abs(part))
             if off.any():
                 break
         else:
@@ -165,11 +167,6 @@ def _duplicates(values: Matrix) -> list[tuple[int, int]]:
         if i != j:
             pairs.append((i, j))
     return pairs
-
-
-def _listed(parts: Sequence[str]) -> str:
-    shown = ", ".join(parts[:5])
-    return shown if len(parts) <= 5 else f"{shown} and {len(parts) - 5} more"
 
 
 def _mixed(state: Bits) -> Bits:

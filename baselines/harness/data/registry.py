@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import cifar, files, idx, images, pictures, published, toys
 from .dataset import DataError, Dataset, Entry, nearest
+from .installed import entered, installed
 from .quantised import Width
 
 __all__ = ["entry", "load", "names"]
@@ -45,8 +46,11 @@ def load(
 
     """
     text = str(name)
-    if text in _ENTRIES:
-        return _ENTRIES[text].load(seed)
+    table = text not in names() and files.is_supported(text)
+    if dequantise is not None and not table and (text in names() or os.path.exists(text)):
+        raise DataError(f"--dequantise is for files of rows; {text} comes with what noise it needs")
+    if text in names():
+        return entry(text).load(seed)
     if pictures.is_supported(text):
         return pictures.read(text, seed=seed)
     # os.path.exists, unlike Path.exists, is False for a name too long to be a path.
@@ -57,7 +61,7 @@ def load(
     if files.is_supported(text) or (text and os.path.exists(text)):
         return files.read(text, seed=seed, dequantise=dequantise, spared=spared)
     raise DataError(
-        f"no data set or file is called {text!r}; {nearest(text, _ENTRIES)}"
+        f"no data set or file is called {text!r}; {nearest(text, names())}"
         f"Known names: {', '.join(names())}; or give the path of a .csv, .npy or .npz file"
     )
 
@@ -73,12 +77,13 @@ def entry(name: str) -> Entry:
         6
 
     """
-    if name not in _ENTRIES:
-        raise DataError(
-            f"no data set is called {name!r}; {nearest(name, _ENTRIES)}"
-            f"Known names: {', '.join(names())}"
-        )
-    return _ENTRIES[name]
+    if name in _ENTRIES:
+        return _ENTRIES[name]
+    if name in (others := installed()):
+        return entered(others[name])
+    raise DataError(
+        f"no data set is called {name!r}; {nearest(name, names())}Known names: {', '.join(names())}"
+    )
 
 
 def names() -> tuple[str, ...]:
@@ -89,7 +94,7 @@ def names() -> tuple[str, ...]:
         ('8gaussians', '2spirals', 'checkerboard')
 
     """
-    return tuple(_ENTRIES)
+    return (*_ENTRIES, *(name for name in installed() if name not in _ENTRIES))
 
 
 def _scikit_learn() -> str:
@@ -98,7 +103,7 @@ def _scikit_learn() -> str:
 
 
 def _in_folder(name: str) -> str:
-    return "CFLOWS_DATA" if idx.folder_of(name) else ""
+    return str(idx.folder_of(name) or "")
 
 
 _ENTRIES: dict[str, Entry] = {
@@ -167,7 +172,7 @@ _ENTRIES: dict[str, Entry] = {
             cifar.SOURCE,
             cifar.LICENCE,
             cifar.dataset,
-            lambda: "converted" if cifar.place().is_file() else "",
+            cifar.here,
         ),
         *published.entries(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cflows.batches import drop_pages
+from cflows.batches import drop_pages, read_scattered
 
 from .dataset import DataError, Matrix
 from .quantised import uniform
@@ -19,7 +20,6 @@ from .rows import BLOCK, SPLITS, Split, SplitName, numbered
 __all__ = ["Stream", "Streamed", "Summary"]
 
 CHUNK = 2**22  # numbers that are checked at a time
-AT_ONCE = 1024  # rows between two releases of pages
 Single = npt.NDArray[np.float32]
 
 
@@ -44,7 +44,7 @@ class Streamed:
     Attributes:
         columns: D names.
         source: the file, as messages name it.
-        summary: what ``check`` found; all columns survive it.
+        summary: what ``check`` found, noise included; all columns survive it.
         notes: what is to be warned of.
         noise: the width of each column's noise, (D,), or None.
 
@@ -56,6 +56,15 @@ class Streamed:
         self.summary = self.check()
         self.notes: tuple[str, ...] = ()
         self.noise: npt.NDArray[np.float64] | None = None
+
+    def add_noise(self, widths: npt.NDArray[np.float64]) -> None:
+        """Let rows have uniform noise of these widths, (D,), and the summary count it."""
+        self.noise = widths
+        with np.errstate(over="ignore"):
+            self.summary = self.summary._replace(
+                largest=self.summary.largest + widths,
+                spread=np.hypot(self.summary.spread, widths / math.sqrt(12)),
+            )
 
     def part(self, name: SplitName, columns: Sequence[int]) -> Stream:
         """Some columns of a split."""
@@ -73,7 +82,7 @@ class Streamed:
         return self._read(np.arange(0, len(self.array), -(-len(self.array) // most)))
 
     def _read(self, chosen: npt.NDArray[np.int64]) -> Matrix:
-        """Neighbours together, others a few at a time: the system maps what is near a page too."""
+        """Neighbours as a slice, others each on its own."""
         values = np.empty((len(chosen), len(self.columns)))
         for first in range(0, len(chosen), self._size):
             part = chosen[first : first + self._size]
@@ -81,11 +90,8 @@ class Streamed:
             if end - start < 2 * len(part):
                 values[first : first + len(part)] = self.array[start:end][part - start]
                 drop_pages(self.array)
-                continue
-            for place in range(0, len(part), AT_ONCE):
-                few = part[place : place + AT_ONCE]
-                values[first + place : first + place + len(few)] = self.array[few]
-                drop_pages(self.array)
+            else:
+                values[first : first + len(part)] = read_scattered(self.array, part)
         return values
 
     def check(self) -> Summary:
@@ -104,11 +110,11 @@ class Streamed:
             exact = values.astype(np.float64)
             if not varies.all():
                 varies |= (np.delete(exact, self._held_out(first, len(exact)), 0) != one).any(0)
-            with np.errstate(over="ignore"):
-                change = np.maximum(change, np.abs(exact.astype(np.float32) - exact).max(0))
             largest = np.maximum(largest, np.abs(exact).max(0))
-            exact -= one
-            sums, squares = sums + exact.sum(0), squares + (exact**2).sum(0)
+            with np.errstate(over="ignore"):  # what overflows is beyond float32, and refused so
+                change = np.maximum(change, np.abs(exact.astype(np.float32) - exact).max(0))
+                exact -= one
+                sums, squares = sums + exact.sum(0), squares + (exact**2).sum(0)
         if not varies.all():
             column = int(np.argmin(varies))
             raise DataError(
@@ -116,9 +122,10 @@ class Streamed:
                 f"{self.split.size('train')} rows of the training split, and has no density; drop "
                 "the column"
             )
-        mean = sums / len(self.array)
-        spread = np.sqrt(np.maximum(squares / len(self.array) - mean**2, 0))
-        return Summary(largest, one + mean, spread, change)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = sums / len(self.array)
+            spread = np.sqrt(np.maximum(squares / len(self.array) - mean**2, 0))
+            return Summary(largest, one + mean, spread, change)
 
     def _refuse_not_finite(self, first: int, values: npt.NDArray[Any]) -> None:
         finite = np.isfinite(values)

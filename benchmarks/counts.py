@@ -1,0 +1,105 @@
+"""The suite's counts beside the committed ones: a change that adds work fails here by name.
+
+    python benchmarks/counts.py --check
+    python benchmarks/counts.py --write
+
+``counts.json`` is written again only with the reason in the commit. Counts are evaluations of
+fields and networks, matrix products, draws, host synchronisations and parameters; see
+``perf/counts.py``. None is a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from perf import counts
+from perf.base import Suite
+
+from cflows.storage import write_beside
+
+__all__ = ["COMMITTED", "differences", "main", "measured"]
+
+COMMITTED = Path(__file__).parent / "counts.json"
+
+Counts = dict[str, int | str]
+
+
+def measured(containing: str = "") -> Counts:
+    """Every count by name; one that raises is its error in words.
+
+    Args:
+        containing: a part of the names that are wanted.
+
+    """
+    return dict(_counted(containing))
+
+
+def differences(found: Counts, committed: Counts) -> list[str]:
+    """One line for each count that is another, new or gone."""
+    lines = []
+    for name in sorted({*found, *committed}):
+        before, now = committed.get(name, "not committed"), found.get(name, "not counted")
+        if before != now:
+            lines.append(f"{name}: committed {before}, now {now}")
+    return lines
+
+
+def _counted(containing: str) -> Iterator[tuple[str, int | str]]:
+    for title, suite in inspect.getmembers(counts, inspect.isclass):
+        if not issubclass(suite, Suite) or title.startswith("_") or suite is Suite:
+            continue
+        for method in (name for name in dir(suite) if name.startswith("track_")):
+            for setting in itertools.product(*suite.params):
+                words = ", ".join(map(str, setting))
+                name = f"{title}.{method.removeprefix('track_')} ({words})"
+                if containing not in name:
+                    continue
+                case = suite()
+                try:
+                    case.setup(*setting)
+                    value: int | str = int(getattr(case, method)(*setting))
+                except Exception as error:  # one count that fails must not hide the others
+                    value = f"{type(error).__name__}: {error}"
+                yield name, value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare or write; 1 where a count differs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", action="store_true", help="compare with counts.json")
+    action.add_argument("--write", action="store_true", help="write counts.json again")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    found = measured()
+    failed = [f"{name}: {value}" for name, value in found.items() if isinstance(value, str)]
+    if options.write:
+        if failed:
+            print(*failed, "nothing was written", sep="\n", file=sys.stderr)
+            return 1
+        text = json.dumps(found, indent=1) + "\n"
+        write_beside(COMMITTED, lambda beside: beside.write_text(text, encoding="utf-8"))
+        print(f"{len(found)} counts written")
+        return 0
+    lines = differences(found, json.loads(COMMITTED.read_text(encoding="utf-8")))
+    if lines:
+        print(*lines, sep="\n", file=sys.stderr)
+        print(
+            f"{len(lines)} of {len(found)} counts differ: mend it, or run "
+            "`python benchmarks/counts.py --write` and give the reason in the commit",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{len(found)} counts as committed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

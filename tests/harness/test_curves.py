@@ -1,0 +1,137 @@
+"""Curves and growth tables: what stands in them, from records made by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from baselines.harness import curves, gallery, reading, report
+from baselines.harness.growth_tables import growth_table, rows_table, steps_table
+from baselines.harness.tables import Setting
+
+
+def call(ms, rows=1000, nfe=4, **more):
+    return {"rows": rows, "ms": ms, "ms_q1": ms / 2, "ms_q3": 2 * ms, "repeats": 3,
+            "memory_mb": 1.5, "nfe_call": nfe, "nfe_row": nfe / rows, **more}  # fmt: skip
+
+
+def sweep(axis="features"):
+    found = []
+    for size in (8, 16, 32, 64):
+        head = {"model": "maf", "size": size, "features": size, "depth": 2}
+        for way, power in (("cached", 1), ("sequential", 2)):
+            found.append(
+                {**head, "way": way, "what": "density", **call(0.1 * size)},
+            )
+            found.append({**head, "way": way, "what": "sample", **call(size**power, nfe=size)})
+    for size in (32, 64):
+        found.append({"model": "ffjord", "size": size, "features": size, "way": "", "note": "slow"})
+    return found
+
+
+def test_growth_has_a_line_a_way_its_slope_and_what_was_left_out():
+    table = growth_table(sweep(), "features", "sample")
+    assert table.header == (
+        "model", "way", "D = 8", "D = 16", "D = 32", "D = 64", "slope, ms", "slope, evaluations"
+    )  # fmt: skip
+    lines = [[cell.text for cell in row] for row in table.rows]
+    assert [line[:2] for line in lines] == [["MAF", "cached"], ["MAF", "sequential"]]
+    assert [line[-2:] for line in lines] == [["1.00", "1.00"], ["2.00", "1.00"]]
+    assert lines[1][3] == "256"
+    assert table.note.endswith("FFJORD at D = 32: slow.")  # once, not for each larger size
+
+
+def test_rows_and_steps_are_tables_of_what_was_measured():
+    setting = Setting("d", "ffjord", 2)
+    records = [
+        {"way": "", "what": what, **call(ms, rows)}
+        for rows in (1, 10_000)
+        for what, ms in (("density", 3.0), ("sample", 7.0))
+    ]
+    table = rows_table([(setting, records)])
+    lines = [[cell.text for cell in row] for row in table.rows]
+    assert [line[3] for line in lines] == ["1", "10,000"]
+    assert lines[0][4:8] == ["3.00 (1.50–6.00)", "1.50", "4", "4.00"]
+    assert lines[1][8:] == ["7.00 (3.50–14.0)", "1.50", "4", "0.000400"]
+    assert all(len(line) == len(table.header) for line in lines)
+
+    steps = {"steps": 8, "test_log_prob": -1.5, "test_log_prob_2se": 0.25, "error_mean": 1e-4,
+             "error_max": 1e-3, "round_trip_error": 1e-5, "density": call(3.0, 500, 32),
+             "sample": call(7.0, 500)}  # fmt: skip
+    (row,) = steps_table([(setting, [steps])]).rows
+    assert [cell.text for cell in row] == [
+        "FFJORD", "2", "8", "32", "-1.500 ± 0.250", "1.0e-04 / 1.0e-03", "1.0e-05", "6.00", "14.0"
+    ]  # fmt: skip
+
+
+def test_the_front_holds_what_no_other_beats_in_both():
+    points = [(1.0, 0.0), (2.0, -1.0), (3.0, 2.0), (3.0, 1.0), (9.0, 1.5), (10.0, 3.0)]
+    assert curves._front(points) == [(1.0, 0.0), (3.0, 2.0), (10.0, 3.0)]
+
+
+def setting(model, depth, gap=None, nfe=5.0):
+    row = {"test_log_prob": -1.0 - 1 / depth, "test_log_prob_2se": 0.1, "solver_gap": gap,
+           "round_trip_error": 1e-6, "density_ms_per_1000": 2.0 * depth, "nfe_density": nfe,
+           "sample_ms_per_1000": 3.0 * depth, "cell": f"{model}-{depth}", "seed": 0}  # fmt: skip
+    return Setting("d", model, depth, rows=[row])
+
+
+def test_layers_and_evaluations_are_never_one_axis():
+    found = [setting("maf", 2), setting("maf", 5), setting("ffjord", 1, 1e-6, 40.0),
+             setting("ffjord", 2, 1e-6, 80.0), setting("ffjord-time", 4, 1e-6, 30.0)]  # fmt: skip
+    record = {"test_log_prob": -2.0, "round_trip_error": 1e-3, "density": call(3.0, 500, 32),
+              "sample": call(7.0, 500)}  # fmt: skip
+    discrete, continuous = gallery._lines(found, [(found[3], [record])])
+    assert [(line.model, [x for x, _ in line.points]) for line in discrete] == [("maf", [2, 5])]
+    assert [(line.model, line.what, [x for x, _ in line.points]) for line in continuous] == [
+        ("ffjord", "blocks", [40, 80]),
+        ("ffjord-time", "end time", [30]),
+        ("ffjord", "solver steps", [32]),
+    ]
+    assert continuous[2].points[0][1]["density_ms_per_1000"] == 6.0
+
+
+@pytest.fixture
+def directory(tmp_path):
+    cell = tmp_path / "cells" / "toy-ffjord-1"
+    cell.mkdir(parents=True)
+    history = [{"step": step, "seconds": 0.5 * step, "loss": 1.0, "validation": -3.0 + step / 10,
+                "nfe": 20.0 + step, "learning_rate": 1e-3} for step in (0, 5, 10, 20)]  # fmt: skip
+    (cell / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+    files = {
+        tmp_path / "manifest.json": {"comparison": "depth", "data": {}, "models": ["ffjord"]},
+        cell / "config.json": {"data": "toy", "model": "ffjord", "depth": 1, "seed": 0},
+        cell / "result.json": {"status": "ok", "test_log_prob": -1.0, "solver_gap": 1e-6},
+        tmp_path / "growth_features.json": {"key": {}, "records": sweep()},
+    }
+    for path, value in files.items():
+        path.write_text(json.dumps(value))
+    rng = np.random.default_rng(0)
+    np.savez(cell / "picture.npz", density=np.zeros((4, 4)), extent=np.array([-1.0, 1, -1, 1]),
+             samples=rng.normal(size=(20, 2)), paths=rng.normal(size=(5, 8, 2)))  # fmt: skip
+    return tmp_path
+
+
+def test_what_was_kept_becomes_pictures_and_files(directory):
+    page = report.write(directory).read_text()
+    names = {path.stem for path in directory.glob("*.svg")}
+    assert names == {
+        "likelihood", "training", "nfe", "growth_features", "densities_toy", "trajectories_toy"
+    }  # fmt: skip
+    assert page.count("data:image/png") == len(names)
+    assert "1000 samples against dimension D" in page
+    lines = (directory / "growth_features.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(sweep())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("cells/toy-ffjord-1/history.jsonl", "{"), ("growth_features.json", '{"records": 3}')],
+)
+def test_what_is_damaged_is_one_line(directory, name, content):
+    (directory / name).write_text(content)
+    with pytest.raises(reading.ReportError, match=name.split("/")[-1]) as caught:
+        report.write(directory)
+    assert "\n" not in str(caught.value)

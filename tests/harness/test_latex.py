@@ -1,0 +1,57 @@
+"""The tables as LaTeX, what escapes, and two directories laid side by side."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from baselines.harness import latex
+from baselines.harness.pages import Block
+from baselines.harness.tables import Cell, Table
+
+
+def table(*rows: tuple[str, ...], header=("model", "depth", "value ± 2 s.e.")) -> Table:
+    return Table("A & B", "50% of it", header, tuple(tuple(map(Cell, row)) for row in rows))
+
+
+def test_a_table_has_three_rules_and_no_line_between_columns():
+    text = latex.tabular(table(("MAF", "2", "-1.5 ± 0.1"), ("MAF", "5", "1e-05")))
+    assert [text.count(rule) for rule in ("\\toprule", "\\midrule", "\\bottomrule")] == [1, 1, 1]
+    assert "\\begin{tabular}{lrr}" in text
+    assert "|" not in text
+    assert "MAF & 2 & $-$1.5 $\\pm$ 0.1 \\\\\n & 5 & 1e-05 \\\\" in text
+    assert "A \\& B. 50\\% of it" in text
+
+
+def test_every_line_has_as_many_cells_as_columns():
+    text = latex.tabular(table(("MAF", "2", "1"), ("NICE", "failed: out of memory & more")))
+    body = text[text.index("\\midrule") : text.index("\\bottomrule")]
+    first, second = (line for line in body.splitlines() if line.endswith("\\\\"))
+    assert len(re.findall(r"(?<!\\)&", first)) == 2
+    assert "\\multicolumn{2}{l}{failed: out of memory \\& more}" in second
+
+
+def test_names_cannot_leave_their_cell():
+    hostile = "\\end{document} $x_^ {a} #1 % ~ <b> | é 数 ±"
+    text = latex.escape(hostile)
+    assert "\\end{document}" not in text
+    assert not re.search(r"(?<!\\)[#%&_]", text)
+    assert text.count("{") == text.count("}")
+    assert "é" in text
+    assert "数" not in text
+
+
+def test_a_document_has_a_section_for_each_data_set_and_no_lists_of_words():
+    words = Table("", "", ("a",), ((Cell("x"),),), words=True)
+    text = latex.document(
+        [Block("h2", "pinwheel"), table(("MAF", "2", "1")), Block("h2", "Pictures"), words]
+    )
+    assert re.findall(r"section\*\{(.*?)\}", text) == ["pinwheel"]
+    assert text.count("\\begin{table}") == 1
+    assert text.index("\\begin{document}") < text.index("\\end{document}")
+
+
+@pytest.mark.parametrize("value", ["", "-", "-x", "0"])
+def test_only_a_number_gets_a_minus_sign(value):
+    assert "$-$" not in latex.tabular(table(("MAF", value, "1")))

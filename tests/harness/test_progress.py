@@ -1,0 +1,88 @@
+"""What is said while a comparison runs, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from baselines.harness import progress
+from baselines.harness.cells import Cell
+from baselines.harness.progress import Progress
+from cflows.storage import read
+
+ROOT = str(Path(__file__).parents[2])
+OK = {"status": "ok", "test_log_prob": -1.25, "test_log_prob_2se": 0.5, "train_seconds": 3.0}
+
+
+def cell(seed: int) -> Cell:
+    return Cell("moons", "moons", "ab", "maf", 5, seed, 10, None, 1e-3)
+
+
+def test_a_line_a_cell_with_the_time_that_is_left(monkeypatch, capsys):
+    clock = iter([0.0, 10.0, 40.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    cells = [cell(seed) for seed in range(4)]
+    with Progress(cells, lambda c: 1.0 + c.seed) as shown:  # work of 1, 2, 3, 4
+        shown.ended(cells[3], OK, before=True)
+        shown.ended(cells[1], OK)
+        shown.ended(cells[0], {"status": "failed", "error": "no memory"})
+        shown.ended(cells[2], OK)
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith("[1/4] moons maf 5 layers seed 3")
+    assert "-1.250 ± 0.500  (3 s)" in lines[0]
+    assert "left" not in lines[0]  # nothing was done yet to guess from
+    assert lines[1].endswith("about 20 s left")  # work of 4 is left, 2 took 10 s
+    assert lines[2].endswith("failed: no memory, about 40 s left")  # 3 of 3, in 40 s
+    assert "left" not in lines[3]
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")]
+)
+def test_durations(seconds, said):
+    assert progress._duration(seconds) == said
+
+
+def test_a_bar_is_for_terminals(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress([cell(0)], lambda c: 1.0) as shown:
+        shown.ended(cell(0), OK)
+    out, err = capsys.readouterr()
+    assert "[1/1] moons maf" in out
+    assert "1/1" in err
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_leaves_checkpoints_and_says_how_to_go_on(jobs, tmp_path):
+    """The workers too: one in the middle of a training writes where it is."""
+    table, out = tmp_path / "rows.npy", tmp_path / "out"
+    np.save(table, np.random.default_rng(0).normal(size=(400, 3)))
+    command = ["likelihood", "--data", str(table), "--models", "nice", "--depths", "1",
+               "--seeds", "0", "1", "--steps", "40000", "--preprocess", "whiten",
+               "--jobs", jobs, "--out", str(out)]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "baselines.harness", *command], stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while len(list(out.glob("cells/*/checkpoint.pt"))) < int(jobs):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on where it stopped" in said
+    assert f"cflows likelihood --data {table}" in said
+    assert not list(out.glob("cells/*/result.json"))
+    # Training writes one every 2000 steps: what lies between is the signal's work.
+    steps = [read(path)["counters"]["step"] for path in out.glob("cells/*/checkpoint.pt")]
+    assert len(steps) == int(jobs)
+    assert all(step % 2000 for step in steps)
