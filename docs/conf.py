@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|npt|nn|collections|typing|pathlib|os|argparse|matplotlib)\..*"),
     (
         r"py:.*",
-        r"(sklearn|abc|dataclasses|Tensor|Module|Any|Array|Matrix|Figure|Axes|Picture|optional)(\..*)?",
+        r"(sklearn|abc|dataclasses|importlib|Tensor|Module|Any|Array|Matrix|Figure|Axes|Picture|optional)(\..*)?",
     ),
     # Type variables, aliases, and bases that are not public.
     (r"py:.*", r"(cflows|baselines)\..*\.(T|Class|Linearized|LocationScale|_\w+)"),

@@ -62,10 +62,21 @@ def public_modules(package: str) -> list[str]:
 
 
 def _sections(match: re.Match[str]) -> str:
-    return "\n".join(
+    return "\n".join(_section(name) for name in public_modules(match[1]))
+
+
+def _section(name: str) -> str:
+    module = importlib.import_module(name)
+    # What a module only passes on has its entry where it is defined.
+    passed = [
+        member
+        for member in module.__all__
+        if callable(found := getattr(module, member)) and getattr(found, "__module__", name) != name
+    ]
+    without = f"   :exclude-members: {', '.join(passed)}\n" if passed else ""
+    return (
         f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n"
-        "   :show-inheritance:\n```\n"
-        for name in public_modules(match[1])
+        f"   :show-inheritance:\n{without}```\n"
     )
 
 
