@@ -97,11 +97,11 @@ def lines(axes: Any, x: Sequence[float], times: Sequence[np.ndarray], **settings
 class Table:
     """A table that notebooks show as HTML."""
 
-    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    def __init__(self, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
         self.header, self.rows = header, rows
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
+        head = "".join(f"<th>{escape(str(name))}</th>" for name in self.header)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"
             for row in self.rows

@@ -5,6 +5,7 @@ The converter is docutils' own. What it does not know is an error of the page, n
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -15,16 +16,25 @@ from sphinx.util import logging
 
 LOG = logging.getLogger(__name__)
 
+# A function's name stands apart from what is before and behind it, a bracket excepted; browsers
+# leave that to the markup.
+THIN = '<mspace width="0.1667em"></mspace>'
+BEHIND = re.compile(r"(<mo>&ApplyFunction;</mo>)(?!\s*<mo[^>]*>[(\[{]</mo>)")
+BEFORE = re.compile(
+    r"(</mi>|</mn>|</mover>|</msub>|</msup>)(?=\s*<mi>\w+</mi>\s*<mo>&ApplyFunction;)"
+)
+
 
 def _markup(node: nodes.Element, block: bool) -> str:
     tex = node.astext().strip()
     if block and ("\\\\" in tex or "&" in tex) and "\\begin{" not in tex:
         tex = f"\\begin{{aligned}}{tex}\\end{{aligned}}"
     try:
-        return str(tex2mathml(tex, as_block=block))
+        found = str(tex2mathml(tex, as_block=block))
     except (MathError, SyntaxError) as error:
         LOG.warning("no MathML for %r: %s", tex, error, location=node)
         return ""
+    return BEFORE.sub(rf"\1{THIN}", BEHIND.sub(rf"\1{THIN}", found))
 
 
 def _inline(translator: Any, node: nodes.Element) -> None:
