@@ -228,8 +228,10 @@ def _trained(
     cell: Cell, folder: Path, train: Tensor, validation: Tensor
 ) -> tuple[Flow, dict[str, Any]]:
     """Choose the map, train behind it; the flow, and what the result says of both."""
+    model = models.find(cell.model)
     settings: dict[str, Any] = {
-        "objective": models.find(cell.model).objective,
+        "objective": model.objective,
+        "patience": model.patience,
         "batch_size": cell.batch_size,
         "learning_rate": cell.learning_rate,
         "seed": cell.seed,

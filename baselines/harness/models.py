@@ -53,6 +53,7 @@ class Model:
         quick_steps: the same under ``--quick``.
         learning_rate: Adam's.
         objective: a name that ``fit`` knows.
+        patience: validations without a better one after which training stops; there are about 20.
 
     """
 
@@ -64,6 +65,7 @@ class Model:
     quick_steps: int
     learning_rate: float
     objective: str = "forward_kl"
+    patience: int | None = None
 
 
 def _matching(features: int, depth: int) -> Flow:
@@ -98,6 +100,7 @@ MODELS: dict[str, Model] = {
         quick_steps=200,
         learning_rate=2e-3,
         objective="flow_matching",
+        patience=5,  # its loss does not see that small data are overfitted, the likelihood does
     ),
     "maf": Model(
         "MAF",
@@ -190,7 +193,10 @@ def configuration(name: str, features: int, depth: int | None) -> str:
         # The parts as well as the flow: a call records what was passed, and a subclass of Flow
         # passes its own defaults on to its parts.
         calls = [configuration_of(part) for part in (core, core.bijector, core.base)]
-        calls.append(find(name).objective)
+        model = find(name)
+        calls.append(model.objective)
+        if model.patience is not None:
+            calls.append(f"patience {model.patience}")
         return hashlib.sha256("\n".join(calls).encode()).hexdigest()
     return ""
 
