@@ -95,6 +95,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor, staircase: Staircase | None
 
     """
     if staircase is None:
+        if len(weight) < min(weight.shape[1], len(x)):
+            # A product runs along its result's rows: let them be the long side.
+            return torch.addmm(bias[:, None], weight, x.mT).mT
         return F.linear(x, weight, bias)
     out = x.new_empty(len(x), len(weight))
     for (top, bottom), right in zip(pairwise(staircase[0]), staircase[1][1:], strict=True):
@@ -106,6 +109,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor, staircase: Staircase | None
 def gradient_of_input(gradient: Tensor, weight: Tensor, staircase: Staircase | None) -> Tensor:
     """Wᵀ g of each row, (N, outputs) -> (N, inputs)."""
     if staircase is None:
+        if weight.shape[1] < min(len(weight), len(gradient)):
+            return (weight.mT @ gradient.mT).mT
         return gradient @ weight
     rows, columns = staircase
     out = gradient.new_empty(len(gradient), weight.shape[1])
@@ -119,6 +124,8 @@ def gradient_of_input(gradient: Tensor, weight: Tensor, staircase: Staircase | N
 def gradient_of_weight(gradient: Tensor, x: Tensor, staircase: Staircase | None) -> Tensor:
     """Σ g xᵀ over rows, (N, outputs), (N, inputs) -> (outputs, inputs)."""
     if staircase is None:
+        if x.shape[1] < gradient.shape[1]:
+            return (x.mT @ gradient).mT.contiguous()
         return gradient.mT @ x
     out = gradient.new_zeros(gradient.shape[1], x.shape[1])
     for (top, bottom), right in zip(pairwise(staircase[0]), staircase[1][1:], strict=True):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .activations import Activation
 from .masked import Staircase, gradient_of_input, gradient_of_weight, product
 
-__all__ = ["perceptron"]
+__all__ = ["perceptron", "plain"]
 
 
 def perceptron(
@@ -48,15 +48,18 @@ def perceptron(
     if offset is not None:
         offset = offset.reshape(-1, offset.shape[-1])
     parameters = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    if _plain(x):
+    if plain(x):
         out: Tensor = _Perceptron.apply(activation, staircases, flat, offset, *parameters)  # type: ignore[no-untyped-call]
     else:
         out = _layer_by_layer(activation, flat, offset, *parameters)
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
-def _plain(x: Tensor) -> bool:
-    """Whether nothing is going on that has a rule of its own for each operation."""
+def plain(x: Tensor) -> bool:
+    """Whether nothing is going on that has a rule of its own for each operation.
+
+    Autocast, torch.func and forward differentiation have: they see no custom Function.
+    """
     return (
         not torch.is_autocast_enabled(x.device.type)
         and not torch._C._are_functorch_transforms_active()

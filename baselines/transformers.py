@@ -9,12 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cflows import register
 from cflows.elementwise import BOUND, bounded
+
+from .perceptron import plain
 
 __all__ = ["Additive", "AffineScale", "Transformer", "pull_back"]
 
@@ -100,13 +103,11 @@ class AffineScale(Transformer):
 
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """μ + exp(α) z, α."""
-        log_scale = bounded(parameters[..., 1])
-        return torch.addcmul(parameters[..., 0], log_scale.exp(), z), log_scale
+        return _affine(_scale_and_shift, z, parameters)
 
     def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """(x - μ) exp(-α), -α."""
-        minus = -bounded(parameters[..., 1])
-        return (x - parameters[..., 0]) * minus.exp(), minus
+        return _affine(_shift_and_scale, x, parameters)
 
     def forward_vjp(
         self, z: Tensor, parameters: Tensor, x: Tensor, for_x: Tensor, for_log_det: Tensor
@@ -147,8 +148,68 @@ class Additive(Transformer):
 
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """μ + z, 0."""
-        return z + parameters[..., 0], torch.zeros_like(z)
+        return z + parameters.squeeze(-1), torch.zeros_like(z)
 
     def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """X - μ, 0."""
-        return x - parameters[..., 0], torch.zeros_like(x)
+        """x - μ, 0."""
+        return x - parameters.squeeze(-1), torch.zeros_like(x)
+
+
+def _scale_and_shift(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    log_scale = bounded(parameters[..., 1])
+    return torch.addcmul(parameters[..., 0], log_scale.exp(), z), log_scale
+
+
+def _shift_and_scale(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    minus = -bounded(parameters[..., 1])
+    return (x - parameters[..., 0]) * minus.exp(), minus
+
+
+def _affine(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], given: Tensor, parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The function as one node of the graph: the gradient of an index is a sum into zeros."""
+    differentiated = torch.is_grad_enabled() and (given.requires_grad or parameters.requires_grad)
+    if not differentiated or not plain(given) or given.shape != parameters.shape[:-1]:
+        return function(given, parameters)
+    found: tuple[Tensor, Tensor] = _Affine.apply(function, given, parameters)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Any, given: Tensor, parameters: Tensor) -> Any:
+        value, log_det = function(given, parameters)
+        ctx.function = function
+        ctx.save_for_backward(given, parameters, value, log_det)
+        return value, log_det
+
+    @staticmethod
+    def backward(ctx: Any, for_value: Tensor, for_log_det: Tensor) -> Any:
+        given, parameters, value, log_det = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            needed = [
+                v for v, need in zip((given, parameters), ctx.needs_input_grad[1:], strict=True)
+                if need
+            ]  # fmt: skip
+            with torch.enable_grad():
+                outputs = ctx.function(given, parameters)
+                found = iter(
+                    torch.autograd.grad(
+                        outputs, needed, (for_value, for_log_det), create_graph=True,
+                        allow_unused=True, materialize_grads=True,
+                    )
+                )  # fmt: skip
+            return None, *(next(found) if need else None for need in ctx.needs_input_grad[1:])
+        inverse = ctx.function is _shift_and_scale
+        for_given = for_value * log_det.exp()
+        # dα/ds = 1 - tanh², of the log-determinant ±α = ±a tanh.
+        slope = torch.addcmul(for_log_det, *((for_value, value) if inverse else (for_given, given)))
+        slope *= 1 - (log_det / BOUND).square_()
+        for_parameters = torch.empty_like(parameters)
+        if inverse:
+            torch.neg(for_given, out=for_parameters[..., 0])
+            torch.neg(slope, out=for_parameters[..., 1])
+        else:
+            for_parameters[..., 0], for_parameters[..., 1] = for_value, slope
+        return None, for_given, for_parameters

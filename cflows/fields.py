@@ -134,6 +134,9 @@ class MLP(nn.Module):
             layer.coefficients(phi) if factor is None else layer.scaled(phi, factor)
             for layer, factor in zip(layers, [*slopes, scale], strict=True)
         ]
+        # Taken apart at once: the gradient of one index is zeros of the whole size around it.
+        gates = [[None] * len(times) if g is None else g.unbind() for g, _ in coefficients]
+        shifts = [shift.unbind() for _, shift in coefficients]
         added = [
             part(context) if slope is None else slope * part(context)
             for part, slope in zip(self.context_shifts, slopes, strict=False)
@@ -152,8 +155,8 @@ class MLP(nn.Module):
                 _divided(layer.weight_at(phi[stage]), slope) if weight is None else weight
                 for layer, weight, slope in zip(layers, fixed, behind, strict=True)
             ]
-            gates_here = [None if gate is None else gate[stage] for gate, _ in coefficients]
-            shifts_here = [shift[stage] for _, shift in coefficients]
+            gates_here = [gate[stage] for gate in gates]
+            shifts_here = [shift[stage] for shift in shifts]
             for index, factor in enumerate(factors):
                 gate = gates_here[index]
                 gates_here[index] = factor if gate is None else gate * factor
@@ -206,6 +209,9 @@ class FrozenMLP:
     def _layer(self, index: int, h: Tensor) -> Tensor:
         """gate * (W h) + shift, in as few kernels as it takes."""
         weight, gate, shift = self.weights[index], self.gates[index], self.shifts[index]
+        if gate is not None and gate.dim() > 1:
+            # The backward of addcmul first multiplies both factors by its value, which is one.
+            return shift + gate * matvec(weight, h)
         if gate is not None:
             return torch.addcmul(shift, matvec(weight, h), gate)
         if shift.dim() == 1 and weight.dim() == 2:

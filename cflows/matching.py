@@ -43,6 +43,16 @@ class FlowMatching(Objective):
     cost O(N³) on the CPU, by SciPy. With a context it is refused: the pairing would make x₀ depend
     on c, and the flow starts from a base that does not.
 
+    **Then maximum likelihood.** Matching is a warm start: a second ``fit`` goes on from it and
+    returns what matching reached wherever its own best state is no better on the validation rows.
+    Matching leaves smooth paths, and a large step of a fresh Adam destroys them: begin at a tenth
+    or less of the learning rate, let it rise over a warm-up, and build the flow with a training
+    solver that watches its error, since steps that nobody watches are exploited.
+
+        flow = FFJORD(..., training_solver=Lagged("rk4", 1e-3))
+        fit(flow, train, validation, objective="flow_matching", learning_rate=5e-3)
+        fit(flow, train, validation, learning_rate=3e-4, warmup=50, steps=200)
+
     Args:
         coupling: ``"independent"`` or ``"optimal"``.
 

@@ -160,9 +160,15 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor, order: float = 
 
 @torch.no_grad()
 def median_distance(rows: Tensor, most: int = 512) -> Tensor:
-    """The median of |x_i - x_j| over i < j, of the first ``most`` rows."""
+    """The median of |x_i - x_j| over i < j, of the first ``most`` rows.
+
+    Where most of the rows are copies of one another it is zero, and the mean takes its place.
+    """
     distances = torch.pdist(rows[:most])
-    return distances.median().clamp(min=torch.finfo(rows.dtype).tiny)
+    middle = distances.median()
+    # The least width whose square, which divides, is still a number.
+    least = torch.finfo(rows.dtype).tiny ** 0.25
+    return torch.where(middle > 0, middle, distances.mean()).clamp(min=least)
 
 
 def _samples(flow: Any, batch: Batch) -> tuple[Tensor, Tensor]:

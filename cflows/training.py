@@ -52,8 +52,10 @@ def fit(
     """Train a flow with AdamW and leave it in evaluation mode, in its best state.
 
     The best state is the one of the highest validation log-likelihood, or the last one without
-    validation rows. A run repeats bit for bit on one machine for a given seed, and so does one that
-    was interrupted and goes on from its checkpoint, where only ``steps`` ends it.
+    validation rows. The state that the flow came in counts: a second fit, such as maximum
+    likelihood after flow matching, loses nothing that the first has gained. A run repeats bit for
+    bit on one machine for a given seed, and so does one that was interrupted and goes on from its
+    checkpoint, where only ``steps`` ends it.
 
     Before each validation the stored statistics of batch norms in a Chain are taken over all
     training rows, from the data side to the base side (Papamakarios et al. 2017, appendix B); see

@@ -66,6 +66,7 @@ def measure(
             say(f"{cell.data} {cell.model}: {place} failed: {' '.join(str(error).split())}")
     name = _SWEEPS[comparison]
     say(f"timing untrained models against {'dimension' if name == 'features' else 'depth'}")
+    model_names = [model for model in model_names if model != depth.END_TIME]
     known = {model: models.configuration(model, 2, 1) for model in model_names}
     growth.kept_or_made(
         out / sweep_file(name),

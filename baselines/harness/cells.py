@@ -327,11 +327,12 @@ def _trained(
     cell: Cell, folder: Path, train: Tensor, validation: Tensor
 ) -> tuple[Flow, dict[str, Any]]:
     """Choose the map, train behind it; the flow, and what the result says of both."""
+    model = models.find(cell.found)
     settings: dict[str, Any] = {
-        "objective": models.find(cell.found).objective,
+        "objective": model.objective,
         "batch_size": cell.batch_size,
         "learning_rate": cell.learning_rate,
-        "patience": cell.patience,
+        "patience": min(cell.patience, model.patience or cell.patience),
         "seed": cell.seed,
         "device": cell.device,
         "progress": False,

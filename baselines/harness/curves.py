@@ -85,11 +85,12 @@ def front(found: Sequence[Setting]) -> Figure | None:
         figure, grid = panels_of(len(panels), 4.6, 3.6)
         for axes, (name, entries) in zip(grid, panels.items(), strict=True):
             points = [(*(place(s) or (0.0, 0.0)), s) for s in entries]
+            last = {id(s) for s in deepest(entries)}  # more numbers than these would overlap
             for cost, value, s in points:
                 colour, marker, edge = style[s.model]
                 axes.plot(cost, value, marker=marker, color=colour, mec=edge, mew=0.6, ls="none",
                           ms=6.5, zorder=3)  # fmt: skip
-                if s.depth is not None:
+                if s.depth is not None and id(s) in last:
                     axes.annotate(str(s.depth), (cost, value), xytext=(5, 3), fontsize=7,
                                   textcoords="offset points", color="#666666")  # fmt: skip
             best = _front([(cost, value) for cost, value, _ in points])
@@ -278,7 +279,7 @@ def _curve(axes: Axes, line: Line, measure: str, mark: Mark, dashes: Any) -> Non
 
 
 def _ticks(axes: Axes, side: Sequence[Line]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     values = sorted({x for line in side for x, _ in line.points})
     if len(values) > 7:
@@ -286,7 +287,7 @@ def _ticks(axes: Axes, side: Sequence[Line]) -> None:
     else:
         axes.set_xticks(values)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _number(axes: Axes, which: str = "x") -> None:
@@ -305,6 +306,9 @@ def _share(row: Sequence[Axes]) -> None:
     if drawn:
         low = min(axes.get_ylim()[0] for axes in drawn)
         high = max(axes.get_ylim()[1] for axes in drawn)
+        # What one panel has lowest should not lie on the edge of all.
+        log = drawn[0].get_yscale() == "log"
+        low = low * (low / high) ** 0.05 if log else low - 0.05 * (high - low)
         for axes in row:
             axes.set_ylim(low, high)
 

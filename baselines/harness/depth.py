@@ -16,8 +16,9 @@ from baselines.harness import calls, growth, likelihood
 from baselines.harness.models import Model, ModelError
 from cflows import Adaptive, FixedGrid, Flow, log_likelihood
 
-__all__ = ["STEPS", "settings", "solver_steps"]
+__all__ = ["END_TIME", "STEPS", "settings", "solver_steps"]
 
+END_TIME = "ffjord-time"  # the model whose depth is how long its field acts: no more layers
 STEPS = (1, 2, 4, 8, 16, 32)
 STEPPED_ROWS = {False: 2000, True: 500}  # by whether it is quick
 JUDGE = Adaptive("dopri5", rtol=1e-6, atol=1e-6)

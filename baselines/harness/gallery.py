@@ -9,6 +9,7 @@ from typing import Any
 
 from baselines.harness import alone, canvas, curves, plots, reading
 from baselines.harness.curves import Line
+from baselines.harness.depth import END_TIME
 from baselines.harness.growth_tables import per_1000
 from baselines.harness.reading import Results
 from baselines.harness.tables import Setting, deepest
@@ -16,7 +17,7 @@ from baselines.harness.tables import Setting, deepest
 __all__ = ["has_matplotlib", "pictures"]
 
 _AXES = {"features": "dimension D", "depth": "depth K (layers; blocks of FFJORD)"}
-_WHAT = {"ffjord-time": "end time"}  # of a continuous model whose depth counts no blocks
+_WHAT = {END_TIME: "end time"}  # of a continuous model whose depth counts no blocks
 
 
 def has_matplotlib() -> bool:
@@ -42,8 +43,8 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
     )
     yield (
         "front",
-        "Likelihood against the cost of sampling: every model at every depth (the small number). "
-        "The line joins those that no other beats in both.",
+        "Likelihood against the cost of sampling: every model at every depth, the deepest with its "
+        "number. The line joins those that no other beats in both.",
         curves.front(named),
     )
     yield (

@@ -92,7 +92,7 @@ def sweep(name: str, model_names: Sequence[str], quick: bool, device: str) -> li
             head: Record = {"model": model, "size": size, "features": x.shape[1]}
             try:
                 flow, depth = _untrained(model, x.shape[1], size if name == "depth" else None)
-            except ValueError as error:
+            except Exception as error:  # a function of the user's own may raise whatever it likes
                 found.append({**head, "note": " ".join(str(error).split())})
                 continue
             for way in ways(flow.to(device)):

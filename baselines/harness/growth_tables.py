@@ -81,7 +81,9 @@ def growth_table(records: Sequence[Record], axis: str, what: str) -> Table:
     )
     header = ("model", "way", *(f"{head} = {size}" for size in sizes), "slope, ms",
               "slope, evaluations")  # fmt: skip
-    return Table(f"{title} against {what_grows}", note + " ".join(notes), header, tuple(lines))
+    # Said once, below the second of the two tables.
+    note = note + " ".join(notes) if what == "sample" else ""
+    return Table(f"{title} against {what_grows}", note, header, tuple(lines))
 
 
 def steps_table(found: Measured) -> Table:

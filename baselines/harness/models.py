@@ -63,6 +63,7 @@ class Model:
         objective: a name that ``fit`` knows.
         batch_size: rows a step; None for that of all cells.
         text: what else decides how it computes: a hash of the file of a user's function.
+        patience: validations without a better one after which training stops; there are about 20.
 
     """
 
@@ -76,6 +77,7 @@ class Model:
     objective: str = "forward_kl"
     batch_size: int | None = None
     text: str = ""
+    patience: int | None = None
 
 
 def _ffjord(features: int, depth: int, hidden: Sequence[int] = HIDDEN) -> Flow:
@@ -120,6 +122,7 @@ MODELS: dict[str, Model] = {
         quick_steps=200,
         learning_rate=2e-3,
         objective="flow_matching",
+        patience=5,  # its loss does not see that small data are overfitted, the likelihood does
     ),
     "maf": Model(
         "MAF",
@@ -282,7 +285,10 @@ def configuration(
         # The parts as well as the flow: a call records what was passed, and a subclass of Flow
         # passes its own defaults on to its parts.
         calls = [configuration_of(part) for part in (core, core.bijector, core.base)]
-        calls += [find(name).objective, find(name).text]
+        model = find(name)
+        calls += [model.objective, model.text]
+        if model.patience is not None:
+            calls.append(f"patience {model.patience}")
         return hashlib.sha256("\n".join(calls).encode()).hexdigest()
     return ""
 

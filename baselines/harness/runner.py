@@ -34,6 +34,7 @@ __all__ = ["Plan", "execute", "plan_cells"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+TIMING = ".timing"  # the lock of whoever measures: two at once would disturb each other
 PAUSE = 0.2  # seconds between two looks at cells that another process holds
 
 
@@ -72,8 +73,9 @@ def execute(plan: Plan) -> int:
         for cell, result in _timed(todo, plan):
             say(line(cell, result))
     chosen = [found for _, found in model_names(plan.models)]
-    alone.measure(plan.comparison, todo, plan.out, chosen, quick=plan.quick, device=plan.device,
-                  say=say)  # fmt: skip
+    with claimed(plan.out / "cells" / TIMING, wait=True):
+        alone.measure(plan.comparison, todo, plan.out, chosen, quick=plan.quick,
+                      device=plan.device, say=say)  # fmt: skip
     page = report.write(plan.out)
     say("\n" + report.summary(plan.out))
     say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
@@ -182,7 +184,7 @@ def _timed(todo: Sequence[Cell], plan: Plan) -> list[tuple[Cell, dict[str, Any]]
 def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, dict[str, Any]]]:
     """No other command times cells of this directory meanwhile."""
     failed = []
-    with claimed(out / "cells" / ".timing", wait=True):
+    with claimed(out / "cells" / TIMING, wait=True):
         for cell in todo:
             if cells.finished(cell, out) is not None:
                 result = cells.cost_of(cell, out)

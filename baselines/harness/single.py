@@ -122,6 +122,7 @@ def train(task: Task) -> None:
         steps = settings.quick_steps if task.quick else settings.steps
     training: dict[str, Any] = {
         "objective": settings.objective,
+        "patience": settings.patience,
         "learning_rate": settings.learning_rate,
         "seed": task.seed,
         "device": task.device,

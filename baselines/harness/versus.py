@@ -24,15 +24,15 @@ from baselines.harness.tables import (
 
 __all__ = ["side_by_side", "text"]
 
-_HEADER = ("model", "depth", "A", "B", "B - A", "95%", "density ms A", "B", "sample ms A", "B")
+_HEADER = ("model", "depth", "A", "B", "B - A", "95%", "density ms, A / B", "sample ms, A / B")
 Key = tuple[str, str, int | None, str]
 
 
 def text(first: Path, second: Path) -> str:
-    """Return the tables for a terminal, at most 110 wide; raises as ``side_by_side`` does."""
+    """Return the tables for a terminal, at most 120 wide; raises as ``side_by_side`` does."""
     lines = [f"A: {first}", f"B: {second}", ""]
     for table in side_by_side(first, second):
-        lines += [table.title, *plain_table(table, 110), ""]
+        lines += [table.title, *plain_table(table, 120), ""]
     lines.append(
         "log-likelihood in nats ± 2 s.e. over test points; B - A with its paired 95% interval "
         "where the test rows are the same, else without one; ms per 1000 rows"
@@ -102,5 +102,6 @@ def _row(one: Setting, other: Setting, digits: int, same: bool) -> tuple[Cell, .
         Cell(interval),
     ]
     for what in ("density", "sample"):
-        cells += [Cell(significant(s.mean(f"{what}_ms_per_1000"))) for s in (one, other)]
+        costs = [significant(s.mean(f"{what}_ms_per_1000")) for s in (one, other)]
+        cells.append(Cell(" / ".join(costs) if all(costs) else ""))
     return tuple(cells)

@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines import MAF
 from cflows import MMD, AlphaDivergence, ChiSquare, JensenShannon, SlicedWasserstein, fit
-from cflows.metrics import mmd, sliced_wasserstein
+from cflows.metrics import median_distance, mmd, sliced_wasserstein
 
 DIVERGENCES = {
     "alpha 0": lambda *a, **k: AlphaDivergence(*a, alpha=0.0, **k),
@@ -173,6 +173,15 @@ def test_mmd_is_unbiased(paired):
     error = estimates.std().item() / math.sqrt(len(estimates))
     assert estimates.mean().item() == pytest.approx(expected, abs=4 * error)
     assert error < 0.05 * expected
+
+
+@pytest.mark.parametrize("rest", [0.0, 3.0])
+def test_the_median_of_copies_is_still_a_width(rest):
+    rows = torch.zeros(20, 1, dtype=torch.float32)
+    rows[:3] += rest
+    widths = median_distance(rows) * torch.tensor([0.25, 4.0])
+    assert mmd(rows + 1, rows, widths).isfinite()
+    assert mmd(rows + 1, rows, widths) > 0
 
 
 def test_mmd_is_the_mean_over_its_kernels():

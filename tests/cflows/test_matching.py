@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -15,7 +16,9 @@ from cflows import (
     FixedGrid,
     Flow,
     FlowMatching,
+    ForwardKL,
     Inverse,
+    Lagged,
     MixtureOfGaussians,
     Normal,
     ODEBijector,
@@ -178,6 +181,52 @@ def test_fit_reaches_the_likelihood_of_the_data():
     assert after > best - 0.1
     assert after > before + 1
     assert history.records[1].nfe == 1, "one evaluation a step and no solve"
+
+
+@pytest.fixture(scope="module")
+def matched():
+    """A flow that matching has trained, what it was trained on, and how well."""
+    torch.manual_seed(0)
+    flow = FFJORD(
+        2, hidden=(16, 16), layer="film", activation="silu", field={"time_frequencies": 2},
+        training_solver=Lagged("rk4", 1e-2), evaluation_solver=FixedGrid("rk4", 8),
+    )  # fmt: skip
+    data = {"train": two_modes(2000, 0), "validation": two_modes(500, 1), "progress": False}
+    history = fit(flow, objective="flow_matching", steps=60, learning_rate=1e-2, **data)
+    return flow, data, history.best_validation
+
+
+def two_modes(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    side = 3 * torch.randint(2, (n, 1), generator=generator) - 1.5
+    return 0.5 * torch.randn(n, 2, generator=generator) + side
+
+
+def test_maximum_likelihood_finishes_what_matching_began(matched):
+    flow, data, reached = copy.deepcopy(matched[0]), matched[1], matched[2]
+    fresh = two_modes(2000, 2)
+    before = log_likelihood(flow, fresh).mean()
+    history = fit(flow, steps=10, learning_rate=2e-3, warmup=5, validate_every=5, **data)
+    assert history.records[0].validation == pytest.approx(reached, abs=1e-5)
+    assert history.best_validation > reached
+    assert log_likelihood(flow, fresh).mean() > before
+
+
+class Destroying(ForwardKL):
+    """Steps that lower the likelihood, as too large ones do."""
+
+    def forward(self, flow, batch):
+        return -super().forward(flow, batch)
+
+
+def test_a_finish_that_destroys_what_matching_gained_is_undone(matched):
+    flow, data, reached = copy.deepcopy(matched[0]), matched[1], matched[2]
+    history = fit(flow, objective=Destroying(), steps=2, learning_rate=3e-2, validate_every=1,
+                  schedule="constant", **data)  # fmt: skip
+    assert max(record.validation for record in history.records[1:]) < reached
+    assert history.best_step == 0
+    for value, kept in zip(flow.parameters(), matched[0].parameters(), strict=True):
+        assert torch.equal(value, kept)
 
 
 def test_with_context():

@@ -77,6 +77,25 @@ def test_solvers_are_those_of_the_model(monkeypatch):
     assert models.solvers("maf") == {}
 
 
+def test_matching_stops_early_by_the_likelihood_of_validation_rows(cell, tmp_path, monkeypatch):
+    name = "ffjord-matching"
+    before = models.configuration(name, 3, 1)
+    grid = FixedGrid("midpoint", 2)
+    small = dataclasses.replace(
+        models.MODELS[name],
+        core=lambda d, k: FFJORD(d, hidden=(8,), training_solver=grid, evaluation_solver=grid),
+        patience=2,
+    )
+    monkeypatch.setitem(models.MODELS, name, small)
+    assert models.configuration(name, 3, 1) != before
+    few = dataclasses.replace(
+        cell, model=name, depth=1, steps=60, learning_rate=0.3, preprocess="whiten"
+    )
+    result = cells.run(few, tmp_path / "out")
+    assert result["status"] == "ok", result["error"]
+    assert result["steps"] < 60
+
+
 def test_a_file_that_changed_after_the_plan_fails_the_cell(cell, tmp_path):
     np.save(cell.source, np.random.default_rng(1).normal(size=(200, 3)))
     result = cells.run(cell, tmp_path / "out")

@@ -107,7 +107,7 @@ def test_two_commands_on_one_directory(tmp_path):
     """Both end with the whole table; each cell was computed once."""
     table, out, begun = tmp_path / "rows.npy", tmp_path / "out", tmp_path / "begun"
     np.save(table, np.random.default_rng(0).normal(size=(400, 3)))
-    command = [sys.executable, "-c", COUNT, str(begun), "sampling", "--data", str(table),
+    command = [sys.executable, "-c", COUNT, str(begun), "compare", "--data", str(table),
                "--models", "maf", "nice", "--depths", "2", "--seeds", "0", "1", "--steps", "60",
                "--preprocess", "whiten", "--jobs", "1", "--out", str(out)]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}

@@ -325,9 +325,10 @@ def test_streamed_noise_that_float32_cannot_hold(large, capsys):
     assert not large.with_name("m").exists()
 
 
-def test_fit_gives_the_same_model_from_the_disk(large, monkeypatch, capsys):
-    """All the way: the choice of the map, training, noise; held-out rows are the same ones."""
-    command = ["fit", "--model", "nice", "--depth", 1, "--data", large, "--steps", 20,
+@pytest.mark.parametrize("context", [[], ["--context", "x3", "x1"]])
+def test_fit_gives_the_same_model_from_the_disk(large, monkeypatch, capsys, context):
+    """All the way: the map, training, noise, a context; held-out rows are the same ones."""
+    command = ["fit", "--model", "nice", "--depth", 1, "--data", large, "--steps", 20, *context,
                "--preprocess", "whiten", "--dequantise", "--out"]  # fmt: skip
     assert run(*command, large.with_name("streamed")) == 0
     assert "test" in capsys.readouterr().out
@@ -367,3 +368,12 @@ def test_a_streamed_file_is_never_in_memory_whole(large, monkeypatch):
         found = re.findall(rf"{large.name}.*?Rss:\s+(\d+) kB", smaps.read_text(), re.DOTALL)
         assert found
         assert sum(map(int, found)) < 4096
+
+
+def test_what_does_not_fit_in_memory_is_refused(tmp_path, monkeypatch, capsys):
+    def full(*arguments, **settings):
+        raise MemoryError
+
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(np, "loadtxt", full)
+    refused(capsys, "data", "check", tmp_path / "t.csv", words=("t.csv", "memory", ".npy"))

@@ -372,6 +372,22 @@ def test_seeds_are_averaged_and_their_spread_shown(directory):
     assert "MAF depth 4 seed 2 failed: killed" in report.summary(directory)
 
 
+def test_views_of_fairness_are_told_apart(directory):
+    cell = directory / "cells" / "toy-maf-4-0"
+    other = shutil.copytree(cell, directory / "cells" / "toy-maf-4-0-budget")
+    config = json.loads((cell / "config.json").read_text())
+    save(other / "config.json", {**config, "view": "budget"})
+    report.write(directory)
+    rows = {row["cell"]: row["view"] for row in table_of(directory)}
+    assert rows["toy-maf-4-0"] == "default"
+    assert rows["toy-maf-4-0-budget"] == "budget"
+    tables = markdown_tables((directory / "report.md").read_text())
+    shown = [r["view"] for r in tables["pinwheel", "Likelihood"] if r["model"] == "MAF"]
+    assert shown == ["default", "budget"]
+    pairs = tables["pinwheel", "Differences of pairs"]
+    assert {"MAF", "MAF, budget"} <= {row["model"] for row in pairs} | {r["less"] for r in pairs}
+
+
 def test_the_summary_fits_a_terminal(directory):
     lines = report.summary(directory).splitlines()
     assert max(map(len, lines)) <= 100

@@ -28,10 +28,12 @@ def read(
 
     A .csv file is UTF-8, with or without a byte order mark; its delimiter, a comma, semicolon, bar,
     tab or blanks, is found from its second line. The first line is a header if it has a field that
-    is not a number; without one, and for arrays, columns are called x0, x1, ... Empty lines are
-    skipped.
+    is not a number, so that one of years alone is taken for a row; without one, and for arrays,
+    columns are called x0, x1, ... Empty lines are skipped.
     An .npy file holds a matrix of real numbers, or a vector, which is one column. An .npz file
     holds one of these, or three: train, validation and test, which are taken as they are.
+    All are read whole here, a .csv file at about four times its size: what is larger than memory
+    must be an .npy file of a matrix, and goes to ``stream``.
 
     Of each ten rows in succession one validates and one tests, see ``rows.Split``. Training rows
     keep the file's order; the others are shuffled, so that the first of them stand for all.
@@ -161,6 +163,11 @@ def _open(path: Path) -> Table:
         return _READERS[path.suffix.lower()](path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: does not fit in memory; save it as an .npy matrix of float32, which cflows "
+            "fit reads from the disk"
+        ) from error
 
 
 def _split(

@@ -1,0 +1,32 @@
+"""What depth buys: layers of discrete flows, blocks of continuous ones.
+
+    python benchmarks/depth_scaling.py
+    python benchmarks/depth_scaling.py --quick --models maf ffjord --data pinwheel
+
+The same as ``cflows depth``, whose options it takes; one cell at a time unless
+--jobs says otherwise, so that seconds are comparable. The report goes to
+results/depth_scaling, or where --out says.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from baselines.harness.cli import main as command
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison; the command's exit status."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if "--out" not in given:
+        given += ["--out", "results/depth_scaling" + ("-quick" if "--quick" in given else "")]
+    if "--jobs" not in given:
+        given += ["--jobs", "1"]
+    return command(["depth", *given])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

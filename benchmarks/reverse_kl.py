@@ -1,0 +1,218 @@
+"""Reverse KL on the energies of Rezende and Mohamed: planar flows by depth, and other families.
+
+    python benchmarks/reverse_kl.py --write
+
+Each flow starts from a normal whose mean and spread are trained too, and minimises
+E_q[log q - β log p̃] with β rising to 1 (their equation 20), from several first weights, of which
+the one with the least loss is kept: a loss that has come to rest near another mode looks no worse
+to a gradient. The figure is KL(q || p) on a grid, with the normaliser of p by quadrature; U2 to U4
+have the wall of ``energies``. "mass" is what q has inside of the grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from common import RESULTS, machine, pin, table, write_result
+from torch import Tensor
+
+from baselines import IAF, MAF, PlanarFlow, RealNVP
+from baselines.harness.data.energies import Energy, energy, grid_kl
+from cflows import FFJORD, FixedGrid, Flow, Lagged, Normal, fit
+from cflows.kl import AnyBatch, ReverseKL
+from cflows.storage import write_beside
+
+ENERGIES = ("u1", "u2", "u3", "u4")
+BOX = ((-8.0, 8.0), (-8.0, 8.0))
+SHOWN = ((-4.0, 4.0), (-4.0, 4.0))
+
+
+@dataclass(frozen=True)
+class Family:
+    """A column of the picture.
+
+    Attributes:
+        label: as it is written there.
+        build: a base -> the flow.
+        steps: of the optimiser.
+        learning_rate: Adam's, falling to zero.
+        starts: how many first weights are tried.
+
+    """
+
+    label: str
+    build: Callable[[Normal], Flow]
+    steps: int
+    learning_rate: float
+    starts: int = 1
+
+
+def ffjord(base: Normal) -> Flow:
+    """One block, on a grid whose error is held."""
+    return FFJORD(
+        2, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2),
+        evaluation_solver=FixedGrid("dopri5", 16), base=base,
+    )  # fmt: skip
+
+
+FAMILIES: Mapping[str, Family] = {
+    "planar-2": Family("planar, K = 2", lambda b: PlanarFlow(2, layers=2, base=b), 1500, 2e-2, 2),
+    "planar-8": Family("planar, K = 8", lambda b: PlanarFlow(2, layers=8, base=b), 1500, 2e-2),
+    "planar-32": Family("planar, K = 32", lambda b: PlanarFlow(2, layers=32, base=b), 1500, 1e-2),
+    "maf": Family("MAF", lambda b: MAF(2, hidden=(64, 64), base=b), 1000, 5e-3),
+    "iaf": Family("IAF", lambda b: IAF(2, hidden=(64, 64), base=b), 1000, 5e-3),
+    "realnvp": Family("RealNVP", lambda b: RealNVP(2, hidden=(64, 64), base=b), 1000, 5e-3),
+    "ffjord": Family("FFJORD", ffjord, 300, 1e-2),
+}
+
+
+class Annealed(ReverseKL):
+    """Reverse KL against p̃^β, β rising linearly from a hundredth to 1 over so many steps."""
+
+    def __init__(self, target: Energy, *, samples: int, steps: int) -> None:
+        super().__init__(lambda x: self.beta * target.log_density(x), samples=samples)
+        self.over, self.taken = steps, 0
+
+    @property
+    def beta(self) -> float:
+        """Of the next step."""
+        return min(1.0, 0.01 + self.taken / self.over)
+
+    def forward(self, flow: Any, batch: AnyBatch = (None, None)) -> Tensor:
+        """The loss at β."""
+        loss = super().forward(flow, batch)
+        self.taken += 1
+        return loss
+
+
+@dataclass
+class Outcome:
+    """What a flow came to.
+
+    Attributes:
+        kl: on the grid, in nats.
+        mass: of q inside of the grid.
+        seconds: of training, all starts together.
+        density: of q on the grid that is drawn.
+
+    """
+
+    kl: float
+    mass: float
+    seconds: float
+    density: Tensor
+
+
+def run(family: Family, target: Energy, options: argparse.Namespace) -> Outcome:
+    """Train from each start; score and draw the one of the least loss."""
+    steps = max(1, round(family.steps * options.scale))
+    begun, found = time.perf_counter(), []
+    for start in range(family.starts):
+        torch.manual_seed(options.seed * 1000 + start)
+        flow = family.build(Normal(2, learnable=True))
+        objective = Annealed(target, samples=options.samples, steps=max(1, steps // 2))
+        fit(flow, None, objective=objective, steps=steps, learning_rate=family.learning_rate,
+            seed=options.seed * 1000 + start, progress=False)  # fmt: skip
+        with torch.no_grad():
+            torch.manual_seed(0)
+            loss = float(ReverseKL(target.log_density, samples=20_000)(flow))
+        found.append((loss, flow))
+    seconds = time.perf_counter() - begun
+    flow = min(found, key=lambda pair: pair[0])[1]
+    score = grid_kl(flow.log_prob, target, box=BOX, cells=options.cells)
+    return Outcome(score.kl, score.mass, seconds, density(flow.log_prob))
+
+
+@torch.no_grad()
+def density(log_prob: Callable[[Tensor], Tensor], cells: int = 160) -> Tensor:
+    """A density on the square that is drawn, (cells, cells), the second coordinate first."""
+    axes = [torch.linspace(low, high, cells) for low, high in SHOWN]
+    second, first = torch.meshgrid(axes[1], axes[0], indexing="ij")
+    return torch.stack([log_prob(row) for row in torch.stack([first, second], -1)]).exp()
+
+
+def draw(found: Mapping[str, Mapping[str, Outcome]], families: list[str]) -> None:
+    """The picture of the paper: a row for each energy, the true density first."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * (1 + len(families)), 1.6 * len(found)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(found), 1 + len(families), squeeze=False)
+    for line, (name, outcomes) in zip(panels, found.items(), strict=True):
+        target = density(energy(name).log_prob)
+        shown = [("true density", target, "")]
+        shown += [
+            (FAMILIES[key].label, outcomes[key].density, f"KL {outcomes[key].kl:.3f}")
+            for key in families
+        ]
+        for axes, (title, values, note) in zip(line, shown, strict=True):
+            # One scale a row, so that a colour is a density.
+            axes.imshow(values.numpy(), origin="lower", extent=(*SHOWN[0], *SHOWN[1]), cmap="magma",
+                        vmin=0, vmax=float(target.max()))  # fmt: skip
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.text(0.04, 0.05, note, transform=axes.transAxes, color="white", fontsize=8)
+            if line is panels[0]:
+                axes.set_title(title, fontsize=9)
+        line[0].set_ylabel(name.upper(), rotation=0, labelpad=12, va="center", fontsize=9)
+    path = RESULTS / "reverse_kl.png"
+    write_beside(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+
+
+def main() -> None:
+    """Run every energy and family; write the table and the picture where asked."""
+    parser = argparse.ArgumentParser(
+        description=str(__doc__).splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--energies", nargs="+", default=list(ENERGIES), choices=ENERGIES)
+    add("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    add("--samples", type=int, default=512, help="draws a step")
+    add("--scale", type=float, default=1.0, help="of every family's steps")
+    add("--cells", type=int, default=400, help="of the grid, in each direction")
+    add("--seed", type=int, default=0)
+    add("--core", type=int, default=0)
+    add("--write", action="store_true", help="write results/reverse_kl.md and .png")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pin(options.core)
+    found: dict[str, dict[str, Outcome]] = {}
+    for name in options.energies:
+        for key in options.families:
+            outcome = run(FAMILIES[key], energy(name), options)
+            found.setdefault(name, {})[key] = outcome
+            print(f"{name} {key}: KL {outcome.kl:.4f}, mass {outcome.mass:.4f}, "
+                  f"{outcome.seconds:.0f} s", flush=True)  # fmt: skip
+        text = report(found, options)
+        if options.write:  # after each energy, so that a run that is cut short leaves its rows
+            write_result("reverse_kl", text)
+            draw(found, options.families)
+    print(text)
+
+
+def report(found: Mapping[str, Mapping[str, Outcome]], options: argparse.Namespace) -> str:
+    """The table of the energies that are done."""
+    rows = [
+        [FAMILIES[key].label]
+        + [f"{found[name][key].kl:.4f}" for name in found]
+        + [f"{min(found[name][key].mass for name in found):.4f}",
+           f"{sum(found[name][key].seconds for name in found):.0f} s"]
+        for key in options.families
+    ]  # fmt: skip
+    header = ["flow", *(f"KL to {name.upper()}" for name in found), "least mass", "training"]
+    facts = ", ".join(f"{key} {value}" for key, value in machine().items())
+    return (
+        f"KL(q || p) in nats on {options.cells}² cells; {options.scale:g} of each family's steps\n"
+        f"\n{table(header, rows)}\n{facts}"
+    )
+
+
+if __name__ == "__main__":
+    main()
