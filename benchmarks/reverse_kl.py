@@ -158,7 +158,7 @@ def draw(found: Mapping[str, Mapping[str, Outcome]], families: list[str]) -> Non
             axes.set_xticks([])
             axes.set_yticks([])
             axes.text(0.04, 0.05, note, transform=axes.transAxes, color="white", fontsize=8)
-            if line is panels[0]:
+            if name == next(iter(found)):
                 axes.set_title(title, fontsize=9)
         line[0].set_ylabel(name.upper(), rotation=0, labelpad=12, va="center", fontsize=9)
     path = RESULTS / "reverse_kl.png"
