@@ -1,11 +1,11 @@
 """What depth buys: layers of discrete flows, blocks of continuous ones.
 
     python benchmarks/depth_scaling.py
-    python benchmarks/depth_scaling.py --quick --models maf ffjord --data pinwheel
+    python benchmarks/depth_scaling.py --quick
 
-The same as ``cflows depth``, whose options it takes; one cell at a time unless
---jobs says otherwise, so that seconds are comparable. The report goes to
-results/depth_scaling, or where --out says.
+The same as ``cflows depth``, whose options it takes; one cell at a time unless --jobs says
+otherwise, so that seconds are comparable. With --quick and no --data, pinwheel alone. The report
+goes to results/depth_scaling, or where --out says.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if "--out" not in given:
         given += ["--out", "results/depth_scaling" + ("-quick" if "--quick" in given else "")]
+    if "--quick" in given and "--data" not in given:
+        given += ["--data", "pinwheel"]
     if "--jobs" not in given:
         given += ["--jobs", "1"]
     return command(["depth", *given])

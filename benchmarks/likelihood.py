@@ -1,11 +1,11 @@
 """How likely held-out rows are under each model, at its deepest setting.
 
     python benchmarks/likelihood.py
-    python benchmarks/likelihood.py --quick --models maf ffjord --data pinwheel
+    python benchmarks/likelihood.py --quick
 
-The same as ``cflows likelihood``, whose options it takes; one cell at a time unless
---jobs says otherwise, so that seconds are comparable. The report goes to
-results/likelihood, or where --out says.
+The same as ``cflows likelihood``, whose options it takes; one cell at a time unless --jobs says
+otherwise, so that seconds are comparable. With --quick and no --data, pinwheel alone. The report
+goes to results/likelihood, or where --out says.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if "--out" not in given:
         given += ["--out", "results/likelihood" + ("-quick" if "--quick" in given else "")]
+    if "--quick" in given and "--data" not in given:
+        given += ["--data", "pinwheel"]
     if "--jobs" not in given:
         given += ["--jobs", "1"]
     return command(["likelihood", *given])
