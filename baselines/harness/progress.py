@@ -70,6 +70,7 @@ class Progress:
         self.say(f"[{self._count:{width}}/{self._total}] {line(cell, result)}{self._remaining()}")
         if self._bar is not None:
             self._bar.update()
+            self._bar.refresh()  # cells that end within a tenth of a second are counted too
 
     def say(self, text: str) -> None:
         """Print a line, above the bar where there is one."""

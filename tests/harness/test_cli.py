@@ -306,7 +306,7 @@ def test_a_model_that_cannot_be_timed_is_a_row_and_stops_nothing(
     monkeypatch.setattr(runner.sampling, "measure", broken)
     out = tmp_path / "out"
     command = ["sampling", "--data", str(table), "--models", "nice", "--steps", "5",
-               "--jobs", "1", "--out", str(out)]  # fmt: skip
+               "--seeds", "0", "--jobs", "1", "--out", str(out)]  # fmt: skip
     assert cli.main(command) == 1
     gaussian, nice = results(out)
     assert (gaussian["status"], nice["status"]) == ("ok", "failed")
