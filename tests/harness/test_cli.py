@@ -103,7 +103,7 @@ def test_finished_work_is_not_done_again(finished, table, capsys):
 def test_each_comparison_alone(comparison, timed, depths, table, tmp_path):
     out = tmp_path / "out"
     assert cli.main([comparison, "--data", str(table), "--models", "maf", "--steps", "5",
-                     "--out", str(out), "--jobs", "2"]) == 0  # fmt: skip
+                     "--seeds", "0", "--out", str(out), "--jobs", "2"]) == 0  # fmt: skip
     rows = [row for row in results(out) if row["model"] == "maf"]
     assert {row["depth"] for row in rows} == depths
     assert {bool(row["sample_ms_per_1000"]) for row in rows} == {timed}
