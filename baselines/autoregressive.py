@@ -5,9 +5,10 @@ scale α_i are a network's outputs, and drawing from it is an affine map of nois
 
     x_i = μ_i(x_<i) + exp(α_i(x_<i)) z_i.
 
-Its Jacobian is triangular, so that log|det dx/dz| = Σ_i α_i. This is one layer of the **masked
-autoregressive flow** (Papamakarios, Pavlakou and Murray 2017). To score x, all μ_i and α_i come
-from one pass of a MADE; to draw x, each needs the coordinates before it, one after the other.
+Its Jacobian is triangular, so that log|det dx/dz| = Σ_i α_i. This is one layer of the
+**masked autoregressive flow** (Papamakarios, Pavlakou and Murray 2017). To score x, all μ_i and
+α_i come from one pass of a MADE; to draw x, each needs the coordinates before it, one after the
+other.
 
 The **inverse autoregressive flow** (Kingma et al. 2016) conditions on the noise instead,
 

@@ -14,6 +14,7 @@ from sphinx.application import Sphinx
 SECTIONS = re.compile(r"(Args|Attributes|Example|Examples|Raises|Returns|Yields|Note|Warning):\s*$")
 DIRECTIVE = re.compile(r"\s*\.\. ")
 COLON = "\ue000"
+LETTER = re.compile(r"^(\s*(?::[^:]+: )?)([A-Z])\.$")  # no head of a list
 CODE = re.compile(r"(``.+?``|\*\*\S.*?\S\*\*)")
 
 
@@ -72,7 +73,7 @@ def _rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
 
 
 def _restore(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [line.replace(COLON, ":") for line in lines]
+    lines[:] = [LETTER.sub(r"\1\2\\.", line.replace(COLON, ":")) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
