@@ -181,12 +181,12 @@ class _Affine(torch.autograd.Function):
     def forward(ctx: Any, function: Any, given: Tensor, parameters: Tensor) -> Any:
         value, log_det = function(given, parameters)
         ctx.function = function
-        ctx.save_for_backward(given, parameters, value, log_det)
+        ctx.save_for_backward(given, parameters, value)
         return value, log_det
 
     @staticmethod
     def backward(ctx: Any, for_value: Tensor, for_log_det: Tensor) -> Any:
-        given, parameters, value, log_det = ctx.saved_tensors
+        given, parameters, value = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             needed = [
                 v for v, need in zip((given, parameters), ctx.needs_input_grad[1:], strict=True)
@@ -201,15 +201,6 @@ class _Affine(torch.autograd.Function):
                     )
                 )  # fmt: skip
             return None, *(next(found) if need else None for need in ctx.needs_input_grad[1:])
-        inverse = ctx.function is _shift_and_scale
-        for_given = for_value * log_det.exp()
-        # dα/ds = 1 - tanh², of the log-determinant ±α = ±a tanh.
-        slope = torch.addcmul(for_log_det, *((for_value, value) if inverse else (for_given, given)))
-        slope *= 1 - (log_det / BOUND).square_()
-        for_parameters = torch.empty_like(parameters)
-        if inverse:
-            torch.neg(for_given, out=for_parameters[..., 0])
-            torch.neg(slope, out=for_parameters[..., 1])
-        else:
-            for_parameters[..., 0], for_parameters[..., 1] = for_value, slope
-        return None, for_given, for_parameters
+        affine = AffineScale()
+        vjp = affine.inverse_vjp if ctx.function is _shift_and_scale else affine.forward_vjp
+        return None, *vjp(given, parameters, value, for_value, for_log_det)

@@ -306,9 +306,13 @@ def _share(row: Sequence[Axes]) -> None:
     if drawn:
         low = min(axes.get_ylim()[0] for axes in drawn)
         high = max(axes.get_ylim()[1] for axes in drawn)
-        # What one panel has lowest should not lie on the edge of all.
-        log = drawn[0].get_yscale() == "log"
-        low = low * (low / high) ** 0.05 if log else low - 0.05 * (high - low)
+        # What one panel has lowest or highest should not lie on the edge of all.
+        if drawn[0].get_yscale() == "log":
+            margin = (high / low) ** 0.05
+            low, high = low / margin, high * margin
+        else:
+            margin = 0.05 * (high - low)
+            low, high = low - margin, high + margin
         for axes in row:
             axes.set_ylim(low, high)
 
