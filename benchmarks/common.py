@@ -10,6 +10,7 @@ import gc
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ __all__ = [
     "RESULTS",
     "Spread",
     "alternate",
+    "comparison",
     "machine",
     "pin",
     "ratio",
@@ -212,3 +214,28 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def comparison(command: str, name: str, argv: Sequence[str] | None = None) -> int:
+    """Run a command of ``cflows`` with what the scripts of its name have by default.
+
+    Args:
+        command: ``"likelihood"``, ``"sampling"`` or ``"depth"``.
+        name: of the report's directory below results/.
+        argv: the options; None for those of this process.
+
+    Returns:
+        the command's exit status.
+
+    """
+    from baselines.harness.cli import main
+
+    given = list(sys.argv[1:] if argv is None else argv)
+    quick = "--quick" in given
+    if "--out" not in given:
+        given += ["--out", f"results/{name}" + ("-quick" if quick else "")]
+    if quick and "--data" not in given:
+        given += ["--data", "pinwheel"]
+    if "--jobs" not in given:
+        given += ["--jobs", "1"]
+    return main([command, *given])

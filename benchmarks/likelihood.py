@@ -13,21 +13,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from baselines.harness.cli import main as command
+from common import comparison
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the command's exit status."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if "--out" not in given:
-        given += ["--out", "results/likelihood" + ("-quick" if "--quick" in given else "")]
-    if "--quick" in given and "--data" not in given:
-        given += ["--data", "pinwheel"]
-    if "--jobs" not in given:
-        given += ["--jobs", "1"]
-    return command(["likelihood", *given])
+    return comparison("likelihood", "likelihood", argv)
 
 
 if __name__ == "__main__":

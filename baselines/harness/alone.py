@@ -6,7 +6,7 @@ given again measures only what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def measure(
     comparison: str,
     todo: Sequence[Cell],
     out: Path,
-    model_names: Sequence[str],
+    chosen: Mapping[str, str],
     *,
     quick: bool,
     device: str,
@@ -43,7 +43,7 @@ def measure(
     ``sampling``: densities and samples of 1, 100 and 10,000 rows of every cell of the first seed,
     and the growth with the dimension. ``depth``: the solver's steps of every continuous cell at its
     deepest, and the growth with depth. Others: nothing. What cannot be measured is said, and stops
-    nothing.
+    nothing. ``chosen`` holds what ``models.find`` knows each model by, under what tables call it.
     """
     if comparison not in _SWEEPS:
         return
@@ -66,13 +66,14 @@ def measure(
             say(f"{cell.data} {cell.model}: {place} failed: {' '.join(str(error).split())}")
     name = _SWEEPS[comparison]
     say(f"timing untrained models against {'dimension' if name == 'features' else 'depth'}")
-    model_names = [model for model in model_names if model != depth.END_TIME]
-    known = {model: models.configuration(model, 2, 1) for model in model_names}
-    growth.kept_or_made(
-        out / sweep_file(name),
-        {**key, "models": known, "device": device},
-        lambda: growth.sweep(name, model_names, quick, device),
-    )
+    shown = {found: model for model, found in chosen.items() if found != depth.END_TIME}
+    known = {model: models.configuration(found, 2, 1) for found, model in shown.items()}
+
+    def swept() -> list[Record]:
+        records = growth.sweep(name, list(shown), quick, device)
+        return [{**record, "model": shown[record["model"]]} for record in records]
+
+    growth.kept_or_made(out / sweep_file(name), {**key, "models": known, "device": device}, swept)
 
 
 def _chosen(todo: Sequence[Cell], out: Path) -> list[Cell]:

@@ -72,7 +72,7 @@ def execute(plan: Plan) -> int:
         say("timing densities and samples, one model at a time")
         for cell, result in _timed(todo, plan):
             say(line(cell, result))
-    chosen = [found for _, found in model_names(plan.models)]
+    chosen = dict(model_names(plan.models))
     with claimed(plan.out / "cells" / TIMING, wait=True):
         alone.measure(plan.comparison, todo, plan.out, chosen, quick=plan.quick,
                       device=plan.device, say=say)  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from baselines import MAF
-from baselines.harness import calls, cli, depth, growth
+from baselines.harness import alone, calls, cli, depth, growth
 from baselines.harness.calls import FIELDS, Limits
 from baselines.harness.footprint import peak_mb
 from cflows import FFJORD, Affine, Flow
@@ -76,6 +76,20 @@ def test_a_sweep_by_dimension_and_what_it_leaves_out(monkeypatch):
     notes = {(r["model"], r["size"]): r["note"] for r in found}
     assert notes["nice", 1] == "the time of the sweep was over"
     assert "leave the depth at 1" in notes["ffjord-matching", 2]
+
+
+def test_a_sweep_calls_a_users_model_by_what_tables_call_it(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from baselines import NICE\n\ndef mine(features, depth):\n"
+        "    return NICE(features, layers=2 * depth, hidden=(4,))\n"
+    )
+    monkeypatch.setattr(growth, "QUICK", {"features": (2, 4), "depth": (1, 2)})
+    chosen = {"own.py:mine": f"{tmp_path}/own.py:mine", "nice": "nice"}
+    alone.measure("depth", [], tmp_path, chosen, quick=True, device="cpu", say=print)
+    kept = json.loads((tmp_path / alone.sweep_file("depth")).read_text())
+    assert {record["model"] for record in kept["records"]} == {"own.py:mine", "nice"}
+    assert set(kept["key"]["models"]) == {"own.py:mine", "nice"}
+    assert all("note" not in record for record in kept["records"])
 
 
 def test_the_cost_of_depth_is_linear_by_what_it_evaluates():
