@@ -30,7 +30,8 @@ __all__ = ["Callback", "History", "Record", "Run", "TrainingError"]
 ATTEMPTS = 3
 SHOWN = 20  # steps between two looks at the loss, which cost a host synchronisation each
 SCORED = 2000
-VALIDATIONS = 20  # of a run that only seconds end
+VALIDATIONS = 20  # of a run that only seconds end, at most
+TRAINED = 9  # seconds between two validations, for each that the one before took
 
 Callback = Callable[[Record], object]
 
@@ -78,6 +79,7 @@ class Run:
         self.step = 0
         self.elapsed = 0.0
         self.validated = 0.0  # seconds at the end of the last validation
+        self.validation = 0.0  # seconds that it took
         self.stale = 0  # validations without a better one
         self.waiting = 0  # likewise, since the learning rate last decayed
         self.decays = 0
@@ -113,9 +115,10 @@ class Run:
                 self.history.stopped = "seconds"
             validates = bool(self.history.stopped) or self._validates()
             if validates:
+                before = self.elapsed
                 self._validate()
                 signal = self._look_up(started, signals)
-                self.validated = self.elapsed
+                self.validated, self.validation = self.elapsed, self.elapsed - before
             elif self.step % SHOWN == 0:
                 show(self, self._mean_loss())
             writes = validates
@@ -148,10 +151,14 @@ class Run:
         return self.evaluations / max(1, self.step - self.history.steps)
 
     def _validates(self) -> bool:
-        """Whether it is time for a validation: by steps, or by a part of the seconds."""
+        """Whether it is time for a validation: by steps, or by a part of the seconds.
+
+        A dear one comes more seldom, so that the training keeps nine tenths of its seconds.
+        """
         if self.validate_every is not None:
             return self.step % self.validate_every == 0
-        return self.elapsed - self.validated >= self.seconds / VALIDATIONS
+        due = max(self.seconds / VALIDATIONS, TRAINED * self.validation)
+        return self.elapsed - self.validated >= due
 
     def _look_up(self, started: float, signals: list[int]) -> int:
         """Take the time; return the signal that has come, or 0. All processes see the same."""

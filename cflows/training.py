@@ -91,7 +91,8 @@ def fit(
             t where that is less.
         penalties: weights of the penalties that a continuous flow was built with, by name.
         validate_every: steps between two validations; by default 100, or, where only seconds end
-            the run, as many as a twentieth of the seconds allow.
+            the run, as many as a twentieth of the seconds allow, and more where validations would
+            take more than a tenth of them.
         patience: validations without a better one after which training stops; None for never.
         max_failures: how many batches may be skipped because their solve failed; where the first
             one fails already, its SolverError is raised.

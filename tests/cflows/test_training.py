@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -138,6 +139,20 @@ def test_the_best_state_is_the_one_that_is_left():
     assert len(scores) - 1 - scores.index(max(scores)) == 5
     got = log_likelihood(flow, rows(256, seed=1)).double().mean().item()
     assert got == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_dear_validations_leave_the_seconds_to_training():
+    flow = small()
+    plain = flow.log_prob
+
+    def dear(*given):
+        time.sleep(0.0 if torch.is_grad_enabled() else 0.1)
+        return plain(*given)
+
+    flow.log_prob = dear
+    history = fit(flow, rows(), rows(), seconds=1.0, **QUIET)
+    # Every twentieth second, one for its own 0.1 s: there would be seven.
+    assert 2 <= len(history.records) <= 4
 
 
 def test_seconds_end_a_run():
