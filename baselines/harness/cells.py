@@ -86,6 +86,7 @@ class Cell:
         patience: validations without a better one after which training stops.
         validate_every: steps between two validations, in place of ``validations``.
         schedule: of the learning rate, as ``fit`` takes it.
+        warmup: steps over which the learning rate rises.
         origin: what ``models.find`` knows a model of the user's own by, or ""; no part of the key,
             since the configuration holds its text.
 
@@ -115,6 +116,7 @@ class Cell:
     patience: int = PATIENCE
     validate_every: int | None = None
     schedule: str = "cosine"
+    warmup: int = 0
     origin: str = ""
 
     @property
@@ -332,6 +334,7 @@ def _trained(
         "objective": model.objective,
         "batch_size": cell.batch_size,
         "learning_rate": cell.learning_rate,
+        "warmup": cell.warmup,
         "patience": min(cell.patience, model.patience or cell.patience),
         "seed": cell.seed,
         "device": cell.device,

@@ -160,6 +160,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
                             depth=deep,
                             seed=seed,
                             learning_rate=model.learning_rate,
+                            warmup=model.warmup_of(view["steps"]),
                             batch_size=model.batch_size or cells.BATCH_SIZE,
                             patience=plan.patience,
                             preprocess=preprocess,

@@ -124,6 +124,7 @@ def train(task: Task) -> None:
         "objective": settings.objective,
         "patience": settings.patience,
         "learning_rate": settings.learning_rate,
+        "warmup": settings.warmup_of(steps),
         "seed": task.seed,
         "device": task.device,
         "progress": sys.stderr.isatty(),
@@ -347,9 +348,9 @@ def _data_end(
     if wanted in maps:
         return wanted, maps[wanted](train[0])
     total = 1000 if steps is None else steps
-    chosen = choose(
-        build, train, validation, maps, steps=min(total, max(50, total // 10)), **training
-    )
+    few = min(total, max(50, total // 10))
+    brief = training | {"warmup": min(training["warmup"], few // 10)}
+    chosen = choose(build, train, validation, maps, steps=few, **brief)
     scores = ", ".join(f"{value:.3f} ({name})" for name, value in chosen.scores.items())
     print(f"validation log-likelihood after a few steps: {scores}")
     return chosen.name, chosen.map

@@ -2,8 +2,8 @@
 
 The function is (features, depth) -> Flow, for white data. Attributes of it may say more, each as in
 ``models.Model``: ``label``, ``depths``, ``unit``, ``steps``, ``quick_steps``, ``learning_rate``,
-``objective``, ``batch_size``. With a third argument ``hidden`` its widths can be chosen for it.
-In place of a function a ``models.Model`` will do.
+``warmup``, ``objective``, ``batch_size``. With a third argument ``hidden`` its widths can be chosen
+for it. In place of a function a ``models.Model`` will do.
 
     # mine.py; cflows compare --models maf mine.py:deep
     from baselines import MAF
@@ -116,6 +116,7 @@ def _model(given: Any, name: str) -> Model:
         "steps": like.steps,
         "quick_steps": like.quick_steps,
         "learning_rate": like.learning_rate,
+        "warmup": like.warmup,
     }
     return Model(core=core, **{**usual, **said})
 

@@ -58,7 +58,11 @@ def test_names_and_what_is_near_them():
 
 def test_the_users_function_is_a_model(own, monkeypatch):
     found = models.find(f"{own}:shifted")
-    assert (found.label, found.depths, found.learning_rate) == ("shifted", (1,), 2e-3)
+    assert (found.label, found.depths, found.learning_rate) == (
+        "shifted",
+        (1,),
+        models.MODELS["maf"].learning_rate,
+    )
     assert models.preset(f"{own}:shifted", 3, 2).features == 3
     assert user_models.located(f"{own}:shifted") == ("mine.py:shifted", f"{own}:shifted")
     monkeypatch.chdir(own.parent)

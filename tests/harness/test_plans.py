@@ -119,6 +119,18 @@ def test_a_preset_has_its_papers_batch_and_rate(sets, tmp_path):
     assert cell.validate_every == min(200, len(sets["rows.npy"][1].train) // 100)
 
 
+def test_the_warm_up_is_a_tenth_of_a_training_at_most(sets, tmp_path):
+    def warmups(**asked):
+        found = plan_cells(plan(tmp_path, models=["maf", "ffjord"], **asked), sets)
+        return {cell.model: cell.warmup for cell in found}
+
+    own = models.MODELS["maf"].warmup
+    assert own > 50
+    assert warmups(steps=300) == {"maf": 30, "ffjord": 0, "gaussian": 0}
+    assert warmups(steps=100 * own)["maf"] == own
+    assert warmups(budget=3.0)["maf"] == own
+
+
 def test_a_view_reaches_the_table(sets, tmp_path):
     asked = plan(tmp_path / "out", models=["nice"], parameters=2_000, steps=3, seeds=[0],
                  data=[sets["rows.npy"][0]], depths=[2], preprocess="whiten")  # fmt: skip
