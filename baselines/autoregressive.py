@@ -21,9 +21,7 @@ through a network of which each pass needs one output more. Walking the units in
 degrees computes each of them once (``inversion="cached"``, see ``baselines.walk``), and both
 directions of both flows cost about one pass.
 
-Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a network's output s. The
-shift is another output in units of the noise, μ = exp(α) m, so that x = exp(α) (z + m): z moves as
-m does, however narrow a conditional is, and training on data of a small scale loses nothing.
+Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a network's output s.
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ what happens to each coordinate of the other:
     x_a = z_a,   x_b = g(z_b; θ(z_a)),   log|det dx/dz| = Σ log|dg/dz_b|
 
 Both directions take one pass. RealNVP (Dinh, Sohl-Dickstein and Bengio 2017, equations 4 to 7) has
-g = z_b exp(s) + t, here with a network's t in units of the noise (see ``AffineScale``); NICE (Dinh,
-Krueger and Bengio 2015) adds only, keeps the volume, and has one diagonal scale next to the base;
-neural spline flows (Durkan et al. 2019) have a monotone rational-quadratic spline. A layer leaves
-x_a alone, so the parts change roles from layer to layer.
+g = z_b exp(s) + t; NICE (Dinh, Krueger and Bengio 2015) adds only, keeps the volume, and has one
+diagonal scale next to the base; neural spline flows (Durkan et al. 2019) have a monotone
+rational-quadratic spline. A layer leaves x_a alone, so the parts change roles from layer to layer.
 """
 
 from __future__ import annotations

@@ -85,11 +85,7 @@ def _vjp(
 @register
 @dataclass(frozen=True)
 class AffineScale(Transformer):
-    """x = exp(α) (z + m) with α = a tanh(s / a), a = 5, and parameters (m, s).
-
-    This is x = μ + exp(α) z with μ = exp(α) m: the shift is told in units of the noise. Told in
-    those of x, a step of it would move z by exp(-α) times as much, and conditionals much narrower
-    than 1 would be trained by a gradient as much too large.
+    """x = μ + exp(α) z with α = a tanh(s / a), a = 5, and parameters (μ, s).
 
     Example:
         >>> import torch
@@ -106,30 +102,30 @@ class AffineScale(Transformer):
         return 2
 
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """exp(α) (z + m), α."""
-        return _affine(_shift_and_scale, z, parameters)
+        """μ + exp(α) z, α."""
+        return _affine(_scale_and_shift, z, parameters)
 
     def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """exp(-α) x - m, -α."""
-        return _affine(_scale_and_shift, x, parameters)
+        """(x - μ) exp(-α), -α."""
+        return _affine(_shift_and_scale, x, parameters)
 
     def forward_vjp(
         self, z: Tensor, parameters: Tensor, x: Tensor, for_x: Tensor, for_log_det: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """∂x = (exp(α), exp(α), x) in (z, m, α)."""
+        """∂x = (exp(α), 1, exp(α) z) in (z, μ, α); x - μ would cancel where μ is large."""
         slope = torch.tanh(parameters[..., 1] / BOUND)
         for_z = for_x * (BOUND * slope).exp()
-        for_scale = torch.addcmul(for_log_det, for_x, x) * (1 - slope * slope)
-        return for_z, torch.stack((for_z, for_scale), -1)
+        for_scale = torch.addcmul(for_log_det, for_z, z) * (1 - slope * slope)
+        return for_z, torch.stack((for_x, for_scale), -1)
 
     def inverse_vjp(
         self, x: Tensor, parameters: Tensor, z: Tensor, for_z: Tensor, for_log_det: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """∂z = (exp(-α), -1, -exp(-α) x) in (x, m, α); z + m would cancel where m is large."""
+        """∂z = (exp(-α), -exp(-α), -z) in (x, μ, α)."""
         slope = torch.tanh(parameters[..., 1] / BOUND)
         for_x = for_z * (-BOUND * slope).exp()
-        for_scale = -torch.addcmul(for_log_det, for_x, x) * (1 - slope * slope)
-        return for_x, torch.stack((-for_z, for_scale), -1)
+        for_scale = -torch.addcmul(for_log_det, for_z, z) * (1 - slope * slope)
+        return for_x, torch.stack((-for_x, for_scale), -1)
 
 
 @register
@@ -159,14 +155,14 @@ class Additive(Transformer):
         return x - parameters.squeeze(-1), torch.zeros_like(x)
 
 
-def _shift_and_scale(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     log_scale = bounded(parameters[..., 1])
-    return (z + parameters[..., 0]) * log_scale.exp(), log_scale
+    return torch.addcmul(parameters[..., 0], log_scale.exp(), z), log_scale
 
 
-def _scale_and_shift(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+def _shift_and_scale(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     minus = -bounded(parameters[..., 1])
-    return x * minus.exp() - parameters[..., 0], minus
+    return (x - parameters[..., 0]) * minus.exp(), minus
 
 
 def _affine(
@@ -206,5 +202,5 @@ class _Affine(torch.autograd.Function):
                 )  # fmt: skip
             return None, *(next(found) if need else None for need in ctx.needs_input_grad[1:])
         affine = AffineScale()
-        vjp = affine.forward_vjp if ctx.function is _shift_and_scale else affine.inverse_vjp
+        vjp = affine.inverse_vjp if ctx.function is _shift_and_scale else affine.forward_vjp
         return None, *vjp(given, parameters, value, for_value, for_log_det)
