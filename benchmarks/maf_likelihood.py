@@ -1,10 +1,12 @@
 """Our MAF beside zuko's: test likelihood after the same training, paired by test row.
 
     python benchmarks/maf_likelihood.py --data power bsds300 --seeds 0 1 2
+    python benchmarks/maf_likelihood.py --data bsds300 --standardise
 
 Five layers, two hidden layers of 100 units (POWER) and 256 (BSDS300), Adam, the same batches in
 the same order.
-Each arm stops when its validation likelihood has not risen for ``--patience`` checks, or after
+Both arms see the same rows, as the files are or, with ``--standardise``, at unit spread (their
+likelihoods are of those rows then). Each arm stops when its validation likelihood has not risen for ``--patience`` checks, or after
 ``--steps``, and is scored in its best state. "ours - zuko" is the mean difference over test rows
 with twice its standard error; the last lines give both arms' spread over the seeds.
 """
@@ -14,16 +16,14 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import machine, pin, table, write_result
-from data import batches, power
+from data import batches, real
 from torch import Tensor, nn
 
 from baselines import MAF
@@ -32,18 +32,12 @@ WIDTHS = {"power": (100, 100), "bsds300": (256, 256)}
 LAYERS = 5
 
 
-def rows_of(name: str) -> tuple[Any, Tensor, Tensor]:
+def rows_of(name: str, standardised: bool) -> tuple[Any, Tensor, Tensor]:
     """Training rows, validation and test rows (float32)."""
-    folder = os.environ.get("CFLOWS_DATA")
-    if not folder:
-        raise SystemExit("set CFLOWS_DATA to the folder that holds power/ and BSDS300/")
-    if name == "power":
-        train, validation, test = power(folder)
-    else:
-        import h5py
-
-        with h5py.File(Path(folder) / "BSDS300" / "BSDS300.hdf5") as file:
-            train, validation, test = (file[k][:] for k in ("train", "validation", "test"))
+    train, validation, test = real(name)
+    if standardised:
+        mean, std = train.mean(0), train.std(0)
+        train, validation, test = ((part - mean) / std for part in (train, validation, test))
     return train, torch.from_numpy(validation).float(), torch.from_numpy(test).float()
 
 
@@ -63,7 +57,7 @@ def zukos(features: int, width: tuple[int, ...]) -> tuple[nn.Module, Callable[[T
 
 def train(arm: Callable[..., Any], name: str, seed: int, options: argparse.Namespace) -> Any:
     """Log-likelihood of each test row at the best state, steps made, seconds."""
-    rows, validation, test = rows_of(name)
+    rows, validation, test = rows_of(name, options.standardise)
     torch.manual_seed(seed)
     flow, log_prob = arm(validation.shape[1], WIDTHS[name])
     optimiser = torch.optim.Adam(flow.parameters(), options.lr)
@@ -105,6 +99,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--check", type=int, default=500, help="steps between validations")
     parser.add_argument("--patience", type=int, default=6, help="checks without a rise")
+    parser.add_argument(
+        "--standardise", action="store_true", help="rows by the training rows' mean and spread"
+    )
     parser.add_argument("--core", type=int, default=0)
     options = parser.parse_args()
     pin(options.core)
@@ -139,9 +136,11 @@ def main() -> None:
     header = ("data", "seed", "ours", "zuko", "ours - zuko ± 2 s.e.", "steps", "seconds")
     facts = ", ".join(f"{key} {value}" for key, value in machine().items())
     settings = f"batch {options.batch}, Adam {options.lr}, at most {options.steps} steps"
+    settings += ", rows standardised" if options.standardise else ""
     text = table(header, rows) + "\n" + "\n".join([*tail, settings, facts])
     print("\n" + text)
-    write_result("maf_likelihood_" + "_".join(options.data), text)
+    end = "_standardised" if options.standardise else ""
+    write_result("maf_likelihood_" + "_".join(options.data) + end, text)
 
 
 if __name__ == "__main__":

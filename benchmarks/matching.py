@@ -24,18 +24,15 @@ import argparse
 import copy
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from common import RESULTS, machine, pin, table, write_result
-from data import VALIDATION_SEED, batches, power
+from data import VALIDATION_SEED, batches, real
 from torch import Tensor, nn
 
 from baselines.harness.data import toy
@@ -157,19 +154,7 @@ def rows_of(name: str, seed: int = 0) -> tuple[npt.NDArray[Any], Tensor, Tensor]
     if name == "pinwheel":
         held = torch.from_numpy(toy(name, 4000, VALIDATION_SEED)).float()
         return toy(name, DRAWN, seed), held[:2000], held[2000:]
-    root = os.environ.get("CFLOWS_DATA")
-    if not root:
-        raise SystemExit("set CFLOWS_DATA to the folder that holds power/, gas_30k/ and BSDS300/")
-    folder = Path(root)
-    if name == "power":
-        train, validation, test = power(folder)
-    elif name == "gas_30k":
-        train, validation, test = gas(folder)
-    else:
-        import h5py
-
-        with h5py.File(folder / "BSDS300" / "BSDS300.hdf5") as file:
-            train, validation, test = (file[k][:] for k in ("train", "validation", "test"))
+    train, validation, test = real(name)
     return train, torch.from_numpy(validation).float(), torch.from_numpy(test).float()
 
 
@@ -223,17 +208,6 @@ def run(name: str, seed: int, options: argparse.Namespace) -> Outcome:
     with flow.using(solver=REFINED):
         gap = (log_likelihood(flow, probe).double() - found[: len(probe)]).abs()
     return Outcome(training.curve, found, before, gap, training.steps)
-
-
-def gas(folder: Path) -> tuple[npt.NDArray[Any], ...]:
-    """The rows shuffled, dequantised by their grid of .01, a tenth each held out, standardised."""
-    rng = np.random.default_rng(0)
-    data = np.load(folder / "gas_30k" / "gas_30k.npy").astype(np.float64)
-    data = rng.permutation(data) + 0.01 * rng.random(data.shape)
-    held = len(data) // 10
-    train, validation, test = np.split(data, [len(data) - 2 * held, len(data) - held])
-    mean, std = train.mean(0), train.std(0)
-    return tuple((part - mean) / std for part in (train, validation, test))
 
 
 def row(name: str, seed: int, outcome: Outcome, target: float | None) -> list[object]:

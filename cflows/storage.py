@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadError", "again", "load", "register", "save", "write_beside"]
 
-FORMAT = 2  # 1: the shifts of affine layers were told in units of the data
+FORMAT = 1
 OWN = ("cflows", "baselines")
 ARGUMENTS = "_arguments"
 
@@ -151,9 +151,8 @@ def load(path: str | os.PathLike[str], classes: Mapping[str, type] | None = None
     if content.keys() != {"format", "configuration", "state"}:
         raise LoadError(f"{path} holds no flow: it was not written by flow.save")
     if content["format"] != FORMAT:
-        remedy = "train it again" if content["format"] == 1 else "update cflows"
         raise LoadError(
-            f"{path} is of format {content['format']}, this version reads {FORMAT}: {remedy}"
+            f"{path} is of format {content['format']}, this version reads {FORMAT}: update cflows"
         )
     state: dict[str, Tensor] = content["state"]
     try:

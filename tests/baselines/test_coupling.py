@@ -147,7 +147,7 @@ def test_separate_networks_are_a_relu_shift_and_a_tanh_scale():
     passive = z[:, [1, 3]]
     scale = 5 * torch.tanh(log_scale(passive)[..., 0] / 5)
     x, log_det = layer.forward_and_log_det(z)
-    torch.testing.assert_close(x[:, [0, 2]], (z[:, [0, 2]] + shift(passive)[..., 0]) * scale.exp())
+    torch.testing.assert_close(x[:, [0, 2]], z[:, [0, 2]] * scale.exp() + shift(passive)[..., 0])
     torch.testing.assert_close(log_det, scale.sum(-1))
 
 

@@ -9,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import data
 import matching
 
 
@@ -33,7 +34,7 @@ def test_gas_is_dequantised_within_its_grid_and_split(tmp_path):
     raw = np.arange(800.0).reshape(100, 8) / 100
     (tmp_path / "gas_30k").mkdir()
     np.save(tmp_path / "gas_30k" / "gas_30k.npy", raw)
-    parts = matching.gas(tmp_path)
+    parts = data.gas(tmp_path)
     assert [len(part) for part in parts] == [80, 10, 10]
     np.testing.assert_allclose(parts[0].mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(parts[0].std(0), 1)
