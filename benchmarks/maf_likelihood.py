@@ -4,11 +4,11 @@
     python benchmarks/maf_likelihood.py --data bsds300 --standardise
 
 Five layers, two hidden layers of 100 units (POWER) and 256 (BSDS300), Adam, the same batches in
-the same order.
-Both arms see the same rows, as the files are or, with ``--standardise``, at unit spread (their
-likelihoods are of those rows then). Each arm stops when its validation likelihood has not risen for ``--patience`` checks, or after
-``--steps``, and is scored in its best state. "ours - zuko" is the mean difference over test rows
-with twice its standard error; the last lines give both arms' spread over the seeds.
+the same order. Both arms see the same rows, as the files are or, with ``--standardise``, at unit
+spread, of which their likelihoods are then. Each arm stops when its validation likelihood has not
+risen for ``--patience`` checks, or after ``--steps``, and is scored in its best state. "ours -
+zuko" is the mean difference over test rows with twice its standard error; the last lines give both
+arms' spread over the seeds.
 """
 
 from __future__ import annotations
