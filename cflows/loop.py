@@ -79,7 +79,7 @@ class Run:
         self.step = 0
         self.elapsed = 0.0
         self.validated = 0.0  # seconds at the end of the last validation
-        self.validation = 0.0  # seconds that it took
+        self.validating = 0.0  # seconds that it took
         self.stale = 0  # validations without a better one
         self.waiting = 0  # likewise, since the learning rate last decayed
         self.decays = 0
@@ -118,7 +118,7 @@ class Run:
                 before = self.elapsed
                 self._validate()
                 signal = self._look_up(started, signals)
-                self.validated, self.validation = self.elapsed, self.elapsed - before
+                self.validated, self.validating = self.elapsed, self.elapsed - before
             elif self.step % SHOWN == 0:
                 show(self, self._mean_loss())
             writes = validates
@@ -157,7 +157,7 @@ class Run:
         """
         if self.validate_every is not None:
             return self.step % self.validate_every == 0
-        due = max(self.seconds / VALIDATIONS, TRAINED * self.validation)
+        due = max(self.seconds / VALIDATIONS, TRAINED * self.validating)
         return self.elapsed - self.validated >= due
 
     def _look_up(self, started: float, signals: list[int]) -> int:

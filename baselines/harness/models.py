@@ -153,7 +153,8 @@ MODELS: dict[str, Model] = {
         unit="layers",
         steps=1000,
         quick_steps=150,
-        learning_rate=2e-3,
+        learning_rate=5e-3,
+        warmup=100,
     ),
     "realnvp": Model(
         "RealNVP",
