@@ -48,8 +48,11 @@ def perceptron(
     if offset is not None:
         offset = offset.reshape(-1, offset.shape[-1])
     parameters = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    if plain(x):
-        out: Tensor = _Perceptron.apply(activation, staircases, flat, offset, *parameters)  # type: ignore[no-untyped-call]
+    out: Tensor
+    if plain(x) and not torch.is_grad_enabled():
+        out = _evaluated(activation, staircases, flat, offset, *parameters)
+    elif plain(x):
+        out = _Perceptron.apply(activation, staircases, flat, offset, *parameters)  # type: ignore[no-untyped-call]
     else:
         out = _layer_by_layer(activation, flat, offset, *parameters)
     return out.reshape(*x.shape[:-1], out.shape[-1])
@@ -75,6 +78,23 @@ def _layer_by_layer(
         h = F.linear(activation.call(h) if number else h, weight, bias)
         if number == 0 and offset is not None:
             h = h + offset
+    return h
+
+
+def _evaluated(
+    activation: Activation,
+    staircases: Sequence[Staircase | None],
+    x: Tensor,
+    offset: Tensor | None,
+    *parameters: Tensor,
+) -> Tensor:
+    """Without a gradient: no layer's values outlive the next layer's."""
+    h = x
+    layers = zip(parameters[::2], parameters[1::2], staircases, strict=True)
+    for number, (weight, bias, staircase) in enumerate(layers):
+        h = product(activation.written(h) if number else h, weight, bias, staircase)
+        if number == 0 and offset is not None:
+            h += offset
     return h
 
 
