@@ -208,16 +208,18 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
 
     against = [row for row in rows if row.arm != "ours"]
     places = list(dict.fromkeys((row.flow, row.size, row.work) for row in against))
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.27 * len(places)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.33 * len(places)), layout="constrained")
     colours = {"zuko": "C0", "nflows": "C1", "normflows": "C2", "diffrax": "C3"}
-    for arm in dict.fromkeys(row.arm for row in against):
+    for arm, lower in zip(colours, (-0.24, -0.08, 0.08, 0.24), strict=True):
         mine = [row for row in against if row.arm == arm]
+        if not mine:
+            continue
         middle = [row.ours_over_arm.median for row in mine]
         low = [row.ours_over_arm.median - row.ours_over_arm.low for row in mine]
         high = [row.ours_over_arm.high - row.ours_over_arm.median for row in mine]
-        at = [places.index((row.flow, row.size, row.work)) for row in mine]
-        axes.errorbar(middle, at, xerr=[low, high], fmt="o", ms=4, lw=1, capsize=2,
-                      color=colours.get(arm), label=arm)  # fmt: skip
+        at = [places.index((row.flow, row.size, row.work)) + lower for row in mine]
+        axes.errorbar(middle, at, xerr=[low, high], fmt="o", ms=3.5, lw=1,
+                      color=colours[arm], label=arm)  # fmt: skip
     axes.axvline(1, color="0.6", lw=1)
     axes.set_yticks(range(len(places)), [" ".join(place) for place in places], fontsize=8)
     axes.invert_yaxis()
