@@ -73,11 +73,14 @@ def test_ctrl_c_leaves_checkpoints_and_says_how_to_go_on(jobs, tmp_path):
         [sys.executable, "-m", "baselines.harness", *command], stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    while len(list(out.glob("cells/*/checkpoint.pt"))) < int(jobs):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    try:
+        while len(list(out.glob("cells/*/checkpoint.pt"))) < int(jobs):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "the same command goes on where it stopped" in said
     assert f"cflows likelihood --data {table}" in said
