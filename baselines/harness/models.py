@@ -81,6 +81,11 @@ class Model:
     patience: int | None = None
     warmup: int = 0
 
+    def counted(self, depth: int) -> str:
+        """A depth with its unit: 1 layer, 2 layers."""
+        first, *more = self.unit.split(" ")
+        return " ".join([str(depth), first.removesuffix("s") if depth == 1 else first, *more])
+
     def warmup_of(self, steps: int | None) -> int:
         """The warm-up of a training of so many steps, or of one that only seconds end."""
         return self.warmup if steps is None else min(self.warmup, steps // 10)

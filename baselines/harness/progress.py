@@ -90,7 +90,7 @@ def line(cell: Cell, result: dict[str, Any]) -> str:
     """Return what is said of a cell."""
     name = f"{cell.data} {cell.model}"
     if cell.depth is not None:
-        name += f" {cell.depth} {models.find(cell.found).unit}"
+        name += f" {models.find(cell.found).counted(cell.depth)}"
     if cell.view != "default":
         name += f" {cell.view}"
     if cell.seed:

@@ -161,7 +161,7 @@ def train(task: Task) -> None:
         return
     flow.save(task.out)
     print(
-        f"{settings.label}, {depth} {settings.unit}, {name}: {history.steps} steps in "
+        f"{settings.label}, {settings.counted(depth)}, {name}: {history.steps} steps in "
         f"{history.seconds:.1f} s, ended by {history.stopped}; the state of step "
         f"{history.best_step} is kept"
     )

@@ -170,7 +170,7 @@ def test_fit_prints_what_the_model_is_worth(table, tmp_path, capsys):
     assert "training" in text
     assert "validation" in text
     assert "solver gap" in text
-    assert "FFJORD, 1 blocks, whiten: 3 steps" in text
+    assert "FFJORD, 1 block, whiten: 3 steps" in text
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_auto_keeps_the_map_of_the_better_validation(table, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "(standardise)" in text
     assert "(whiten)" in text
-    assert "NICE, 1 layers, whiten" in text
+    assert "NICE, 1 layer, whiten" in text
 
 
 def test_seeds_repeat_and_quick_and_seconds_end_the_training(table, tmp_path, capsys):
