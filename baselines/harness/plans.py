@@ -39,6 +39,7 @@ Sets = dict[str, tuple[str, data.Dataset]]
 WORK = {"ffjord": 16, "ffjord-matching": 16, "iaf": 8}  # roughly, for order and time left alone
 COMPARISONS = ("compare", "likelihood", "sampling", "depth")
 SEEDS = (0, 1, 2)
+QUICK_VALIDATIONS = 5  # one of a continuous flow takes as long as dozens of its steps
 EPOCH = 200  # steps between two validations at most, where patience ends a training
 EQUAL = "equal"
 MOST = 50  # of a model's own steps, beyond which no patience goes
@@ -142,6 +143,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
             "checksum": rows.checksum,
             "device": plan.device,
             "dequantise": plan.dequantise if rows.kind == "file" else None,
+            "validations": QUICK_VALIDATIONS if plan.quick else cells.VALIDATIONS,
             "pixels": rows.pixels and (rows.pixels.levels, rows.pixels.alpha),
         }
         parameters = _parameters(plan, rows.features)
