@@ -236,6 +236,6 @@ def comparison(command: str, name: str, argv: Sequence[str] | None = None) -> in
         given += ["--out", f"results/{name}" + ("-quick" if quick else "")]
     if quick and "--data" not in given:
         given += ["--data", "pinwheel"]
-    if "--jobs" not in given:
+    if "--jobs" not in given and not quick:
         given += ["--jobs", "1"]
     return main([command, *given])

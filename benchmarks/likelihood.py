@@ -4,8 +4,9 @@
     python benchmarks/likelihood.py --quick
 
 The same as ``cflows likelihood``, whose options it takes; one cell at a time unless --jobs says
-otherwise, so that seconds are comparable. With --quick and no --data, pinwheel alone. The report
-goes to results/likelihood, or where --out says.
+otherwise, so that seconds are comparable. With --quick, a first look, as many as there are
+processors and, without --data, pinwheel alone. The report goes to results/likelihood, or where
+--out says.
 """
 
 from __future__ import annotations

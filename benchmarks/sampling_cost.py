@@ -4,8 +4,9 @@
     python benchmarks/sampling_cost.py --quick
 
 The same as ``cflows sampling``, whose options it takes; one cell at a time unless --jobs says
-otherwise, so that seconds are comparable. With --quick and no --data, pinwheel alone. The report
-goes to results/sampling_cost, or where --out says.
+otherwise, so that seconds are comparable. With --quick, a first look, as many as there are
+processors and, without --data, pinwheel alone. The report goes to results/sampling_cost, or where
+--out says.
 """
 
 from __future__ import annotations
