@@ -216,13 +216,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def comparison(command: str, name: str, argv: Sequence[str] | None = None) -> int:
+def comparison(
+    command: str, name: str, argv: Sequence[str] | None = None, quick_models: Sequence[str] = ()
+) -> int:
     """Run a command of ``cflows`` with what the scripts of its name have by default.
 
     Args:
         command: ``"likelihood"``, ``"sampling"`` or ``"depth"``.
         name: of the report's directory below results/.
         argv: the options; None for those of this process.
+        quick_models: of a quick look that names none; by default those of the command.
 
     Returns:
         the command's exit status.
@@ -236,6 +239,8 @@ def comparison(command: str, name: str, argv: Sequence[str] | None = None) -> in
         given += ["--out", f"results/{name}" + ("-quick" if quick else "")]
     if quick and "--data" not in given:
         given += ["--data", "pinwheel"]
+    if quick and quick_models and "--models" not in given:
+        given += ["--models", *quick_models]
     if "--jobs" not in given and not quick:
         given += ["--jobs", "1"]
     return main([command, *given])

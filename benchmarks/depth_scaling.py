@@ -5,8 +5,8 @@
 
 The same as ``cflows depth``, whose options it takes; one cell at a time unless --jobs says
 otherwise, so that seconds are comparable. With --quick, a first look, as many as there are
-processors and, without --data, pinwheel alone. The report goes to results/depth_scaling, or where
---out says.
+processors and, without --data and --models, pinwheel with three models. The report goes to
+results/depth_scaling, or where --out says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the command's exit status."""
-    return comparison("depth", "depth_scaling", argv)
+    return comparison("depth", "depth_scaling", argv, ("ffjord", "maf", "realnvp"))
 
 
 if __name__ == "__main__":
