@@ -219,7 +219,7 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
         help="the map behind each model; auto (default) tries both on validation rows, and whitens "
         "with --quick")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="default: results/COMMAND, with -quick for --quick")
-    add("--quick", action="store_true", help="few steps: a first look in some minutes")
+    add("--quick", action="store_true", help="few steps: a first look in about two minutes")
     add("--jobs", type=int, metavar="N",
         help="cells trained at a time, one thread each (default: the processors)")  # fmt: skip
     add("--executor", choices=["local", "slurm", "submitit-local", "submitit-debug"],
