@@ -141,7 +141,7 @@ def test_more_steps_of_the_solver_come_nearer_to_the_flow():
 @pytest.mark.parametrize(("comparison", "file"), [("sampling", "sizes"), ("depth", "solver_steps")])
 def test_a_comparison_measures_after_its_cells_and_once(comparison, file, tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "QUICK", {"features": (2, 4), "depth": (1, 2)})
-    monkeypatch.setattr(growth, "ROWS", (1, 10))
+    monkeypatch.setattr(growth, "ROWS", {True: (1, 10)})
     np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(size=(300, 2)))
     command = [comparison, "--data", str(tmp_path / "few.npy"), "--models", "ffjord",
                "--depths", "1", "--steps", "2", "--quick", "--jobs", "1",
