@@ -149,7 +149,7 @@ def choose(
         validation: (N', D), likewise.
         maps: functions rows -> map, by name; the first wins a tie. They see no context.
         steps: optimiser steps behind each map.
-        settings: further keywords of ``fit``.
+        settings: further keywords of ``fit``; a warm-up lasts a tenth of the steps at most.
 
     Raises:
         ValueError: no map can be fitted to these rows; the message is the last map's.
@@ -165,6 +165,7 @@ def choose(
         'whiten'
 
     """
+    settings["warmup"] = min(settings.get("warmup", 0), steps // 10)
     rows = train[0] if isinstance(train, tuple) else train
     place = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
     found: dict[str, Bijector] = {}

@@ -40,7 +40,7 @@ def measure(
 ) -> None:
     """Measure what a comparison shows beside its cells, of the cells that are finished.
 
-    ``sampling``: densities and samples of 1, 100 and 10,000 rows of every cell of the first seed,
+    ``sampling``: densities and samples of 1 row to many of every cell of the first seed,
     and the growth with the dimension. ``depth``: the solver's steps of every continuous cell at its
     deepest, and the growth with depth. Others: nothing. What cannot be measured is said, and stops
     nothing. ``chosen`` holds what ``models.find`` knows each model by, under what tables call it.

@@ -57,7 +57,6 @@ def fitted(
     except FileNotFoundError:
         pass
     few = 10**9 if steps is None else min(steps, max(LEAST, math.ceil(PART * steps)))
-    settings["warmup"] = min(settings.get("warmup", 0), few // 10)
     started = time.perf_counter()
     choice = choose(
         build, train, validation, MAPS, steps=few, validate_every=few,

@@ -15,7 +15,7 @@ Measured = Sequence[tuple[Setting, Sequence[Record]]]
 
 
 def rows_table(found: Measured) -> Table:
-    """Return time, memory and evaluations of 1, 100 and 10,000 rows: a line a model and size."""
+    """Return time, memory and evaluations against rows: a line a model and size."""
     header = ["model", "depth", "way", "rows"]
     for what in ("density", "sample"):
         header += [
@@ -40,7 +40,7 @@ def rows_table(found: Measured) -> Table:
         " its rows. An autoregressive flow's slow direction is inverted in two ways: cached, about"
         " one pass, and sequential, as many passes as columns."
     )
-    return Table("Cost of 1, 100 and 10,000 rows", note, tuple(header), tuple(lines))
+    return Table("Cost against rows", note, tuple(header), tuple(lines))
 
 
 def growth_table(records: Sequence[Record], axis: str, what: str) -> Table:

@@ -348,9 +348,9 @@ def _data_end(
     if wanted in maps:
         return wanted, maps[wanted](train[0])
     total = 1000 if steps is None else steps
-    few = min(total, max(50, total // 10))
-    brief = training | {"warmup": min(training["warmup"], few // 10)}
-    chosen = choose(build, train, validation, maps, steps=few, **brief)
+    chosen = choose(
+        build, train, validation, maps, steps=min(total, max(50, total // 10)), **training
+    )
     scores = ", ".join(f"{value:.3f} ({name})" for name, value in chosen.scores.items())
     print(f"validation log-likelihood after a few steps: {scores}")
     return chosen.name, chosen.map

@@ -155,6 +155,21 @@ def test_choose_takes_the_map_of_the_higher_validation_likelihood():
     assert only.scores["standardise"] == choice.scores["standardise"]
 
 
+def test_a_warm_up_is_no_more_than_a_tenth_of_the_few_steps(monkeypatch):
+    rows, taken = correlated(), []
+
+    def recorded(*given, **settings):
+        taken.append(settings["warmup"])
+        return fit(*given, **settings)
+
+    fit = cflows.preprocessing.fit
+    monkeypatch.setattr(cflows.preprocessing, "fit", recorded)
+    for warmup in (1000, 1, 0):
+        choose(build_double, rows, rows, {"standardise": standardise}, steps=20, warmup=warmup,
+               device="cpu", progress=False)  # fmt: skip
+    assert taken == [2, 1, 0]
+
+
 def build_double(data_end: cflows.Bijector) -> Flow:
     return build(data_end).double()
 
