@@ -14,7 +14,7 @@ from .nsf import NSF
 from .planar import Planar, PlanarFlow, Radial, RadialFlow
 from .residual import Residual, ResidualFlow
 from .roots import InversionError, InversionStatus
-from .splines import RationalQuadratic
+from .splines import AffineSpline, RationalQuadratic
 from .sylvester import Sylvester, SylvesterFlow
 from .transformers import Additive, AffineScale, Transformer
 
@@ -26,6 +26,7 @@ __all__ = [
     "NSF",
     "Additive",
     "AffineScale",
+    "AffineSpline",
     "Autoregressive",
     "AutoregressiveAffine",
     "Coupling",

@@ -11,16 +11,19 @@ from cflows import Chain, Flow, register
 
 from .autoregressive import autoregressive_layers
 from .coupling import couplings
-from .splines import RationalQuadratic
+from .splines import AffineSpline, RationalQuadratic
 
 __all__ = ["NSF"]
+
+TAILS = {"identity": RationalQuadratic, "affine": AffineSpline}
 
 
 @register
 class NSF(Flow):
     """Neural spline flow (Durkan, Bekasov, Murray and Papamakarios 2019).
 
-    Splines bend [-B, B] only: standardise the data first.
+    Splines bend [-B, B] only: standardise the data first. Columns of heavy tails, which reach far
+    beyond, want ``tails="affine"``.
 
     Args:
         features: D, at least 2 for couplings.
@@ -29,7 +32,9 @@ class NSF(Flow):
         hidden: widths of each network's hidden layers.
         activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
         bins: of each spline.
-        bound: B; the identity outside [-B, B].
+        bound: B; the spline bends [-B, B].
+        tails: ``"identity"`` outside [-B, B], as published, see ``RationalQuadratic``; or
+            ``"affine"``, of a scale and a shift that the networks give, see ``AffineSpline``.
         passes: ``"coupling"``, RQ-NSF (C), one pass both ways; or ``"autoregressive"``, RQ-NSF
             (AR), as MAF, orders alternating.
         mask: of couplings, ``"alternate"``, ``"halves"`` or ``"random"``, see ``coupling_mask``.
@@ -57,16 +62,19 @@ class NSF(Flow):
         activation: str = "relu",
         bins: int = 8,
         bound: float = 3.0,
+        tails: str = "identity",
         passes: str = "coupling",
         mask: str = "alternate",
         inversion: str = "cached",
         base: nn.Module | None = None,
     ) -> None:
+        if tails not in TAILS:
+            raise ValueError(f'tails must be "identity" or "affine", got {tails!r}')
         settings: dict[str, Any] = {
             "context_features": context_features,
             "hidden": hidden,
             "activation": activation,
-            "transformer": RationalQuadratic(bins, bound),
+            "transformer": TAILS[tails](bins, bound),
         }
         if passes == "coupling":
             parts = couplings(features, layers, mask, **settings)

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from cflows import register
 
-from .transformers import Transformer
+from .transformers import AffineScale, Transformer
 
-__all__ = ["RationalQuadratic", "rational_quadratic"]
+__all__ = ["AffineSpline", "RationalQuadratic", "rational_quadratic"]
 
 LEAST_SHARE = 1e-3
 LEAST_SLOPE = 1e-3
@@ -83,6 +83,68 @@ class RationalQuadratic(Transformer):
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
         return torch.split(parameters, [self.bins, self.bins, self.bins - 1], dim=-1)
+
+
+@register
+@dataclass(frozen=True)
+class AffineSpline(Transformer):
+    """x = μ + exp(α) s(z), s a `RationalQuadratic`: 3K + 1 parameters (μ, s of α, the spline's).
+
+    A spline alone is the identity on rows outside [-B, B]: there, a column of heavy tails has the
+    tails of the base, whatever the other columns say. Here z is bent where the base has its mass,
+    and α as in `AffineScale` gives each row's tails a scale.
+
+    Args:
+        bins: K.
+        bound: B, in units of z; outside [-B, B] the map is affine.
+
+    Raises:
+        ValueError: bins or bound is out of range.
+
+    Example:
+        >>> import torch
+        >>> from baselines import AffineSpline
+        >>> z, parameters = torch.tensor([0.5, 7.0]), torch.zeros(2, 13)
+        >>> parameters[:, 0] = 1.0
+        >>> AffineSpline(bins=4, bound=2.0).forward(z, parameters)[0]
+        tensor([1.5000, 8.0000])
+
+    """
+
+    bins: int = 8
+    bound: float = 3.0
+
+    def __post_init__(self) -> None:
+        _ = self._spline  # which refuses what is out of range
+
+    @property
+    def size(self) -> int:
+        """3K + 1."""
+        return _AFFINE.size + self._spline.size
+
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Z (*S,) and parameters (*S, 3K + 1) -> x and log dx/dz, (*S,) each."""
+        affine, spline = self._split(parameters)
+        bent, first = self._spline.forward(z, spline)
+        x, second = _AFFINE.forward(bent, affine)
+        return x, first + second
+
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """X (*S,) and parameters (*S, 3K + 1) -> z and log dz/dx, (*S,) each."""
+        affine, spline = self._split(parameters)
+        bent, first = _AFFINE.inverse(x, affine)
+        z, second = self._spline.inverse(bent, spline)
+        return z, first + second
+
+    @property
+    def _spline(self) -> RationalQuadratic:
+        return RationalQuadratic(self.bins, self.bound)
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(parameters, [_AFFINE.size, self._spline.size], dim=-1)
+
+
+_AFFINE = AffineScale()
 
 
 def rational_quadratic(

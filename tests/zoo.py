@@ -18,6 +18,7 @@ from baselines import (
     NICE,
     NSF,
     Additive,
+    AffineSpline,
     AutoregressiveAffine,
     Coupling,
     Householder,
@@ -190,6 +191,9 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
     "nsf-autoregressive": lambda d, c: NSF(
         d, context_features=c, layers=2, passes="autoregressive", bins=5, **SMALL
     ),
+    "nsf-affine-tails": lambda d, c: NSF(
+        d, context_features=c, layers=2, passes="autoregressive", bins=3, tails="affine", **SMALL
+    ),
     "maf-mog": lambda d, c: MAF(d, context_features=c, layers=2, components=3, **SMALL),
     "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
     "planar": lambda d, c: PlanarFlow(d, context_features=c, layers=4),
@@ -258,6 +262,14 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
         activation="silu",
         transformer=RationalQuadratic(5, 2.0),
     ),
+    "coupling-spline-affine": lambda d, c: Coupling(
+        d,
+        [k % 2 == 0 for k in range(d)],
+        context_features=c,
+        hidden=(12,),
+        activation="silu",
+        transformer=AffineSpline(5, 2.0),
+    ),
     "planar": lambda d, c: Planar(d, context_features=c),
     "radial": lambda d, c: Radial(d, context_features=c),
     "sylvester-identity": lambda d, c: Sylvester(
@@ -318,7 +330,7 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
 
 NEEDS_TWO = {
     name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "nsf", "coupling"))
-} - {"nsf-autoregressive"}
+} - {"nsf-autoregressive", "nsf-affine-tails"}
 # Where forward is defined on a part of R^D: a map of all of R^D into it.
 DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "logit": torch.sigmoid,

@@ -109,7 +109,7 @@ def _matching(features: int, depth: int, hidden: Sequence[int] = (256, 256)) -> 
 
 def _spline(features: int, depth: int, hidden: Sequence[int] = HIDDEN) -> Flow:
     """Autoregressive, whose samples cost about a pass as well: as likely in fewer layers."""
-    return NSF(features, layers=depth, hidden=hidden, passes="autoregressive")
+    return NSF(features, layers=depth, hidden=hidden, passes="autoregressive", tails="affine")
 
 
 def _layers(family: Callable[..., Flow]) -> Callable[..., Flow]:

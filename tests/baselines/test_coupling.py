@@ -4,7 +4,16 @@ import pytest
 import torch
 from zoo import perturbed
 
-from baselines import NICE, NSF, Additive, AffineScale, Coupling, RationalQuadratic, RealNVP
+from baselines import (
+    NICE,
+    NSF,
+    Additive,
+    AffineScale,
+    AffineSpline,
+    Coupling,
+    RationalQuadratic,
+    RealNVP,
+)
 from baselines.splits import Split, coupling_mask
 from cflows import BatchNorm
 
@@ -57,7 +66,9 @@ def test_splits_take_the_masked_coordinates_and_put_them_back(mask, kind):
         assert torch.equal(gradient, weight)
 
 
-@pytest.mark.parametrize("transformer", [AffineScale(), Additive(), RationalQuadratic(4, 5.0)])
+@pytest.mark.parametrize(
+    "transformer", [AffineScale(), Additive(), RationalQuadratic(4, 5.0), AffineSpline(4, 5.0)]
+)
 def test_jacobian_has_the_zero_pattern_of_a_coupling(transformer):
     mask = torch.tensor([True, False, False, True, False])
     layer = perturbed(Coupling(D, mask, hidden=(16,), transformer=transformer))
@@ -174,6 +185,20 @@ def test_a_spline_flow_leaves_what_is_out_of_bounds(value):
     assert all(parameter.grad.isfinite().all() for parameter in flow.parameters())
 
 
+def test_affine_tails_are_scaled_and_shifted():
+    bent = torch.tensor([True, False, True, False])
+    layer = perturbed(Coupling(4, bent, hidden=(8,), transformer=AffineSpline(4, 2.0)))
+    z = torch.full((3, 4), 0.5, dtype=torch.float64)  # what the network sees is alike in all rows
+    z[:, bent] = torch.tensor([[40.0], [41.0], [-40.0]], dtype=torch.float64)
+    x, log_det = layer.forward_and_log_det(z)
+    scales = (x[1] - x[0])[bent]
+    torch.testing.assert_close(scales.log().sum().expand(3), log_det)
+    # x = exp(α) z + μ at both ends.
+    torch.testing.assert_close((x[0] - x[2])[bent], 80 * scales)
+    assert (scales - 1).abs().min() > 1e-3
+    assert (x[0] + x[2])[bent].abs().min() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -181,6 +206,8 @@ def test_a_spline_flow_leaves_what_is_out_of_bounds(value):
         (lambda: RealNVP(3, activation="sine"), "activation must be one of"),
         (lambda: Coupling(2, [True, False], transformer=Additive(), networks="separate"), "is for"),
         (lambda: NSF(3, passes="both"), "passes must be"),
+        (lambda: NSF(3, tails="linear"), "tails must be"),
+        (lambda: NSF(3, tails="affine", bins=0), "bins must be from 1"),
         (lambda: NSF(3, bins=0), "bins must be from 1"),
         (lambda: NSF(3, bound=-1.0), "bound must be positive"),
     ],

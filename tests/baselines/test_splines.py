@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baselines import RationalQuadratic
+from baselines import AffineScale, AffineSpline, RationalQuadratic
 from baselines.splines import _inner_knots, rational_quadratic
 
 BOUND = 2.0
@@ -161,6 +161,22 @@ def test_transformer_takes_the_parameters_in_one_tensor():
     torch.testing.assert_close(log_det_back, -log_det)
 
 
+def test_an_affine_spline_is_a_spline_and_then_an_affine_map():
+    torch.manual_seed(4)
+    both, spline = AffineSpline(bins=5, bound=BOUND), RationalQuadratic(bins=5, bound=BOUND)
+    z, h = 2 * torch.randn(40, 3, dtype=torch.float64), torch.randn(40, 3, 16, dtype=torch.float64)
+    assert both.size == 16
+    x, log_det = both.forward(z, h)
+    bent, first = spline.forward(z, h[..., 2:])
+    expected, second = AffineScale().forward(bent, h[..., :2])
+    assert torch.equal(x, expected)
+    assert torch.equal(log_det, first + second)
+    back, log_det_back = both.inverse(x, h)
+    torch.testing.assert_close(back, z)
+    torch.testing.assert_close(log_det_back, -log_det)
+
+
+@pytest.mark.parametrize("spline", [RationalQuadratic, AffineSpline])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -170,6 +186,6 @@ def test_transformer_takes_the_parameters_in_one_tensor():
         ({"bound": float("inf")}, "bound must be positive and finite"),
     ],
 )
-def test_bad_arguments(arguments, words):
+def test_bad_arguments(spline, arguments, words):
     with pytest.raises(ValueError, match=words):
-        RationalQuadratic(**arguments)
+        spline(**arguments)
