@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from baselines.harness.tables import Setting, clip, label
+from baselines.harness.formats import clip
+from baselines.harness.settings import Setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ __all__ = [
     "drawing",
     "encode",
     "finite",
+    "floor",
     "grid_of",
     "legend",
     "log_axis",
@@ -171,15 +173,28 @@ def _plain_number(value: float) -> str:
     return f"{value:,g}" if value >= 1e-3 else f"{value:.0e}"
 
 
-def legend(figure: Figure, models: Sequence[str], style: Mapping[str, Mark]) -> None:
-    """Write the models' marks and names above the panels."""
+def floor(likelihoods: Iterable[float]) -> float:
+    """Return the least value that a picture has room for: what lies far below squeezes the rest.
+
+    The worst is left out while it makes the range more than four times that of the others, of which
+    two must stay. Pictures draw at their edge, as an arrow, what is left out.
+    """
+    shown = sorted(likelihoods)
+    while len(shown) > 2 and shown[-1] - shown[0] > 4 * (shown[-1] - shown[1]) > 0:
+        shown.pop(0)
+    # Room for seeds that lie below their models' averages.
+    return shown[0] - (shown[-1] - shown[0]) if len(shown) > 1 else -math.inf
+
+
+def legend(figure: Figure, names: Mapping[str, str], style: Mapping[str, Mark]) -> None:
+    """Write the models' marks above the panels, and beside each the name to show for it."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color=colour, marker=marker, ms=7, mec=edge, ls="none")
-        for colour, marker, edge in (style[model] for model in models)
+        for colour, marker, edge in (style[model] for model in names)
     ]
-    names = [clip(label(model), 18) for model in models]
+    shown = [clip(name, 18) for name in names.values()]
     rows = math.ceil(len(names) / (3 if figure.get_figwidth() < 6 else 6))
     columns = math.ceil(len(names) / rows)
-    figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False)
+    figure.legend(handles, shown, loc="outside upper center", ncols=columns, frameon=False)

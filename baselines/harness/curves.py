@@ -13,13 +13,15 @@ from baselines.harness.canvas import (
     by_dataset,
     drawing,
     finite,
+    floor,
     grid_of,
     legend,
     log_axis,
     marks,
     panels_of,
 )
-from baselines.harness.tables import Setting, clip, deepest, name_of
+from baselines.harness.formats import clip
+from baselines.harness.settings import Setting, deepest, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +45,7 @@ class Line(NamedTuple):
     """A curve of a model: its points, each with the values of ``depth_curves``' measures."""
 
     model: str
+    label: str
     what: str  # "blocks", "solver steps", ...: how the points differ
     points: Sequence[tuple[float, Mapping[str, float | None]]]
 
@@ -59,7 +62,8 @@ def training(found: Sequence[Setting], histories: Histories) -> Figure | None:
 def nfe_in_training(found: Sequence[Setting], histories: Histories) -> Figure | None:
     """Return network evaluations a step against steps of the continuous flows; or None."""
     continuous = [s for s in found if any(finite(row["solver_gap"]) for row in s.rows)]
-    figure = _histories(continuous, histories, "step", "nfe", first=1)
+    whole = {cell: _without_a_short_end(lines) for cell, lines in histories.items()}
+    figure = _histories(continuous, whole, "step", "nfe", first=1)
     if figure is not None:
         figure.supxlabel("optimiser step", fontsize=9)
         figure.supylabel("network evaluations a step", fontsize=9)
@@ -69,7 +73,11 @@ def nfe_in_training(found: Sequence[Setting], histories: Histories) -> Figure | 
 
 
 def front(found: Sequence[Setting]) -> Figure | None:
-    """Return likelihood against the cost of a sample, every setting a point, and their front."""
+    """Return likelihood against the cost of a sample, every setting a point, and their front.
+
+    An arrow at the lower edge, with its number, stands for a point below it.
+    """
+    from matplotlib.markers import CARETDOWN
 
     def place(s: Setting) -> tuple[float, float] | None:
         value, cost = s.likelihood[0], s.mean("sample_ms_per_1000")
@@ -81,19 +89,33 @@ def front(found: Sequence[Setting]) -> Figure | None:
     if not panels:
         return None
     style = marks(s.model for s in found)
+    quiet: Any = {"fontsize": 7, "color": "#666666"}
     with drawing():
         figure, grid = panels_of(len(panels), 4.6, 3.6)
         for axes, (name, entries) in zip(grid, panels.items(), strict=True):
             points = [(*(place(s) or (0.0, 0.0)), s) for s in entries]
+            least = floor(value for _, value, _ in points)
             last = {id(s) for s in deepest(entries)}  # more numbers than these would overlap
             for cost, value, s in points:
                 colour, marker, edge = style[s.model]
-                axes.plot(cost, value, marker=marker, color=colour, mec=edge, mew=0.6, ls="none",
-                          ms=6.5, zorder=3)  # fmt: skip
+                drawn: dict[str, Any] = {
+                    "color": colour,
+                    "mec": edge,
+                    "mew": 0.6,
+                    "ms": 6.5,
+                    "zorder": 3,
+                }
+                if value < least:
+                    below = axes.get_xaxis_transform()
+                    axes.plot(cost, 0, marker=CARETDOWN, transform=below, clip_on=False, **drawn)
+                    axes.annotate(f"{value:.4g}", (cost, 0), xycoords=below, xytext=(6, 4),
+                                  textcoords="offset points", **quiet)  # fmt: skip
+                    continue
+                axes.plot(cost, value, marker=marker, **drawn)
                 if s.depth is not None and id(s) in last:
-                    axes.annotate(str(s.depth), (cost, value), xytext=(5, 3), fontsize=7,
-                                  textcoords="offset points", color="#666666")  # fmt: skip
-            best = _front([(cost, value) for cost, value, _ in points])
+                    axes.annotate(str(s.depth), (cost, value), xytext=(5, 3),
+                                  textcoords="offset points", **quiet)  # fmt: skip
+            best = _front([(cost, value) for cost, value, _ in points if value >= least])
             axes.step(*zip(*best, strict=True), where="post", color="#999999", lw=1, zorder=1)
             axes.set_xscale("log")
             axes.margins(0.12)
@@ -101,17 +123,19 @@ def front(found: Sequence[Setting]) -> Figure | None:
             _plain(axes, name)
         figure.supxlabel("ms per 1000 samples (left is better)", fontsize=9)
         figure.supylabel("test log-likelihood in nats", fontsize=9)
-        legend(figure, list(dict.fromkeys(s.model for p in panels.values() for s in p)), style)
+        legend(figure, {s.model: s.label for p in panels.values() for s in p}, style)
     return figure
 
 
-def growth(records: Sequence[Mapping[str, Any]], axis: str, title: str) -> Figure | None:
+def growth(
+    records: Sequence[Mapping[str, Any]], axis: str, labels: Mapping[str, str]
+) -> Figure | None:
     """Return milliseconds of 1000 densities, and of 1000 samples, against a size; or None."""
     measured = [record for record in records if record.get("ms")]
     if len({record["size"] for record in measured}) < 2:
         return None
-    models = list(dict.fromkeys(record["model"] for record in measured))
-    style = marks(models)
+    names = {record["model"]: labels.get(record["model"], record["model"]) for record in measured}
+    style = marks(names)
     with drawing():
         figure, grid = panels_of(2, 4.6, 3.8)
         for axes, what in zip(grid, ("density", "sample"), strict=True):
@@ -143,7 +167,7 @@ def growth(records: Sequence[Mapping[str, Any]], axis: str, title: str) -> Figur
             axes.set_ylim(low, high)
             log_axis(axes.yaxis, np.log10(high / low))
         grid[0].set_ylabel("milliseconds")
-        legend(figure, models, style)
+        legend(figure, names, style)
     return figure
 
 
@@ -182,7 +206,7 @@ def depth_curves(discrete: Sequence[Line], continuous: Sequence[Line], name: str
                 _number(axes, "y")
         grid[0, 0].set_title(clip(name, 40), loc="left")
         _kinds(grid[0, -1], dashes)
-        legend(figure, list(dict.fromkeys(line.model for line in lines)), style)
+        legend(figure, {line.model: line.label for line in lines}, style)
     return figure
 
 
@@ -205,6 +229,14 @@ def trajectories(columns: Sequence[tuple[Setting, Mapping[str, Array]]]) -> Figu
         words = grid[0].get_legend_handles_labels()
         figure.legend(*words, loc="outside upper right", ncols=2, markerscale=2.5, frameon=False)
     return figure
+
+
+def _without_a_short_end(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Records but for a last one of few steps, where the seconds ended: its average says little."""
+    if len(lines) < 3:
+        return lines
+    before, last = (lines[i]["step"] - lines[i - 1]["step"] for i in (-2, -1))
+    return lines[:-1] if last < before / 2 else lines
 
 
 def _histories(
@@ -241,7 +273,7 @@ def _histories(
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _plain(axes, name)
-        legend(figure, list(dict.fromkeys(s.model for p in panels.values() for s in p)), style)
+        legend(figure, {s.model: s.label for p in panels.values() for s in p}, style)
     return figure
 
 

@@ -8,8 +8,10 @@ from itertools import combinations
 
 import numpy as np
 
+from baselines.harness.formats import clip, fixed
+from baselines.harness.settings import Setting, deepest, name_of
 from baselines.harness.statistics import Interval, intervals, over_seeds
-from baselines.harness.tables import Cell, Setting, Table, clip, deepest, fixed, name_of
+from baselines.harness.tables import Cell, Table
 
 __all__ = ["difference_table"]
 

@@ -12,7 +12,7 @@ from baselines.harness.curves import Line
 from baselines.harness.depth import END_TIME
 from baselines.harness.growth_tables import per_1000
 from baselines.harness.reading import Results
-from baselines.harness.tables import Setting, deepest
+from baselines.harness.settings import Setting, deepest
 
 __all__ = ["has_matplotlib", "pictures"]
 
@@ -38,13 +38,15 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
     named = [s for s in results.settings if s.dataset]
     yield (
         "likelihood",
-        "Test log-likelihood of each model at its deepest; the dashed line is the Gaussian.",
+        "Test log-likelihood of each model at its deepest; the dashed line is the Gaussian. An "
+        "arrow stands for what lies far below.",
         plots.likelihood(named),
     )
     yield (
         "front",
         "Likelihood against the cost of sampling: every model at every depth, the deepest with its "
-        "number. The line joins those that no other beats in both.",
+        "number. The line joins those that no other beats in both; an arrow stands for what lies "
+        "far below.",
         curves.front(named),
     )
     yield (
@@ -70,7 +72,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
             f"growth_{name}",
             f"Cost against {axis.split(' ')[0]}, untrained models; an autoregressive flow's slow "
             "direction is solid where it is cached, dashed with open marks where sequential.",
-            curves.growth(records, axis, name),
+            curves.growth(records, axis, results.labels),
         )
     taken: set[str] = set()
     stepped = reading.measured(results, alone.STEPS_FILE)
@@ -105,14 +107,15 @@ def _lines(
     """The curves of discrete and of continuous flows; a continuous one is told by its gap."""
     discrete: list[Line] = []
     continuous: list[Line] = []
-    for model, view in dict.fromkeys((s.model, s.view) for s in found if s.depth is not None):
+    keys = ((s.model, s.label, s.view) for s in found if s.depth is not None)
+    for model, label, view in dict.fromkeys(keys):
         own = [s for s in found if (s.model, s.view) == (model, view) and s.rows]
         if any(s.mean("solver_gap") is not None for s in own):
             points = [(float(nfe), _measures(s)) for s in own if (nfe := s.mean("nfe_density"))]
-            continuous.append(Line(model, _WHAT.get(model, "blocks"), points))
+            continuous.append(Line(model, label, _WHAT.get(model, "blocks"), points))
         else:
             points = [(float(s.depth or 0), _measures(s)) for s in own]
-            discrete.append(Line(model, "layers", points))
+            discrete.append(Line(model, label, "layers", points))
     for s, records in stepped:
         points = []
         for r in records:
@@ -123,7 +126,7 @@ def _lines(
                 "sample_ms_per_1000": per_1000(r["sample"]),
             }
             points.append((float(r["density"]["nfe_call"]), values))
-        continuous.append(Line(s.model, "solver steps", points))
+        continuous.append(Line(s.model, s.label, "solver steps", points))
     return discrete, continuous
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from baselines.harness.formats import count, fixed, power, significant
 from baselines.harness.growth import LEAST_SIZE, slope
-from baselines.harness.tables import Cell, Setting, Table, count, fixed, label, power, significant
+from baselines.harness.settings import Setting
+from baselines.harness.tables import Cell, Table
 
 __all__ = ["growth_table", "rows_table", "steps_table"]
 
@@ -27,7 +29,7 @@ def rows_table(found: Measured) -> Table:
     lines = []
     for s, records in found:
         for way, rows in dict.fromkeys((r["way"], r["rows"]) for r in records):
-            line = [label(s.model), "" if s.depth is None else str(s.depth), way, f"{rows:,}"]
+            line = [s.label, "" if s.depth is None else str(s.depth), way, f"{rows:,}"]
             for what in ("density", "sample"):
                 for r in records:
                     if (r["way"], r["rows"], r["what"]) == (way, rows, what):
@@ -43,20 +45,23 @@ def rows_table(found: Measured) -> Table:
     return Table("Cost against rows", note, tuple(header), tuple(lines))
 
 
-def growth_table(records: Sequence[Record], axis: str, what: str) -> Table:
+def growth_table(
+    records: Sequence[Record], axis: str, what: str, labels: Mapping[str, str]
+) -> Table:
     """Return milliseconds of 1000 densities or samples against a size, with the fitted slope.
 
     Args:
         records: of ``growth.sweep``.
         axis: ``"features"`` or ``"depth"``.
         what: ``"density"`` or ``"sample"``.
+        labels: how a model is written where that is not its name.
 
     """
     sizes = sorted({r["size"] for r in records})
     least = LEAST_SIZE[axis]
     head = {"features": "D", "depth": "K"}[axis]
     lines, notes = [], dict.fromkeys(
-        f"{label(r['model'])} at {head} = {r['size']}: {r['note']}."
+        f"{labels.get(r['model'], r['model'])} at {head} = {r['size']}: {r['note']}."
         for r in records if r.get("note") and r["size"] == _first_left_out(records, r)
     )  # fmt: skip
     for model, way in dict.fromkeys((r["model"], r["way"]) for r in records if r.get("ms")):
@@ -70,7 +75,8 @@ def growth_table(records: Sequence[Record], axis: str, what: str) -> Table:
             values = [own[size][column] for size in own]
             found = slope(list(own), values, least)
             fits.append("" if found is None else fixed(found, 2))
-        cells = [label(model), way, *(significant(own[n]["ms"]) if n in own else "" for n in sizes)]
+        name = labels.get(model, model)
+        cells = [name, way, *(significant(own[n]["ms"]) if n in own else "" for n in sizes)]
         lines.append(tuple(map(Cell, (*cells, *fits))))
     title = {"density": "1000 densities", "sample": "1000 samples"}[what]
     what_grows = {"features": "dimension D", "depth": "depth K"}[axis]
@@ -95,7 +101,7 @@ def steps_table(found: Measured) -> Table:
     for s, records in found:
         for r in records:
             line = [
-                label(s.model),
+                s.label,
                 str(s.depth),
                 str(r["steps"]),
                 count(r["density"]["nfe_call"]),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from baselines.harness.formats import clip
 from baselines.harness.pages import Block
-from baselines.harness.tables import Cell, Table, clip
+from baselines.harness.tables import Cell, Table
 
 __all__ = ["document", "escape", "tabular"]
 

@@ -130,7 +130,7 @@ MODELS: dict[str, Model] = {
         learning_rate=1e-2,
     ),
     "ffjord-matching": Model(
-        "FFJORD (matching)",
+        "FFJORD, matching",
         _matching,
         depths=(1,),
         unit="block",
@@ -182,7 +182,7 @@ MODELS: dict[str, Model] = {
         warmup=100,
     ),
     "spline": Model(
-        "Neural spline flow",
+        "Spline",
         _spline,
         depths=(2, 5),
         unit="layers",
@@ -201,7 +201,7 @@ MODELS: dict[str, Model] = {
         learning_rate=5e-3,
     ),
     "ffjord-time": Model(
-        "FFJORD (end time)",
+        "FFJORD, end time",
         lambda features, depth: FFJORD(
             features, end_time=depth / 4, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2)
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +16,16 @@ from baselines.harness.canvas import (
     drawing,
     encode,
     finite,
+    floor,
     grid_of,
     legend,
     log_axis,
     marks,
     panels_of,
 )
-from baselines.harness.tables import (
-    Setting,
-    clip,
-    deepest,
-    likelihood_digits,
-    name_of,
-    plus_minus,
-)
+from baselines.harness.formats import clip, plus_minus
+from baselines.harness.settings import Setting, deepest, name_of
+from baselines.harness.tables import likelihood_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +58,7 @@ def cost(found: Sequence[Setting]) -> Figure | None:
     if not panels:
         return None
     style = marks(s.model for s in found)
-    models = list(dict.fromkeys(s.model for entries in panels.values() for s in entries))
+    names = {s.model: s.label for entries in panels.values() for s in entries}
     with drawing():
         figure, grid = panels_of(len(panels), 4.6, 4.6)
         for axes, (name, entries) in zip(grid, panels.items(), strict=True):
@@ -78,7 +74,7 @@ def cost(found: Sequence[Setting]) -> Figure | None:
         if not all(placed):
             for axes in grid:
                 labels.remove_names(axes)
-            legend(figure, models, style)
+            legend(figure, names, style)
     return figure
 
 
@@ -132,31 +128,37 @@ def densities(
 
 
 def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
-    """One panel of likelihoods: a row a model, a point a seed, the number at the right."""
+    """One panel of likelihoods: a row a model, a point a seed, the number at the right.
+
+    An arrow at the left edge stands for a point beyond it.
+    """
+    from matplotlib.markers import CARETLEFT
     from matplotlib.ticker import MaxNLocator
 
     digits = likelihood_digits(entries)
+    least = floor(value for s in entries if (value := s.likelihood[0]) is not None)
     for y, s in enumerate(entries):
+        colour, marker, edge = style[s.model]
         seeds = [row for row in s.rows if finite(row["test_log_prob"])]
         for row, shift in zip(seeds, _spaced(len(seeds)), strict=True):
-            error = row["test_log_prob_2se"]
-            axes.errorbar(
-                row["test_log_prob"],
-                y + shift,
-                xerr=error if finite(error) else None,
-                fmt=style[s.model].marker,
-                color=style[s.model].edge.replace("none", style[s.model].colour),
-                mfc=style[s.model].colour,
-                ms=6.5 if len(seeds) == 1 else 4.5,
-                mew=0.6,
-                elinewidth=1.2,
-                capsize=0,
-                clip_on=False,
-            )
+            drawn: dict[str, Any] = {
+                "color": edge.replace("none", colour),
+                "mfc": colour,
+                "ms": 6.5 if len(seeds) == 1 else 4.5,
+                "mew": 0.6,
+                "clip_on": False,
+            }
+            value, error = row["test_log_prob"], row["test_log_prob_2se"]
+            if value < least:
+                across = axes.get_yaxis_transform()
+                axes.plot(0, y + shift, marker=CARETLEFT, transform=across, **drawn)
+                continue
+            axes.errorbar(value, y + shift, xerr=error if finite(error) else None, fmt=marker,
+                          elinewidth=1.2, capsize=0, **drawn)  # fmt: skip
         text = plus_minus(*s.likelihood, digits).replace("-", "−")
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     reference = [s.likelihood[0] for s in entries if s.model == "gaussian"]
-    if reference and reference[0] is not None:
+    if reference and reference[0] is not None and reference[0] >= least:
         axes.axvline(reference[0], color=style["gaussian"].colour, ls=(0, (4, 3)), lw=1, zorder=0)
     axes.set_yticks(range(len(entries)), [clip(name_of(s), 18) for s in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.harness import tables
-from baselines.harness.tables import VIEW, Setting
+from baselines.harness.settings import VIEW, Setting, paired, reference, settings
 from cflows.history import History
 from cflows.storage import LoadError
 
@@ -62,6 +61,11 @@ class Results:
     settings: list[Setting]
 
     @property
+    def labels(self) -> dict[str, str]:
+        """How tables and pictures write the models, by their names."""
+        return _labels(self.manifest)
+
+    @property
     def by_dataset(self) -> dict[str, list[Setting]]:
         """The settings by the name of their data set."""
         found: dict[str, list[Setting]] = {}
@@ -92,10 +96,16 @@ def load(directory: Path) -> Results:
     loaded.sort(key=_order(manifest))
     vectors = {r["cell"]: v for r in loaded if (v := _vector(cells / r["cell"], r)) is not None}
     for row in loaded:
-        own, other = vectors.get(row["cell"]), tables.reference(row, loaded, vectors)
-        if own is not None and other is not None and (gain := tables.paired(own, other)):
+        own, other = vectors.get(row["cell"]), reference(row, loaded, vectors)
+        if own is not None and other is not None and (gain := paired(own, other)):
             row["gain_over_gaussian"], row["gain_over_gaussian_2se"] = gain
-    return Results(directory, manifest, loaded, tables.settings(loaded, vectors))
+    return Results(directory, manifest, loaded, settings(loaded, vectors, _labels(manifest)))
+
+
+def _labels(manifest: Mapping[str, Any]) -> dict[str, str]:
+    found = manifest.get("labels")
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {"gaussian": "Gaussian"} | {one_line(name): one_line(label) for name, label in pairs}
 
 
 def _row(cell: Path, planned: dict[str, Any]) -> Row:

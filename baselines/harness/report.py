@@ -12,6 +12,7 @@ from typing import Any
 
 from baselines.harness import alone, gallery, growth, latex, pages, reading, tables
 from baselines.harness.differences import difference_table
+from baselines.harness.formats import clip
 from baselines.harness.growth_tables import growth_table, rows_table, steps_table
 from baselines.harness.pages import Block
 from baselines.harness.reading import COLUMNS, ReportError, Results, load, one_line
@@ -99,12 +100,12 @@ def summary(directory: Path) -> str:
     for name, found in load(Path(directory)).by_dataset.items():
         seeds = max(len(s.rows) + len(s.failed) for s in found)
         averaged = f" (averages over {seeds} seeds)" if seeds > 1 else ""
-        lines += [tables.clip(name, 70) + averaged]
+        lines += [clip(name, 70) + averaged]
         lines += tables.plain_table(tables.summary_table(found))
         missing = [(s, row) for s in found if s.rows for row in s.failed]
         for s, row in missing:
-            place = f"{tables.label(s.model)} depth {s.depth} seed {row['seed']}"
-            lines.append(tables.clip(f"{place} failed: {row['error']}", 100))
+            place = f"{s.label} depth {s.depth} seed {row['seed']}"
+            lines.append(clip(f"{place} failed: {row['error']}", 100))
         lines.append("")
     lines.append("log-likelihood in nats, higher is better; ms per 1000 rows; NFE density/sample")
     return "\n".join(lines)
@@ -135,7 +136,8 @@ def _results_blocks(results: Results) -> Iterator[Block | Table]:
     for axis, title in (("features", "dimension"), ("depth", "depth")):
         if records := reading.records(results.directory / alone.sweep_file(axis)):
             yield Block("h2", f"Growth with {title}")
-            yield from (growth_table(records, axis, what) for what in ("density", "sample"))
+            for what in ("density", "sample"):
+                yield growth_table(records, axis, what, results.labels)
     yield Block("h2", "Pictures")
 
 
@@ -154,7 +156,7 @@ def _describe(data: Mapping[str, Any]) -> str:
 
 def _run_blocks(results: Results) -> Iterator[Block | Table]:
     yield Block("h2", "Failed cells")
-    failures = tables.failure_table(results.rows)
+    failures = tables.failure_table(results.rows, results.labels)
     yield failures if failures.rows else Block("p", "None.")
     manifest = results.manifest
     yield Block("h2", "Command and machine")

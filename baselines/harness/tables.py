@@ -2,67 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from baselines.harness.statistics import mean_and_error
+from baselines.harness.formats import clip, count, decimals, fixed, plus_minus, power, significant
+from baselines.harness.settings import VIEW, Row, Setting, deepest, leaders, name_of
 
 __all__ = [
-    "VIEW",
     "Cell",
-    "Setting",
     "Table",
-    "clip",
     "cost_table",
-    "count",
-    "deepest",
     "depth_table",
     "failure_table",
-    "fixed",
-    "label",
-    "leaders",
     "likelihood_digits",
     "likelihood_table",
-    "name_of",
-    "paired",
     "plain_table",
-    "plus_minus",
-    "power",
     "quality_table",
-    "reference",
-    "settings",
-    "significant",
     "summary_table",
 ]
 
-Row = dict[str, Any]
-Vector = NDArray[np.float64]
-Columns = dict[str, Callable[["Setting"], str]]
+Columns = dict[str, Callable[[Setting], str]]
 
-_LABELS = {
-    "ffjord": "FFJORD",
-    "ffjord-matching": "FFJORD, matching",
-    "ffjord-time": "FFJORD, end time",
-    "maf": "MAF",
-    "iaf": "IAF",
-    "realnvp": "RealNVP",
-    "nice": "NICE",
-    "spline": "Spline",
-    "planar": "Planar",
-    "gaussian": "Gaussian",
-}
 _QUALITY = (
     "Draws against test rows; in brackets the null, test rows against test rows, which is what a"
     " perfect model would show. In standard deviations of the data; the classifier's accuracy is on"
     " held-out rows, one half if it cannot tell. Smaller is better in all four."
 )
-VIEW = "default"  # of fairness, where a command asks for no other
 _LIKELIHOOD = "test log-likelihood ± 2 s.e."
 
 
@@ -88,141 +54,10 @@ class Table:
     words: bool = False  # set like text, not like numbers
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """One (data set, model, depth, view): its finished rows, one a seed, and their average.
-
-    `log_probs` and `gains` hold one vector over the test rows for every seed that has one: log p,
-    and log p less that of the Gaussian.
-    """
-
-    dataset: str
-    model: str
-    depth: int | None
-    view: str = VIEW
-    rows: list[Row] = field(default_factory=list)
-    failed: list[Row] = field(default_factory=list)
-    log_probs: list[Vector] = field(default_factory=list)
-    gains: list[Vector] = field(default_factory=list)
-
-    def mean(self, column: str) -> float | None:
-        """Return the average of a column over the seeds, None where no seed has a value."""
-        values = self._values(column)
-        return math.fsum(values) / len(values) if values else None
-
-    def largest(self, column: str) -> float | None:
-        """Return the largest value of a column over the seeds, None where no seed has one."""
-        return max(self._values(column), default=None)
-
-    @cached_property
-    def log_prob(self) -> Vector | None:
-        """Return log p of every test row, averaged over the seeds; None where there is none."""
-        return _average(self.log_probs)
-
-    @cached_property
-    def likelihood(self) -> tuple[float | None, float | None]:
-        """Test log-likelihood and its two standard errors over the test rows."""
-        error = self.mean("test_log_prob_2se")
-        if len(self.rows) > 1 and self.log_prob is not None:
-            # All seeds saw the same test rows: averaged errors would not know it.
-            error = mean_and_error(self.log_prob)[1]
-        return self.mean("test_log_prob"), error
-
-    @cached_property
-    def gain(self) -> tuple[float | None, float | None]:
-        """Paired gain over the Gaussian and its two standard errors."""
-        difference = _average(self.gains)
-        return (None, None) if difference is None else mean_and_error(difference)
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the test log-likelihood over seeds, None below two seeds."""
-        return self.spread_of("test_log_prob")
-
-    def spread_of(self, column: str) -> float | None:
-        """Standard deviation of a column over seeds, None below two seeds."""
-        values = self._values(column)
-        if len(values) < 2 or not all(map(math.isfinite, values)):
-            return None
-        return float(np.std(values, ddof=1))
-
-    @property
-    def seeds(self) -> str:
-        """How many seeds finished, out of how many."""
-        done, total = len(self.rows), len(self.rows) + len(self.failed)
-        return str(done) if done == total else f"{done} of {total}"
-
-    def _values(self, column: str) -> list[float]:
-        return [row[column] for row in self.rows if row.get(column) is not None]
-
-
-def label(model: str) -> str:
-    """Return a model's name as tables and pictures write it."""
-    return _LABELS.get(model, model)
-
-
-def name_of(s: Setting) -> str:
-    """Return a setting's model as pictures write it, with its view where that is a special one."""
-    return label(s.model) if s.view == VIEW else f"{label(s.model)}, {s.view}"
-
-
-def paired(first: Vector, second: Vector) -> tuple[float, float] | None:
-    """Return mean and two standard errors of first - second; None where the rows do not match."""
-    return mean_and_error(_subtract(first, second)) if first.shape == second.shape else None
-
-
-def settings(rows: Iterable[Row], log_probs: Mapping[str, Vector]) -> list[Setting]:
-    """Return the settings in the order of their first row.
-
-    `rows` are those of results.csv; `log_probs` holds log p of every test row by a row's `cell`.
-    """
-    rows = list(rows)
-    found: dict[tuple[str, str, int | None, str], Setting] = {}
-    for row in rows:
-        key = (row["dataset"], row["model"], row["depth"], row.get("view", VIEW))
-        setting = found.setdefault(key, Setting(*key))
-        if row["status"] != "ok":
-            setting.failed.append(row)
-            continue
-        setting.rows.append(row)
-        if (vector := log_probs.get(row["cell"])) is not None:
-            setting.log_probs.append(vector)
-            other = reference(row, rows, log_probs)
-            if other is not None and other.shape == vector.shape:
-                setting.gains.append(_subtract(vector, other))
-    return list(found.values())
-
-
-def reference(row: Row, rows: Iterable[Row], log_probs: Mapping[str, Vector]) -> Vector | None:
-    """Return log p under the Gaussian of the row's data (of its seed if there is one), or None."""
-    found = [
-        other
-        for other in rows
-        if other["model"] == "gaussian"
-        and other["dataset"] == row["dataset"]
-        and other["cell"] in log_probs
-    ]
-    found.sort(key=lambda other: other["seed"] != row["seed"])
-    return log_probs[found[0]["cell"]] if found else None
-
-
-def deepest(found: Iterable[Setting]) -> list[Setting]:
-    """Return one setting a data set, model and view: the deepest that finished, else a failed one.
-
-    A depth is never judged against another view's.
-    """
-    best: dict[tuple[str, str, str], Setting] = {}
-    for setting in found:
-        key = (setting.dataset, setting.model, setting.view)
-        if _rank(setting) > _rank(best.setdefault(key, setting)):
-            best[key] = setting
-    return list(best.values())
-
-
 def likelihood_table(found: Sequence[Setting]) -> Table:
     """Return the Likelihood table of one data set: the Gaussian, then each model at its deepest."""
     shown = deepest(found)
-    digits = _decimals(s.gain[1] for s in shown)
+    digits = decimals(s.gain[1] for s in shown)
     bits: Columns = {
         "bits per dimension ± 2 s.e.": lambda s: plus_minus(
             s.mean("bits_per_dim"), s.mean("bits_per_dim_2se"), 3
@@ -293,7 +128,7 @@ def depth_table(found: Sequence[Setting]) -> Table:
 
 def summary_table(found: Sequence[Setting]) -> Table:
     """Return the short table of one data set that a terminal shows at the end of a run."""
-    digits, gain_digits = likelihood_digits(found), _decimals(s.gain[1] for s in found)
+    digits, gain_digits = likelihood_digits(found), decimals(s.gain[1] for s in found)
     columns: Columns = {
         "log-lik. ± 2 s.e.": lambda s: plus_minus(*s.likelihood, digits),
         "gain ± 2 s.e.": lambda s: _gain(s, gain_digits),
@@ -305,14 +140,14 @@ def summary_table(found: Sequence[Setting]) -> Table:
     return _table("", found, columns)
 
 
-def failure_table(rows: Iterable[Row]) -> Table:
+def failure_table(rows: Iterable[Row], labels: Mapping[str, str]) -> Table:
     """Return one line for every cell that did not finish, with its reason."""
     header = ("data set", "model", "depth", "seed", "reason", "cell")
     columns = ("dataset", "model", "depth", "seed", "error", "cell")
     failed = [row for row in rows if row["status"] != "ok"]
 
     def cells(row: Row) -> tuple[Cell, ...]:
-        values = {**row, "model": label(row["model"])}
+        values = {**row, "model": labels.get(row["model"], row["model"])}
         return tuple(Cell("" if values[c] is None else str(values[c])) for c in columns)
 
     return Table("", "", header, tuple(map(cells, failed)), words=True)
@@ -337,43 +172,9 @@ def plain_table(table: Table, width: int = 100) -> list[str]:
     return list(map(text, lines))
 
 
-def clip(text: str, width: int) -> str:
-    """Return the text, shortened to `width` characters by an ellipsis where it is longer."""
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def plus_minus(value: float | None, error: float | None, digits: int) -> str:
-    """Return "value ± error" at so many decimals; "" for no value, no ± where no error is known."""
-    text = fixed(value, digits)
-    if value is None or error is None or not math.isfinite(value) or not math.isfinite(error):
-        return text
-    return f"{text} ± {fixed(error, digits)}"
-
-
 def likelihood_digits(found: Iterable[Setting]) -> int:
     """Return the decimals at which these settings' log-likelihoods are worth printing."""
-    return _decimals(s.likelihood[1] for s in found)
-
-
-def _rank(setting: Setting) -> tuple[bool, int]:
-    return bool(setting.rows), -1 if setting.depth is None else setting.depth
-
-
-def leaders(shown: Sequence[Setting]) -> list[Setting]:
-    """Return the best, and each whose paired difference to it is within two standard errors."""
-    scored = [(s.likelihood[0], s) for s in shown]
-    finite = [(value, s) for value, s in scored if value is not None and math.isfinite(value)]
-    if not finite:
-        return []
-    best = max(finite, key=lambda pair: pair[0])[1]
-    leaders = [best]
-    for _, s in finite:
-        if s is best or s.log_prob is None or best.log_prob is None:
-            continue
-        difference = paired(best.log_prob, s.log_prob)
-        if difference is not None and difference[0] <= difference[1]:
-            leaders.append(s)
-    return leaders
+    return decimals(s.likelihood[1] for s in found)
 
 
 def _stand_ins(found: Sequence[Setting], shown: Sequence[Setting]) -> str:
@@ -406,7 +207,7 @@ def _table(
     views = any(s.view != VIEW for s in shown)
 
     def cells(s: Setting) -> tuple[Cell, ...]:
-        name = (Cell(label(s.model)), *([Cell(s.view)] if views else []))
+        name = (Cell(s.label), *([Cell(s.view)] if views else []))
         name += (Cell("" if s.depth is None else str(s.depth)),)
         if not s.rows:
             return (*name, Cell(f"failed: {s.failed[0]['error']}"))
@@ -446,50 +247,3 @@ def _quartiles(s: Setting, what: str) -> str:
 
 def _join(first: str, second: str, sign: str = " / ") -> str:
     return f"{first}{sign}{second}" if first and second else first or second
-
-
-def _decimals(errors: Iterable[float | None]) -> int:
-    """Decimals that leave the smallest error two significant digits, between 0 and 4."""
-    known = [e for e in errors if e is not None and math.isfinite(e) and e > 0]
-    return min(max(1 - math.floor(math.log10(min(known))), 0), 4) if known else 3
-
-
-def fixed(value: float | None, digits: int) -> str:
-    """Return a value at so many decimals; "" for None, short where it is not finite or vast."""
-    if value is None:
-        return ""
-    if not math.isfinite(value) or abs(value) >= 1e7:
-        return f"{value:.4g}"
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: never "-0.000"
-
-
-def significant(value: float | None) -> str:
-    """Three significant digits, without an exponent where a reader can do without."""
-    if value is None:
-        return ""
-    if not math.isfinite(value) or value == 0 or not 1e-4 <= abs(value) < 1e7:
-        return f"{value:.3g}"
-    return f"{value:,.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"
-
-
-def power(value: float | None) -> str:
-    """Return a value as a power of ten with two digits; "" for None."""
-    return "" if value is None else f"{value:.1e}"
-
-
-def count(value: float | None) -> str:
-    """Return a count, an average of counts at one decimal; "" for None."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if not math.isfinite(value) or value == round(value) else f"{value:,.1f}"
-
-
-def _subtract(first: Vector, second: Vector) -> Vector:
-    with np.errstate(invalid="ignore"):  # -inf less -inf is nan, and is shown as such
-        return first - second
-
-
-def _average(vectors: Sequence[Vector]) -> Vector | None:
-    if not vectors or any(v.shape != vectors[0].shape for v in vectors):
-        return None
-    return vectors[0] if len(vectors) == 1 else np.mean(vectors, axis=0)

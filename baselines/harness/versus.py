@@ -6,21 +6,11 @@ import math
 from pathlib import Path
 
 from baselines.harness import reading
+from baselines.harness.formats import clip, fixed, plus_minus, significant
 from baselines.harness.reading import ReportError
+from baselines.harness.settings import Setting, name_of
 from baselines.harness.statistics import intervals
-from baselines.harness.tables import (
-    VIEW,
-    Cell,
-    Setting,
-    Table,
-    clip,
-    fixed,
-    label,
-    likelihood_digits,
-    plain_table,
-    plus_minus,
-    significant,
-)
+from baselines.harness.tables import Cell, Table, likelihood_digits, plain_table
 
 __all__ = ["side_by_side", "text"]
 
@@ -86,7 +76,6 @@ def _checksums(manifest: dict[str, object]) -> dict[str, object]:
 
 
 def _row(one: Setting, other: Setting, digits: int, same: bool) -> tuple[Cell, ...]:
-    name = label(one.model) if one.view == VIEW else f"{label(one.model)}, {one.view}"
     low = high = math.nan
     values = [s.likelihood[0] for s in (one, other)]
     difference = None if None in values else values[1] - values[0]  # type: ignore[operator]
@@ -95,7 +84,7 @@ def _row(one: Setting, other: Setting, digits: int, same: bool) -> tuple[Cell, .
         difference, low, high = intervals(b - a)[0]
     interval = f"{fixed(low, digits)} to {fixed(high, digits)}" if math.isfinite(low) else ""
     cells = [
-        Cell(name),
+        Cell(name_of(one)),
         Cell("" if one.depth is None else str(one.depth)),
         *(Cell(plus_minus(*s.likelihood, digits)) for s in (one, other)),
         Cell(fixed(difference, digits), low > 0 or high < 0),

@@ -12,7 +12,7 @@ import torch
 
 from baselines.harness import cells, data, likelihood, models, plots, sampling
 from baselines.harness.cells import Cell
-from baselines.harness.tables import Setting
+from baselines.harness.settings import Setting
 from cflows import FFJORD, Adaptive, FixedGrid, Flow, Lagged, SolverError, whiten
 
 

@@ -6,15 +6,22 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.markers import CARETDOWN, CARETLEFT
 
-from baselines.harness import curves, gallery, reading, report
+from baselines.harness import curves, gallery, plots, reading, report
+from baselines.harness.canvas import floor
 from baselines.harness.growth_tables import growth_table, rows_table, steps_table
-from baselines.harness.tables import Setting
+from baselines.harness.settings import Setting
 
 
 def call(ms, rows=1000, nfe=4, **more):
     return {"rows": rows, "ms": ms, "ms_q1": ms / 2, "ms_q3": 2 * ms, "repeats": 3,
             "memory_mb": 1.5, "nfe_call": nfe, "nfe_row": nfe / rows, **more}  # fmt: skip
+
+
+def placed(model, value, depth, **more):
+    row = {"test_log_prob": value, "test_log_prob_2se": 0.1, "sample_ms_per_1000": 2.0, **more}
+    return Setting("d", model, depth, rows=[row])
 
 
 def sweep(axis="features"):
@@ -32,7 +39,7 @@ def sweep(axis="features"):
 
 
 def test_growth_has_a_line_a_way_its_slope_and_what_was_left_out():
-    table = growth_table(sweep(), "features", "sample")
+    table = growth_table(sweep(), "features", "sample", {"maf": "MAF", "ffjord": "FFJORD"})
     assert table.header == (
         "model", "way", "D = 8", "D = 16", "D = 32", "D = 64", "slope, ms", "slope, evaluations"
     )  # fmt: skip
@@ -44,7 +51,7 @@ def test_growth_has_a_line_a_way_its_slope_and_what_was_left_out():
 
 
 def test_rows_and_steps_are_tables_of_what_was_measured():
-    setting = Setting("d", "ffjord", 2)
+    setting = Setting("d", "ffjord", 2, label="FFJORD")
     records = [
         {"way": "", "what": what, **call(ms, rows)}
         for rows in (1, 10_000)
@@ -76,6 +83,38 @@ def setting(model, depth, gap=None, nfe=5.0):
            "round_trip_error": 1e-6, "density_ms_per_1000": 2.0 * depth, "nfe_density": nfe,
            "sample_ms_per_1000": 3.0 * depth, "cell": f"{model}-{depth}", "seed": 0}  # fmt: skip
     return Setting("d", model, depth, rows=[row])
+
+
+def test_the_floor_leaves_out_what_would_squeeze_the_rest():
+    assert floor([-7.8, 0.1, 0.5, 1.1]) == pytest.approx(0.1 - 1.0)
+    assert floor([-1e5, -7.8, 0.9, 1.0, 1.1]) == pytest.approx(0.9 - 0.2)
+    assert floor([0.0, 0.5, 1.0]) == pytest.approx(-1.0)
+    assert floor([-50.0, 1.0]) == pytest.approx(-101.0)  # two always have room
+    assert floor([2.0, 2.0, -5.0]) == pytest.approx(-12.0)  # no range to compare with
+    assert floor([3.0]) == floor([]) == -np.inf
+
+
+@pytest.mark.parametrize("draw", [plots.likelihood, curves.front])
+def test_what_lies_below_the_floor_is_an_arrow_and_not_an_axis(draw):
+    found = [placed("maf", 1.0, 2), placed("ffjord", 0.5, 1), placed("gaussian", -70.0, None)]
+    axes = draw(found).axes[0]
+    low, high = axes.get_xlim() if draw is plots.likelihood else axes.get_ylim()
+    assert -1 < low < 0.5 < 1 < high < 2
+    arrows = [line for line in axes.lines if line.get_marker() in (CARETDOWN, CARETLEFT)]
+    assert len(arrows) == 1
+    assert any("70" in text.get_text() for text in axes.texts)
+
+
+def test_a_last_average_over_few_steps_is_left_out():
+    def record(step, nfe):
+        return {"step": step, "nfe": nfe}
+
+    s = placed("ffjord", 0.5, 1, solver_gap=1e-4, cell="c")
+    lines = [record(0, 0), record(100, 30), record(200, 40), record(203, 12)]
+    (line,) = curves.nfe_in_training([s], {"c": lines}).axes[0].lines
+    assert list(line.get_ydata()) == [30, 40]
+    (line,) = curves.nfe_in_training([s], {"c": [*lines[:-1], record(300, 50)]}).axes[0].lines
+    assert list(line.get_ydata()) == [30, 40, 50]
 
 
 def test_layers_and_evaluations_are_never_one_axis():

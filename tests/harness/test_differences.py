@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from baselines.harness.differences import difference_table
+from baselines.harness.settings import Setting
 from baselines.harness.statistics import MOST_ROWS, intervals, over_seeds
-from baselines.harness.tables import Setting
 
 DRAWS = 1000
 
@@ -85,7 +85,7 @@ def setting(model: str, base: np.ndarray, seeds: list[float], depth: int = 2) ->
     vectors = [base + shift for shift in seeds]
     rows = [{"test_log_prob": v.mean(), "test_log_prob_2se": 0.1, "seed": i}
             for i, v in enumerate(vectors)]  # fmt: skip
-    return Setting("d", model, depth, rows=rows, log_probs=vectors)
+    return Setting("d", model, depth, label=model.upper(), rows=rows, log_probs=vectors)
 
 
 def test_the_table_ranks_pairs_and_carries_both_spreads():

@@ -50,7 +50,7 @@ def refused(name: str, *words: str) -> None:
 
 
 def test_names_and_what_is_near_them():
-    assert models.find("spline").label == "Neural spline flow"
+    assert models.find("spline").label == "Spline"
     assert models.preset("spline", 3, 2).log_prob(torch.zeros(4, 3)).shape == (4,)
     refused("mfa", "did you mean maf", "FILE.py:FUNCTION")
     refused("maf-pwer", "did you mean", "maf-power")
@@ -145,6 +145,9 @@ def test_the_users_model_joins_a_comparison(own, tmp_path, monkeypatch):
     assert json.loads(Path("out/manifest.json").read_text())["labels"] == {
         "maf": "MAF", "mine.py:shifted": "shifted"
     }  # fmt: skip
+    report = Path("out/report.md").read_text()
+    assert "| shifted |" in report
+    assert "| mine.py:shifted |" not in report
     folder = next(Path("out/cells").glob("rows-npy-mine-py-shifted-*"))
     before = (folder / "result.json").stat().st_mtime_ns
     assert cli.main([*command[:4], "maf", "./mine.py:shifted", *command[6:]]) == 0

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from baselines.harness import quality
-from baselines.harness.tables import Setting, quality_table
+from baselines.harness.settings import Setting
+from baselines.harness.tables import quality_table
 from cflows import Affine, Flow, whiten
 
 ROWS = 500

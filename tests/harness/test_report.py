@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines.harness import gallery, report
+from baselines.harness import gallery, models, report
 
 COLUMNS = [
     *["dataset", "model", "depth", "seed", "status", "error", "parameters", "steps"],
@@ -106,6 +106,7 @@ def directory(tmp_path: Path) -> Path:
         "comparison": "compare",
         "data": data,
         "models": MODELS,
+        "labels": {name: found.label for name, found in models.MODELS.items()},
         "versions": {"cflows": "1.0"},
         "processor": "<b>fast</b>",
         "threads": 1,

@@ -15,7 +15,8 @@ def directory(root, shift, models=("maf",), checksum="abc", depth=2):
     base = np.random.default_rng(0).normal(size=500)
     root.mkdir()
     data = {"toy": {"checksum": checksum}}
-    (root / "manifest.json").write_text(json.dumps({"data": data, "models": list(models)}))
+    manifest = {"data": data, "models": list(models), "labels": {n: n.upper() for n in models}}
+    (root / "manifest.json").write_text(json.dumps(manifest))
     for model in models:
         cell = root / "cells" / f"toy-{model}-{depth}"
         cell.mkdir(parents=True)
