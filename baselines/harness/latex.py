@@ -6,6 +6,7 @@ booktabs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from baselines.harness.formats import clip
@@ -34,8 +35,10 @@ _BEGIN = r"""\documentclass{article}
 \usepackage{booktabs}
 \usepackage{graphicx}
 \usepackage[a4paper,landscape,margin=2cm]{geometry}
+\setlength{\belowcaptionskip}{6pt}
 \begin{document}
 """
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # of a number, not of an exponent, a name or a range
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
@@ -62,13 +65,12 @@ def tabular(table: Table) -> str:
         name = row[0] if row[0] != last else Cell("")
         last = row[0]
         lines.append(" & ".join(_cell(cell) for cell in (name, *row[1:-1])) + _end(row, width))
-    columns = "l" + "r" * (width - 1)
     head = " & ".join(f"\\shortstack[{c}]{{{_head(name)}}}" for c, name in
-                      zip(columns, table.header, strict=True))  # fmt: skip
+                      zip(table.sides, table.header, strict=True))  # fmt: skip
     caption = f"\\caption{{{escape(table.title)}. {escape(table.note)}}}\n" if table.title else ""
     return (
         f"\\begin{{table}}[htbp]\n\\centering\n{caption}{_FITTED}\n"
-        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n"
+        f"\\begin{{tabular}}{{{table.sides}}}\n\\toprule\n{head} \\\\\n\\midrule\n"
         + "\n".join(lines)
         + "\n\\bottomrule\n\\end{tabular}}\n\\end{table}\n"
     )
@@ -87,9 +89,7 @@ def _letter(character: str) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    text = escape(cell.text)
-    if text.startswith("-") and len(text) > 1 and text[1].isdigit():
-        text = f"$-${text[1:]}"
+    text = _MINUS.sub("$-$", escape(cell.text))
     return f"\\textbf{{{text}}}" if cell.bold else text
 
 

@@ -52,7 +52,7 @@ def _markdown_table(table: Table) -> str:
     width = len(table.header)
     lines = [f"### {table.title}\n"] if table.title else []
     lines.append(f"| {' | '.join(table.header)} |")
-    lines.append("|---|" + ("---|" if table.words else "---:|") * (width - 1))
+    lines.append("|" + "".join("---|" if side == "l" else "---:|" for side in table.sides))
     for row in table.rows:
         texts = [_plain(c.text) for c in row] + [""] * (width - len(row))
         texts = [f"**{t}**" if i < len(row) and row[i].bold else t for i, t in enumerate(texts)]
@@ -102,11 +102,17 @@ def _html_table(table: Table) -> str:
                 tag = 'td class="words"'
             elif i and i == len(row) - 1 and len(row) < len(table.header):
                 tag = f'td class="words" colspan="{len(table.header) - i}"'
+            elif i and table.sides[i] == "l":
+                tag = 'td class="left"'
             text = html.escape(cell.text)
             yield f"<{tag}>{f'<strong>{text}</strong>' if cell.bold else text}</{tag[:2]}>"
 
     heads = [html.escape(name).replace("± 2 s.e.", "±&nbsp;2&nbsp;s.e.") for name in table.header]
-    head = "".join(f'<th scope="col" tabindex="0">{name}</th>' for name in heads)
+    classes = ['class="left" ' if side == "l" else "" for side in table.sides]
+    head = "".join(
+        f'<th {kind}scope="col" tabindex="0">{name}</th>'
+        for kind, name in zip(classes, heads, strict=True)
+    )
     names = [row[0].text for row in table.rows]
     marks = [' class="same"' if i and names[i - 1] == name else "" for i, name in enumerate(names)]
     body = "\n".join(
@@ -114,9 +120,8 @@ def _html_table(table: Table) -> str:
     )
     title = f"<h3>{html.escape(table.title)}</h3>\n" if table.title else ""
     note = f'\n<p class="soft">{html.escape(table.note)}</p>' if table.note else ""
-    kind = ' class="words"' if table.words else ""
     return (
-        f'{title}<div class="scroll" tabindex="0"><table{kind}>\n<thead><tr>{head}</tr></thead>\n'
+        f'{title}<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table></div>{note}"
     )
 
@@ -138,7 +143,7 @@ ul { padding-left: 1.2rem; }
 .soft, figcaption { color: var(--soft); font-size: .875rem; }
 .scroll, pre { overflow-x: auto; background: var(--card); border: 1px solid var(--rule);
   border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem;
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .875rem;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .45rem .8rem; text-align: right; white-space: nowrap; }
 thead th { vertical-align: bottom; white-space: normal; min-width: 3.2rem; font-weight: 500;
@@ -148,15 +153,15 @@ tr.same > * { padding-top: 0; }
 tr.same th { color: var(--soft); font-weight: 400; }
 th:first-child { position: sticky; left: 0; background: var(--card); text-align: left; }
 tbody th { font-weight: 600; }
+th.left, td.left { text-align: left; }
 td.words { text-align: left; color: var(--soft); white-space: normal; }
 td.words[colspan] { min-width: 16rem; }
-table.words th { text-align: left; }
 strong { color: var(--best); }
 pre { padding: .75rem 1rem; font-size: .8125rem; line-height: 1.45; }
 figure { margin: 1.5rem 0 2rem; }
 .card { background: #fff; border: 1px solid var(--rule); border-radius: 8px; padding: .75rem;
   overflow-x: auto; text-align: center; }
-.card img { width: var(--w); max-width: 100%; min-width: min(var(--w), 44rem); height: auto; }
+.card img { width: var(--w); max-width: 100%; min-width: min(var(--w), 22rem); height: auto; }
 button.card { display: block; width: 100%; cursor: zoom-in; font: inherit; }
 thead th { cursor: pointer; }
 thead th:hover, thead th:focus-visible { color: var(--ink); }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from baselines.harness.formats import clip, count, decimals, fixed, plus_minus, power, significant
 from baselines.harness.settings import VIEW, Row, Setting, deepest, leaders, name_of
@@ -52,6 +52,15 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     words: bool = False  # set like text, not like numbers
+
+    @cached_property
+    def sides(self) -> str:
+        """``"l"`` or ``"r"`` for each column: where words stand, and where numbers do."""
+        full = [row for row in self.rows if len(row) == len(self.header)]
+        texts = [[row[i].text for row in full if row[i].text] for i in range(len(self.header))]
+        words = [self.words or i == 0 or (bool(column) and all(t[0].isalpha() for t in column))
+                 for i, column in enumerate(texts)]  # fmt: skip
+        return "".join("l" if left else "r" for left in words)
 
 
 def likelihood_table(found: Sequence[Setting]) -> Table:

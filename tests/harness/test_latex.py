@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from baselines.harness import latex
+from baselines.harness import latex, pages
 from baselines.harness.pages import Block
 from baselines.harness.tables import Cell, Table
 
@@ -52,6 +52,25 @@ def test_a_document_has_a_section_for_each_data_set_and_no_lists_of_words():
     assert text.index("\\begin{document}") < text.index("\\end{document}")
 
 
-@pytest.mark.parametrize("value", ["", "-", "-x", "0"])
+def test_words_stand_left_and_numbers_right():
+    lines = table(
+        ("MAF", "budget", "-1.5", "", "1"),
+        ("NICE", "", "± 0.1", "", "2"),
+        ("IAF", "failed: 3"),
+        header=("model", "view", "value", "none", "n"),
+    )
+    assert lines.sides == "llrrr"
+    assert "\\begin{tabular}{llrrr}" in latex.tabular(lines)
+    assert "|---|---|---:|---:|---:|" in pages.markdown([lines])
+    page = pages.page([Block("h1", "t"), lines], {})
+    assert page.count('<td class="left">') == 2
+
+
+@pytest.mark.parametrize("value", ["-0.1", "0.2 (-0.1)", "-0.1 ± 2", "0 to -0.1"])
+def test_each_negative_number_gets_a_minus_sign(value):
+    assert latex.tabular(table(("MAF", value, "1"))).count("$-$") == 1
+
+
+@pytest.mark.parametrize("value", ["", "-", "-x", "0", "1e-05", "2-3", "maf-2"])
 def test_only_a_number_gets_a_minus_sign(value):
     assert "$-$" not in latex.tabular(table(("MAF", value, "1")))
