@@ -97,7 +97,8 @@ def summary(directory: Path) -> str:
     Raises as `write` does.
     """
     lines: list[str] = []
-    for name, found in load(Path(directory)).by_dataset.items():
+    results = load(Path(directory))
+    for name, found in results.by_dataset.items():
         seeds = max(len(s.rows) + len(s.failed) for s in found)
         averaged = f" (averages over {seeds} seeds)" if seeds > 1 else ""
         lines += [clip(name, 70) + averaged]
@@ -107,7 +108,9 @@ def summary(directory: Path) -> str:
             place = f"{s.label} depth {s.depth} seed {row['seed']}"
             lines.append(clip(f"{place} failed: {row['error']}", 100))
         lines.append("")
-    lines.append("log-likelihood in nats, higher is better; ms per 1000 rows; NFE density/sample")
+    timed = any(row["density_ms_per_1000"] is not None for row in results.rows)
+    costs = "; ms per 1000 rows; NFE density/sample" if timed else ""
+    lines.append(f"log-likelihood in nats, higher is better{costs}")
     return "\n".join(lines)
 
 

@@ -136,7 +136,10 @@ def depth_table(found: Sequence[Setting]) -> Table:
 
 
 def summary_table(found: Sequence[Setting]) -> Table:
-    """Return the short table of one data set that a terminal shows at the end of a run."""
+    """Return the short table of one data set that a terminal shows at the end of a run.
+
+    A column that a run does not measure is left out.
+    """
     digits, gain_digits = likelihood_digits(found), decimals(s.gain[1] for s in found)
     columns: Columns = {
         "log-lik. ± 2 s.e.": lambda s: plus_minus(*s.likelihood, digits),
@@ -146,7 +149,9 @@ def summary_table(found: Sequence[Setting]) -> Table:
         "sample ms": lambda s: significant(s.mean("sample_ms_per_1000")),
         "NFE d/s": lambda s: _join(count(s.mean("nfe_density")), count(s.mean("nfe_sample")), "/"),
     }
-    return _table("", found, columns)
+    done = [s for s in found if s.rows]
+    measured = {head: text for head, text in columns.items() if any(map(text, done))}
+    return _table("", found, measured or columns)
 
 
 def failure_table(rows: Iterable[Row], labels: Mapping[str, str]) -> Table:
@@ -175,7 +180,8 @@ def plain_table(table: Table, width: int = 100) -> list[str]:
         tail = line[-1:] if len(line) < columns else ()
         body = line[1 : len(line) - len(tail)]
         parts = [clip(line[0], sizes[0]).ljust(sizes[0])]
-        parts += [value.rjust(size) for value, size in zip(body, sizes[1:], strict=False)]
+        for value, size, side in zip(body, sizes[1:], table.sides[1:], strict=False):
+            parts.append(value.ljust(size) if side == "l" else value.rjust(size))
         return clip("  ".join([*parts, *tail]).rstrip(), width)
 
     return list(map(text, lines))

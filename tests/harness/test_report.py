@@ -399,6 +399,15 @@ def test_the_summary_fits_a_terminal(directory):
     assert ffjord.endswith("5/75")
 
 
+def test_the_summary_leaves_out_what_was_not_measured(directory):
+    assert "sample ms" in report.summary(directory)
+    for cost in directory.glob("cells/*/cost.json"):
+        cost.unlink()
+    lines = report.summary(directory).splitlines()
+    assert lines[1].split("  ")[-1].strip() == "solver gap"
+    assert lines[-1] == "log-likelihood in nats, higher is better"
+
+
 def test_values_that_are_not_finite_are_shown_and_never_best(directory):
     cell = directory / "cells" / "toy-nice-4-0"
     result = json.loads((cell / "result.json").read_text())
