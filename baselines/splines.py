@@ -88,7 +88,9 @@ class RationalQuadratic(Transformer):
 @register
 @dataclass(frozen=True)
 class AffineSpline(Transformer):
-    """x = μ + exp(α) s(z), s a `RationalQuadratic`: 3K + 1 parameters (μ, s of α, the spline's).
+    """x = μ + exp(α) s(z), s a `RationalQuadratic`: 3K + 1 parameters an element.
+
+    They are μ, α before its bound, and the spline's.
 
     A spline alone is the identity on rows outside [-B, B]: there, a column of heavy tails has the
     tails of the base, whatever the other columns say. Here z is bent where the base has its mass,

@@ -173,17 +173,22 @@ def _plain_number(value: float) -> str:
     return f"{value:,g}" if value >= 1e-3 else f"{value:.0e}"
 
 
-def floor(likelihoods: Iterable[float]) -> float:
+def floor(points: Iterable[tuple[float, float | None]]) -> float:
     """Return the least value that a picture has room for: what lies far below squeezes the rest.
 
-    The worst is left out while it makes the range more than four times that of the others, of which
-    two must stay. Pictures draw at their edge, as an arrow, what is left out.
+    `points` are values with their errors. The worst is left out while it makes the range, errors
+    included, more than four times that of the others, of which two must stay. Pictures draw at
+    their edge, as an arrow, what is left out.
     """
-    shown = sorted(likelihoods)
-    while len(shown) > 2 and shown[-1] - shown[0] > 4 * (shown[-1] - shown[1]) > 0:
+    known = [(v, e if e is not None and math.isfinite(e) else 0.0) for v, e in points]
+    shown = sorted((v - e, v, v + e) for v, e in known)
+
+    def span(kept: Sequence[tuple[float, float, float]]) -> float:
+        return max(high for _, _, high in kept) - min(low for low, _, _ in kept)
+
+    while len(shown) > 2 and span(shown) > 4 * span(shown[1:]) > 0:
         shown.pop(0)
-    # Room for seeds that lie below their models' averages.
-    return shown[0] - (shown[-1] - shown[0]) if len(shown) > 1 else -math.inf
+    return min(v for _, v, _ in shown) if shown else -math.inf
 
 
 def legend(figure: Figure, names: Mapping[str, str], style: Mapping[str, Mark]) -> None:

@@ -20,7 +20,7 @@ from baselines.harness.canvas import (
     marks,
     panels_of,
 )
-from baselines.harness.formats import clip
+from baselines.harness.formats import clip, significant
 from baselines.harness.settings import Setting, deepest, name_of
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def front(found: Sequence[Setting]) -> Figure | None:
         figure, grid = panels_of(len(panels), 4.6, 3.6)
         for axes, (name, entries) in zip(grid, panels.items(), strict=True):
             points = [(*(place(s) or (0.0, 0.0)), s) for s in entries]
-            least = floor(value for _, value, _ in points)
+            least = floor((value, s.likelihood[1]) for _, value, s in points)
             last = {id(s) for s in deepest(entries)}  # more numbers than these would overlap
             for cost, value, s in points:
                 colour, marker, edge = style[s.model]
@@ -108,7 +108,8 @@ def front(found: Sequence[Setting]) -> Figure | None:
                 if value < least:
                     below = axes.get_xaxis_transform()
                     axes.plot(cost, 0, marker=CARETDOWN, transform=below, clip_on=False, **drawn)
-                    axes.annotate(f"{value:.4g}", (cost, 0), xycoords=below, xytext=(6, 4),
+                    text = significant(value).replace("-", "−")
+                    axes.annotate(text, (cost, 0), xycoords=below, xytext=(6, 4),
                                   textcoords="offset points", **quiet)  # fmt: skip
                     continue
                 axes.plot(cost, value, marker=marker, **drawn)

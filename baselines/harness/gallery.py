@@ -45,8 +45,8 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
     yield (
         "front",
         "Likelihood against the cost of sampling: every model at every depth, the deepest with its "
-        "number. The line joins those that no other beats in both; an arrow stands for what lies "
-        "far below.",
+        "number of layers or blocks. The line joins those that no other beats in both; an arrow, "
+        "with its log-likelihood, stands for what lies far below.",
         curves.front(named),
     )
     yield (

@@ -38,7 +38,7 @@ _BEGIN = r"""\documentclass{article}
 \setlength{\belowcaptionskip}{6pt}
 \begin{document}
 """
-_MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # of a number, not of an exponent, a name or a range
+_MINUS = re.compile(r"(?<![\w.-])-(?=\d|inf)")  # of a number, not of an exponent, a name or a range
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 

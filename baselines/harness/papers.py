@@ -86,7 +86,7 @@ def _model(
     learning_rate: float,
     batch_size: int,
 ) -> Model:
-    label = f"{label}, sizes of {data.upper()}"
+    label = f"{label} {data.upper()}"
 
     def at_its_depth(features: int, depth: int) -> Flow:
         if depth != layers:

@@ -94,7 +94,7 @@ def densities(
     tiles = [] if data is None else [("Data", _histogram(data, extent), extent, data[:2000])]
     for s, picture in columns:
         value = plus_minus(s.rows[0]["test_log_prob"], None, digits).replace("-", "−")
-        title = f"{clip(name_of(s), 16)}\n{value}"
+        title = f"{name_of(s, 16)}\n{value}"
         tiles.append((title, _density(picture), picture["extent"], picture["samples"]))
     bands = math.ceil(len(tiles) / width)
     across = math.ceil(len(tiles) / bands)
@@ -136,7 +136,8 @@ def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str,
     from matplotlib.ticker import MaxNLocator
 
     digits = likelihood_digits(entries)
-    least = floor(value for s in entries if (value := s.likelihood[0]) is not None)
+    found = [row for s in entries for row in s.rows if finite(row["test_log_prob"])]
+    least = floor((row["test_log_prob"], row["test_log_prob_2se"]) for row in found)
     for y, s in enumerate(entries):
         colour, marker, edge = style[s.model]
         seeds = [row for row in s.rows if finite(row["test_log_prob"])]
@@ -160,7 +161,7 @@ def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str,
     reference = [s.likelihood[0] for s in entries if s.model == "gaussian"]
     if reference and reference[0] is not None and reference[0] >= least:
         axes.axvline(reference[0], color=style["gaussian"].colour, ls=(0, (4, 3)), lw=1, zorder=0)
-    axes.set_yticks(range(len(entries)), [clip(name_of(s), 18) for s in entries])
+    axes.set_yticks(range(len(entries)), [name_of(s, 18) for s in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -189,7 +190,7 @@ def _named_paths(entries: Sequence[Setting]) -> dict[str, list[tuple[float, floa
     paths: dict[str, list[tuple[float, float]]] = {}
     for s in entries:
         if times := _times(s):
-            paths.setdefault(clip(name_of(s), 18), []).append(times)
+            paths.setdefault(name_of(s, 18), []).append(times)
     return paths
 
 

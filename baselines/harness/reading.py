@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines.harness.models import MODELS
 from baselines.harness.settings import VIEW, Setting, paired, reference, settings
 from cflows.history import History
 from cflows.storage import LoadError
@@ -103,9 +105,15 @@ def load(directory: Path) -> Results:
 
 
 def _labels(manifest: Mapping[str, Any]) -> dict[str, str]:
+    own = {"gaussian": "Gaussian"} | {name: model.label for name, model in MODELS.items()}
     found = manifest.get("labels")
     pairs = found.items() if isinstance(found, dict) else ()
-    return {"gaussian": "Gaussian"} | {one_line(name): one_line(label) for name, label in pairs}
+    told = {one_line(n): one_line(label) for n, label in pairs if isinstance(label, str) and label}
+    shared = Counter((own | told).values())
+    # Two functions of one name, or one that is called like a model here, keep their files' names.
+    return own | {
+        n: n if n not in own and shared[label] > 1 else label for n, label in told.items()
+    }
 
 
 def _row(cell: Path, planned: dict[str, Any]) -> Row:

@@ -108,7 +108,7 @@ def summary(directory: Path) -> str:
             place = f"{s.label} depth {s.depth} seed {row['seed']}"
             lines.append(clip(f"{place} failed: {row['error']}", 100))
         lines.append("")
-    timed = any(row["density_ms_per_1000"] is not None for row in results.rows)
+    timed = any(row["density_ms_per_1000"] is not None for s in results.settings for row in s.rows)
     costs = "; ms per 1000 rows; NFE density/sample" if timed else ""
     lines.append(f"log-likelihood in nats, higher is better{costs}")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines.harness.formats import clip
 from baselines.harness.statistics import mean_and_error
 
 __all__ = [
@@ -104,9 +105,10 @@ class Setting:
         return [row[column] for row in self.rows if row.get(column) is not None]
 
 
-def name_of(s: Setting) -> str:
+def name_of(s: Setting, width: int = 80) -> str:
     """Return a setting's model as pictures write it, with its view where that is a special one."""
-    return s.label if s.view == VIEW else f"{s.label}, {s.view}"
+    name = clip(s.label, width)
+    return name if s.view == VIEW else f"{name}, {s.view}"
 
 
 def paired(first: Vector, second: Vector) -> tuple[float, float] | None:

@@ -58,7 +58,7 @@ class Table:
         """``"l"`` or ``"r"`` for each column: where words stand, and where numbers do."""
         full = [row for row in self.rows if len(row) == len(self.header)]
         texts = [[row[i].text for row in full if row[i].text] for i in range(len(self.header))]
-        words = [self.words or i == 0 or (bool(column) and all(t[0].isalpha() for t in column))
+        words = [self.words or i == 0 or (bool(column) and all(map(_is_word, column)))
                  for i, column in enumerate(texts)]  # fmt: skip
         return "".join("l" if left else "r" for left in words)
 
@@ -84,6 +84,10 @@ def likelihood_table(found: Sequence[Setting]) -> Table:
         "training s": lambda s: fixed(s.mean("train_seconds"), 1),
     }
     return _table("Likelihood", shown, columns, _stand_ins(found, shown), leaders(shown))
+
+
+def _is_word(text: str) -> bool:
+    return text[0].isalpha() and not text.startswith(("nan", "inf", "not known"))
 
 
 def cost_table(found: Sequence[Setting]) -> Table:
@@ -138,7 +142,7 @@ def depth_table(found: Sequence[Setting]) -> Table:
 def summary_table(found: Sequence[Setting]) -> Table:
     """Return the short table of one data set that a terminal shows at the end of a run.
 
-    A column that a run does not measure is left out.
+    A column that stays empty is left out.
     """
     digits, gain_digits = likelihood_digits(found), decimals(s.gain[1] for s in found)
     columns: Columns = {

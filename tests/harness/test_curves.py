@@ -85,13 +85,21 @@ def setting(model, depth, gap=None, nfe=5.0):
     return Setting("d", model, depth, rows=[row])
 
 
-def test_the_floor_leaves_out_what_would_squeeze_the_rest():
-    assert floor([-7.8, 0.1, 0.5, 1.1]) == pytest.approx(0.1 - 1.0)
-    assert floor([-1e5, -7.8, 0.9, 1.0, 1.1]) == pytest.approx(0.9 - 0.2)
-    assert floor([0.0, 0.5, 1.0]) == pytest.approx(-1.0)
-    assert floor([-50.0, 1.0]) == pytest.approx(-101.0)  # two always have room
-    assert floor([2.0, 2.0, -5.0]) == pytest.approx(-12.0)  # no range to compare with
-    assert floor([3.0]) == floor([]) == -np.inf
+@pytest.mark.parametrize(
+    ("values", "error", "expected"),
+    [
+        ([-7.8, 0.1, 0.5, 1.1], 0.05, 0.1),
+        ([-1e5, -7.8, 0.9, 1.0, 1.1], 0.05, 0.9),
+        ([0.0, 0.5, 1.0], 0.05, 0.0),
+        ([-0.2, 0.4, 0.41, 0.592, 0.6], 0.1, -0.2),  # what errors could explain stays
+        ([-50.0, 1.0], 0.1, -50.0),  # two always have room
+        ([2.0, 2.0, -5.0], None, -5.0),  # no range to compare with
+        ([3.0], float("nan"), 3.0),
+        ([], None, -np.inf),
+    ],
+)
+def test_the_floor_leaves_out_what_would_squeeze_the_rest(values, error, expected):
+    assert floor((value, error) for value in values) == expected
 
 
 @pytest.mark.parametrize("draw", [plots.likelihood, curves.front])

@@ -54,8 +54,8 @@ def test_a_document_has_a_section_for_each_data_set_and_no_lists_of_words():
 
 def test_words_stand_left_and_numbers_right():
     lines = table(
-        ("MAF", "budget", "-1.5", "", "1"),
-        ("NICE", "", "± 0.1", "", "2"),
+        ("MAF", "budget", "-1.5", "", "nan"),
+        ("NICE", "", "± 0.1", "", "inf"),
         ("IAF", "failed: 3"),
         header=("model", "view", "value", "none", "n"),
     )
@@ -66,11 +66,13 @@ def test_words_stand_left_and_numbers_right():
     assert page.count('<td class="left">') == 2
 
 
-@pytest.mark.parametrize("value", ["-0.1", "0.2 (-0.1)", "-0.1 ± 2", "0 to -0.1"])
+@pytest.mark.parametrize("value", ["-0.1", "0.2 (-0.1)", "-0.1 ± 2", "0 to -0.1", "-inf"])
 def test_each_negative_number_gets_a_minus_sign(value):
     assert latex.tabular(table(("MAF", value, "1"))).count("$-$") == 1
 
 
-@pytest.mark.parametrize("value", ["", "-", "-x", "0", "1e-05", "2-3", "maf-2"])
+@pytest.mark.parametrize(
+    "value", ["", "-", "-x", "0", "1e-05", "2-3", "maf-2", "1.2 (0.9\u20131.1)", "e-inf"]
+)
 def test_only_a_number_gets_a_minus_sign(value):
     assert "$-$" not in latex.tabular(table(("MAF", value, "1")))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines.harness import gallery, models, report
+from baselines.harness import gallery, models, reading, report
 
 COLUMNS = [
     *["dataset", "model", "depth", "seed", "status", "error", "parameters", "steps"],
@@ -397,6 +397,20 @@ def test_the_summary_fits_a_terminal(directory):
     ffjord = next(line for line in lines if line.startswith("FFJORD"))
     assert "2.0e-06" in ffjord
     assert ffjord.endswith("5/75")
+
+
+def test_a_label_that_two_models_share_gives_way_to_their_names(directory):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    labels = {"a.py:flow": "flow", "b.py:flow": "flow", "c.py:MAF": "MAF", "d.py:f": "Mine",
+              "iaf": "", "nice": None}  # fmt: skip
+    save(directory / "manifest.json", {**manifest, "labels": labels})
+    found = reading.load(directory).labels
+    assert found["a.py:flow"] == "a.py:flow"
+    assert found["c.py:MAF"] == "c.py:MAF"
+    assert (found["maf"], found["d.py:f"]) == ("MAF", "Mine")
+    assert (found["iaf"], found["nice"]) == ("IAF", "NICE")
+    save(directory / "manifest.json", {**manifest, "labels": ["broken"]})
+    assert reading.load(directory).labels["maf"] == "MAF"
 
 
 def test_the_summary_leaves_out_what_was_not_measured(directory):
