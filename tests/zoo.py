@@ -37,6 +37,7 @@ from baselines import (
     Squeeze,
     Sylvester,
     SylvesterFlow,
+    Transformer,
 )
 from cflows import (
     FFJORD,
@@ -119,6 +120,17 @@ def _correlated(features: int) -> TorchBase:
         torch.arange(features) / features, scale_tril=(0.5 * _matrix(features).float()).tril()
     )
     return TorchBase.of(law, learnable=True)
+
+
+def _coupling(d: int, c: int, transformer: Transformer) -> Coupling:
+    return Coupling(
+        d,
+        [k % 2 == 0 for k in range(d)],
+        context_features=c,
+        hidden=(12,),
+        activation="silu",
+        transformer=transformer,
+    )
 
 
 def _act_norm(features: int, **settings: object) -> ActNorm:
@@ -254,22 +266,8 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "coupling-additive": lambda d, c: Coupling(
         d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), transformer=Additive()
     ),
-    "coupling-spline": lambda d, c: Coupling(
-        d,
-        [k % 2 == 0 for k in range(d)],
-        context_features=c,
-        hidden=(12,),
-        activation="silu",
-        transformer=RationalQuadratic(5, 2.0),
-    ),
-    "coupling-spline-affine": lambda d, c: Coupling(
-        d,
-        [k % 2 == 0 for k in range(d)],
-        context_features=c,
-        hidden=(12,),
-        activation="silu",
-        transformer=AffineSpline(5, 2.0),
-    ),
+    "coupling-spline": lambda d, c: _coupling(d, c, RationalQuadratic(5, 2.0)),
+    "coupling-spline-affine": lambda d, c: _coupling(d, c, AffineSpline(5, 2.0)),
     "planar": lambda d, c: Planar(d, context_features=c),
     "radial": lambda d, c: Radial(d, context_features=c),
     "sylvester-identity": lambda d, c: Sylvester(

@@ -226,7 +226,7 @@ def trajectories(columns: Sequence[tuple[Setting, Mapping[str, Array]]]) -> Figu
                 axes.plot(x, y, ".", ms=2.5, color=colour, zorder=3, label=word)
             axes.set(xticks=[], yticks=[])
             axes.set_aspect("equal", adjustable="datalim")
-            axes.set_title(clip(name_of(s), 30), loc="left")
+            axes.set_title(name_of(s, 30), loc="left")
         words = grid[0].get_legend_handles_labels()
         figure.legend(*words, loc="outside upper right", ncols=2, markerscale=2.5, frameon=False)
     return figure

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from baselines.harness.formats import clip, fixed
+from baselines.harness.formats import fixed
 from baselines.harness.settings import Setting, deepest, name_of
 from baselines.harness.statistics import Interval, intervals, over_seeds
 from baselines.harness.tables import Cell, Table
@@ -43,8 +43,8 @@ def difference_table(found: Sequence[Setting]) -> Table:
         apart = interval.low > 0 or interval.high < 0
         seeds = over_seeds(_means(first), _means(second))
         cells = [
-            Cell(clip(name_of(first), 40)),
-            Cell(clip(name_of(second), 40)),
+            Cell(name_of(first, 40)),
+            Cell(name_of(second, 40)),
             Cell(fixed(interval.mean, digits), apart),
             Cell(f"{low} to {high}" if math.isfinite(interval.low) else "not known"),
             Cell("" if seeds is None else f"± {fixed(seeds, digits)}"),

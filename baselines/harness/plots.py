@@ -136,11 +136,10 @@ def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str,
     from matplotlib.ticker import MaxNLocator
 
     digits = likelihood_digits(entries)
-    found = [row for s in entries for row in s.rows if finite(row["test_log_prob"])]
-    least = floor((row["test_log_prob"], row["test_log_prob_2se"]) for row in found)
-    for y, s in enumerate(entries):
+    drawable = [[row for row in s.rows if finite(row["test_log_prob"])] for s in entries]
+    least = floor((r["test_log_prob"], r["test_log_prob_2se"]) for rows in drawable for r in rows)
+    for y, (s, seeds) in enumerate(zip(entries, drawable, strict=True)):
         colour, marker, edge = style[s.model]
-        seeds = [row for row in s.rows if finite(row["test_log_prob"])]
         for row, shift in zip(seeds, _spaced(len(seeds)), strict=True):
             drawn: dict[str, Any] = {
                 "color": edge.replace("none", colour),
