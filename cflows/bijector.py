@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .storage import register
 
@@ -212,6 +213,33 @@ class Inverse(Bijector):
     ) -> tuple[Tensor, Tensor]:
         """f(x) and its log-determinant."""
         return self.bijector.forward_and_log_det(x, context)
+
+
+def may_read(value: Tensor) -> bool:
+    """Whether a check may ask a tensor for its numbers: not while something traces or transforms.
+
+    Under torch.func's transforms, torch.compile, torch.export, torch.jit.trace and make_fx, within
+    the capture of a CUDA graph, and for tensors without numbers (meta, fake), checks of values are
+    left out: what they would refuse becomes NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from cflows.bijector import may_read
+        >>> may_read(torch.ones(2)), may_read(torch.ones(2, device="meta"))
+        (True, False)
+
+    """
+    # First, since the compiler sees through no question below.
+    if torch.compiler.is_compiling():
+        return False
+    return not (
+        torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or value.is_meta
+        or isinstance(value, FakeTensor)
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or (value.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def _check_last(name: str, value: Tensor, size: int, symbol: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from .bases import Normal
-from .bijector import Bijector
+from .bijector import Bijector, may_read
 from .distributed import agree_on_steps
 from .storage import register, save
 from .trajectory import trajectory
@@ -215,7 +215,7 @@ class Flow(nn.Module):
                     f"{name} is {value.dtype}, the flow is {dtype}: cast one of them with .to()"
                 )
             # Asking costs a host synchronisation: training data are checked once, by fit.
-            if not self.training and not bool(value.isfinite().all()):
+            if not self.training and may_read(value) and not bool(value.isfinite().all()):
                 raise ValueError(f"{name} has NaN or infinite values: drop or mend these rows")
         return x, context
 
