@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow, register
 
 from .activations import ACTIVATIONS, check_activation
-from .perceptron import perceptron
+from .perceptron import by_calls, may_be_read, perceptron
 from .splits import Split, coupling_mask
 from .transformers import Additive, AffineScale, Transformer
 
@@ -78,10 +78,15 @@ class Conditioner(nn.Module):
 
     def forward(self, passive: Tensor, context: Tensor | None = None) -> Tensor:
         """(*B, inputs) and (*B, C) -> (*B, size, P)."""
-        self.evaluations_made += 1
+        if not torch.compiler.is_compiling():
+            self.evaluations_made += 1
         x = passive if context is None else torch.cat([passive, context], dim=-1)
-        weights, biases = zip(*((layer.weight, layer.bias) for layer in self.layers), strict=True)
-        h = perceptron(x, weights, biases, ACTIVATIONS[self.activation])
+        activation = ACTIVATIONS[self.activation]
+        if may_be_read(self.layers, nn.Linear):
+            weights, biases = zip(*((part.weight, part.bias) for part in self.layers), strict=True)
+            h = perceptron(x, weights, biases, activation)
+        else:
+            h = by_calls(x, self.layers, activation)
         return h.view(*h.shape[:-1], self.size, self.outputs)
 
 

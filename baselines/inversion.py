@@ -9,6 +9,9 @@ outputs: a sample of a MAF, or the noise behind a point under an IAF.
   (Song, Meng, Liao and Ermon 2021, "Accelerating Feedforward Computation via Parallel Nonlinear
   Equation Solving").
 * ``cached``: about one pass, each hidden unit computed once; see ``baselines.walk``.
+
+Under torch.func, compilation and tracing all three are ``sequential``: what decides by values, or
+writes in place, has no place there.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .first_order import first_order_only
 from .made import MADE
+from .perceptron import transformed
 from .transformers import pull_back
-from .walk import Pullback, Solve, first_order_only, walk
+from .walk import ONCE, Pullback, Solve, walk
 
 __all__ = ["INVERSIONS", "cached", "jacobi", "sequential"]
 
@@ -32,10 +37,11 @@ def sequential(
     """D passes: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,)."""
     # Coordinates not reached yet stay at zero: their garbage would grow from pass to pass, and an
     # infinity times a masked weight of zero is NaN.
-    y, log_det = torch.zeros_like(given), torch.zeros_like(given)
+    y, log_det, weights = torch.zeros_like(given), torch.zeros_like(given), made.weights()
     for degree in range(1, made.features + 1):
         reached = made.degrees == degree
-        value, slope = solve(given, made.parameters_of(y, context).to(given.dtype))
+        parameters = made.parameters_of(y, context, weights)
+        value, slope = solve(given, parameters.to(given.dtype))
         y, log_det = torch.where(reached, value, y), torch.where(reached, slope, log_det)
     return y, log_det.sum(-1)
 
@@ -49,10 +55,12 @@ def jacobi(
     are those of the fixed point, by as many sweeps of the transposed equation; they cannot be
     differentiated again.
     """
-    _refuse_transforms()
+    if transformed():
+        return sequential(made, given, context, solve, pullback)
+    weights = made.weights()
 
     def sweep(y: Tensor) -> tuple[Tensor, Tensor]:
-        return solve(given, made.parameters_of(y, context).to(given.dtype))
+        return solve(given, made.parameters_of(y, context, weights).to(given.dtype))
 
     with torch.no_grad():
         y = _settled(lambda y: sweep(y)[0], torch.zeros_like(given), made.features)
@@ -94,13 +102,14 @@ class _FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, slope: Tensor, start: Tensor, most: int) -> Any:
-        ctx.graph, ctx.most = (value, slope, start), most
+        ctx.most = most
+        ctx.save_for_backward(value, slope, start)
         return value.clone(), slope.clone()
 
     @staticmethod
-    @first_order_only
+    @first_order_only(ONCE)
     def backward(ctx: Any, for_value: Tensor, for_slope: Tensor) -> Any:
-        value, slope, start = ctx.graph
+        value, slope, start = ctx.saved_tensors
 
         def sweep(u: Tensor) -> Tensor:
             (back,) = pull_back((value, slope), (start,), (u, for_slope))
@@ -109,22 +118,16 @@ class _FixedPoint(torch.autograd.Function):
         return _settled(sweep, for_value, ctx.most + 1), for_slope, None, None
 
 
-def _refuse_transforms() -> None:
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "torch.func transforms cannot pass through a cached or jacobi inversion: "
-            'build the layer with inversion="sequential"'
-        )
-
-
 def cached(
     made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
 ) -> tuple[Tensor, Tensor]:
     """One pass: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
 
-    Gradients cannot be differentiated again: a RuntimeError says so.
+    Gradients cannot be differentiated again: a RuntimeError says so. Layers that must be called
+    (``perceptron.may_be_read``) are called, by D passes.
     """
-    _refuse_transforms()
+    if transformed() or not made.is_readable:
+        return sequential(made, given, context, solve, pullback)
     rows = given.reshape(-1, made.features)
     seen = None if context is None else context.reshape(-1, made.context_features)
     y, slopes = walk(made, rows, seen, solve, pullback)

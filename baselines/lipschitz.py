@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 from cflows import register
 from cflows.fields import FrozenMLP
 from cflows.layers import ACTIVATIONS, Activation
+
+from .perceptron import may_be_read, transformed
 
 __all__ = ["CONTRACTIVE", "LipSwish", "LipschitzMLP", "spectral_bound"]
 
@@ -50,13 +53,13 @@ CONTRACTIVE: dict[str, type[Activation]] = {
 
 
 def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
-    """A tight upper bound of a matrix's largest singular value, with its first derivative.
+    """A tight upper bound of a matrix's largest singular value.
 
     ‖G^q‖_F^(1/2q) for G = W Wᵀ and q = 2^squarings: the Schatten norm of order 4q, which exceeds
     the largest singular value by no more than a factor rank(W)^(1/4q), 1.016 at rank 64. It is
     homogeneous of degree 1, so that it equals the inner product of W and its own derivative, which
-    is a multiple of G^(2q-1) W: with that held constant no graph of the squarings is needed, as in
-    σ = uᵀ W v.
+    is a multiple of G^(2q-1) W: no graph of the squarings is needed, as in σ = uᵀ W v. A second
+    derivative goes through them.
 
     Args:
         weight: W, (m, n).
@@ -69,7 +72,26 @@ def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
         3.0
 
     """
-    return (weight * _bound_derivative(weight, squarings)).sum()
+    if not weight.requires_grad or transformed():
+        return (weight * _bound_derivative(weight, squarings)).sum()
+    bound: Tensor = _Bound.apply(weight, squarings)  # type: ignore[no-untyped-call]
+    return bound
+
+
+class _Bound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, squarings: int) -> Tensor:
+        derivative = _bound_derivative(weight, squarings)
+        ctx.squarings = squarings
+        ctx.save_for_backward(weight, derivative)
+        return (weight * derivative).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        weight, derivative = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            derivative = _bound_derivative(weight, ctx.squarings)
+        return gradient * derivative, None
 
 
 @register
@@ -122,7 +144,17 @@ class LipschitzMLP(nn.Module):
         return self.frozen(context)(x)
 
     def frozen(self, context: Tensor | None = None) -> FrozenMLP:
-        """g as a function of x alone, its weights divided once for all calls."""
+        """g as a function of x alone, its weights divided once for all calls.
+
+        Raises:
+            TypeError: a layer carries hooks or is no plain ``nn.Linear``.
+
+        """
+        if not may_be_read(self.layers, nn.Linear):
+            raise TypeError(
+                "a contraction divides the weights of its layers and never calls them: take the "
+                "hooks off, or use torch.nn.utils.parametrize"
+            )
         layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         activations = [part for part in self.activations if isinstance(part, Activation)]
         weights = [self._contracted(layer.weight) for layer in layers]
@@ -135,7 +167,6 @@ class LipschitzMLP(nn.Module):
         return weight / (spectral_bound(weight) / self.coefficient).clamp_min(1)
 
 
-@torch.no_grad()
 def _bound_derivative(weight: Tensor, squarings: int) -> Tensor:
     """M = G^(2q-1) W, scaled so that its inner product with W is the bound."""
     tiny = torch.finfo(weight.dtype).tiny

@@ -12,10 +12,9 @@ between hidden layers are then block-triangular, and half of their products need
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from cflows import register
 
 from .activations import ACTIVATIONS, check_activation
 from .masked import MaskedLinear, Staircase, staircase_of
-from .perceptron import perceptron
+from .perceptron import by_calls, may_be_read, perceptron, plain
 
 __all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
 
@@ -148,6 +147,7 @@ class MADE(nn.Module):
         self.residual = residual
         self.evaluations_made = 0
         widths = [hidden[0]] * (2 * len(hidden) + 1) if residual else list(hidden)
+        self.widths = tuple(widths)
         self.register_buffer("degrees", input_degrees(features, order))
         layers, before = [], self.degrees
         least = 0 if context_features > 0 or features == 1 else 1
@@ -166,35 +166,47 @@ class MADE(nn.Module):
         self.context_weight = (
             nn.Linear(context_features, widths[0], bias=False).weight if context_features else None
         )
-        self._planned: tuple[list[tuple[Tensor, float]], Plan] | None = None
 
     @property
     def masked(self) -> list[MaskedLinear]:
         """The masked layers, the last one included."""
         return list(self.layers)  # type: ignore[arg-type]
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the layers' weights say all; else the layers are called, see ``may_be_read``."""
+        return may_be_read(self.layers, MaskedLinear)
+
+    def weights(self) -> list[Tensor] | None:
+        """M ∘ W of each layer, for several passes of one call; None where layers are called."""
+        return [layer.effective() for layer in self.masked] if self.is_readable else None
+
     def skip(self, layer: int) -> int | None:
         """The hidden layer whose values are added to this one's, None where there is none."""
         return layer - 2 if self.residual and layer >= 2 and layer % 2 == 0 else None
 
     def plan(self) -> Plan:
-        """Degrees as Python numbers; read from the device once after each change of them."""
-        buffers = [getattr(self, f"hidden_degrees_{k}") for k in range(len(self.layers) - 1)]
-        if self._planned is None or any(
-            kept is not buffer or version != _version(buffer)
-            for (kept, version), buffer in zip(self._planned[0], buffers, strict=True)
-        ):
-            plan = Plan(self.features, tuple(tuple(buffer.tolist()) for buffer in buffers))
-            self._planned = [(buffer, _version(buffer)) for buffer in buffers], plan
-        return self._planned[1]
+        """Degrees as Python numbers, read from the buffers: one host synchronisation."""
+        buffers = (getattr(self, f"hidden_degrees_{k}") for k in range(len(self.layers) - 1))
+        return _planned(self.features, tuple(tuple(buffer.tolist()) for buffer in buffers))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """(*B, D), (*B, C) -> ``outputs`` tensors (*B, D), entry i a function of those before i."""
         return self.parameters_of(x, context).unbind(-1)
 
-    def parameters_of(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(*B, D), (*B, C) -> (*B, D, outputs), row i a function of the coordinates before i."""
-        self.evaluations_made += 1
+    def parameters_of(
+        self, x: Tensor, context: Tensor | None = None, weights: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """(*B, D), (*B, C) -> (*B, D, outputs), row i a function of the coordinates before i.
+
+        Args:
+            x: (*B, D).
+            context: (*B, C).
+            weights: of ``weights()``, where one call makes several passes.
+
+        """
+        if not torch.compiler.is_compiling():
+            self.evaluations_made += 1
         offset = None
         if self.context_weight is not None:
             if context is None:
@@ -202,29 +214,55 @@ class MADE(nn.Module):
             offset = context @ self.context_weight.mT
             batch = torch.broadcast_shapes(x.shape[:-1], offset.shape[:-1])  # type: ignore[no-untyped-call]
             x, offset = x.expand(*batch, -1), offset.expand(*batch, -1)
-        out = (self._residual if self.residual else self._straight)(x, offset)
+        if weights is None:
+            weights = self.weights()
+        out = (self._residual if self.residual else self._straight)(x, offset, weights)
         by_output = out.reshape(*x.shape[:-1], self.outputs, self.features)
         return by_output.mT
 
-    def _straight(self, x: Tensor, offset: Tensor | None) -> Tensor:
-        weights, biases = [m.effective() for m in self.masked], [m.bias for m in self.masked]
-        activation, staircases = ACTIVATIONS[self.activation], self.plan().staircases
-        return perceptron(x, weights, biases, activation, offset=offset, staircases=staircases)
+    def _straight(
+        self, x: Tensor, offset: Tensor | None, weights: Sequence[Tensor] | None
+    ) -> Tensor:
+        return self._pass(x, slice(None), weights, self._staircases(x), offset)
 
-    def _residual(self, x: Tensor, offset: Tensor | None) -> Tensor:
-        activation, staircases = ACTIVATIONS[self.activation], self.plan().staircases
-        first, *inner, last = self.masked
-        h = perceptron(x, [first.effective()], [first.bias], activation, offset=offset)
-        for k, pair in enumerate(zip(inner[::2], inner[1::2], strict=True)):
-            weights, biases = [m.effective() for m in pair], [m.bias for m in pair]
-            blocks = staircases[1 + 2 * k : 3 + 2 * k]
-            h = h + perceptron(activation.call(h), weights, biases, activation, staircases=blocks)
-        return perceptron(activation.call(h), [last.effective()], [last.bias], activation)
+    def _residual(
+        self, x: Tensor, offset: Tensor | None, weights: Sequence[Tensor] | None
+    ) -> Tensor:
+        activation, staircases = ACTIVATIONS[self.activation], self._staircases(x)
+        h = self._pass(x, slice(0, 1), weights, staircases, offset)
+        for first in range(1, len(self.layers) - 1, 2):
+            block = slice(first, first + 2)
+            h = h + self._pass(activation.call(h), block, weights, staircases)
+        return self._pass(activation.call(h), slice(-1, None), weights, staircases)
+
+    def _pass(
+        self,
+        x: Tensor,
+        some: slice,
+        weights: Sequence[Tensor] | None,
+        staircases: Sequence[Staircase | None],
+        offset: Tensor | None = None,
+    ) -> Tensor:
+        """Some of the layers, one after the other."""
+        activation, layers = ACTIVATIONS[self.activation], self.masked[some]
+        if weights is None:
+            return by_calls(x, layers, activation, offset=offset)
+        biases = [layer.bias for layer in layers]
+        return perceptron(
+            x, weights[some], biases, activation, offset=offset, staircases=staircases[some]
+        )
+
+    def _staircases(self, x: Tensor) -> tuple[Staircase | None, ...]:
+        # Blocks pay on a CPU, for wide layers; elsewhere nobody need read the degrees.
+        wide = len(self.layers) > 2 and sorted(self.widths)[-2] >= STAIRCASE_FROM
+        if wide and x.device.type == "cpu" and plain(x):
+            return self.plan().staircases
+        return (None,) * len(self.layers)
 
 
-def _version(buffer: Tensor) -> float:
-    """Unequal to itself for a tensor of inference mode, which counts no versions."""
-    return math.nan if buffer.is_inference() else buffer._version
+@lru_cache(maxsize=256)
+def _planned(features: int, hidden: tuple[tuple[int, ...], ...]) -> Plan:
+    return Plan(features, hidden)
 
 
 def _hidden_degrees(width: int, features: int, least: int, kind: str) -> Tensor:

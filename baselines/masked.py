@@ -24,13 +24,7 @@ Staircase = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class MaskedLinear(nn.Module):
-    """The weights of y = (M ∘ W) x + b, M (outputs, inputs) a fixed mask of ones and zeros.
-
-    In evaluation mode and without gradient, M ∘ W is kept until W or M change, for a W that is a
-    parameter: not one of a functional call, which may be batched or carry a tangent, nor one made
-    in inference mode, which counts no versions. A change through ``weight.data`` leaves no trace:
-    ``train()`` or ``eval()`` after it.
-    """
+    """y = (M ∘ W) x + b, M (outputs, inputs) a fixed mask of ones and zeros."""
 
     mask: Tensor
 
@@ -39,46 +33,14 @@ class MaskedLinear(nn.Module):
         linear = nn.Linear(mask.shape[1], mask.shape[0])
         self.weight, self.bias = linear.weight, linear.bias
         self.register_buffer("mask", mask.to(linear.weight.dtype))
-        self._kept: tuple[list[tuple[Tensor, int]], Tensor] | None = None
 
     def effective(self) -> Tensor:
         """M ∘ W, (outputs, inputs)."""
-        if self.training or (torch.is_grad_enabled() and self.weight.requires_grad):
-            return self.weight * self.mask
-        seen = [self.weight, self.mask]
-        if (
-            not isinstance(self.weight, nn.Parameter)
-            or any(value.is_inference() for value in seen)
-            # Even a product of plain tensors is wrapped there, and would outlive its transform.
-            or torch._C._are_functorch_transforms_active()
-        ):
-            return self.weight * self.mask
-        if self._kept is None or not all(map(_unchanged, self._kept[0], seen)):
-            # A tensor of inference mode could not be met by a gradient later.
-            with torch.inference_mode(False), torch.no_grad():
-                # detach() shares memory and version: neither can be used again by another tensor.
-                versions = [(value.detach(), value._version) for value in seen]
-                self._kept = versions, self.weight * self.mask
-        return self._kept[1]
+        return self.weight * self.mask
 
-    def train(self, mode: bool = True) -> MaskedLinear:
-        """Set the mode, and forget the product: ``weight.data`` may be changed without a trace."""
-        self._kept = None
-        super().train(mode)
-        return self
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_kept": None}
-
-
-def _unchanged(kept: tuple[Tensor, int], value: Tensor) -> bool:
-    tensor, version = kept
-    return (
-        tensor.data_ptr() == value.data_ptr()
-        and version == value._version
-        and tensor.dtype == value.dtype
-        and tensor.device == value.device
-    )
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, inputs) -> (*B, outputs)."""
+        return F.linear(x, self.effective(), self.bias)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, staircase: Staircase | None) -> Tensor:

@@ -9,18 +9,19 @@ memory traffic and bookkeeping as it is products.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules import module as every_module
 
 from .activations import Activation
 from .masked import Staircase, gradient_of_input, gradient_of_weight, product
 
-__all__ = ["perceptron", "plain"]
+__all__ = ["by_calls", "may_be_read", "perceptron", "plain", "transformed"]
 
 
 def perceptron(
@@ -59,15 +60,59 @@ def perceptron(
 
 
 def plain(x: Tensor) -> bool:
-    """Whether nothing is going on that has a rule of its own for each operation.
+    """Whether neither autocast nor a transform asks for torch's own operations."""
+    return not transformed() and not torch.is_autocast_enabled(x.device.type)
 
-    Autocast, torch.func and forward differentiation have: they see no custom Function.
+
+def transformed() -> bool:
+    """Whether something is going on that has a rule of its own for each operation.
+
+    torch.func, forward differentiation, compilation and tracing have: they see no custom Function,
+    and nothing that is read from the device.
     """
     return (
-        not torch.is_autocast_enabled(x.device.type)
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
     )
+
+
+def may_be_read(layers: Iterable[nn.Module], kind: type[nn.Module]) -> bool:
+    """Whether the layers' weights say all that a call of them would do.
+
+    Not so where a hook watches the calls or computes the weights (``weight_norm``, ``prune``, the
+    older ``spectral_norm``), nor for another class in a layer's place (low-rank adapters, quantised
+    layers). ``torch.nn.utils.parametrize`` may be read.
+    """
+    forward = kind.forward
+    watched = every_module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not watched and all(
+        isinstance(layer, kind)
+        and type(layer).forward is forward
+        and "forward" not in layer.__dict__
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+        and not layer._backward_pre_hooks
+        and not layer._backward_hooks
+        for layer in layers
+    )
+
+
+def by_calls(
+    x: Tensor,
+    layers: Iterable[nn.Module],
+    activation: Activation,
+    *,
+    offset: Tensor | None = None,
+) -> Tensor:
+    """The same as ``perceptron`` by calls of the layers, hooks and all."""
+    h = x
+    for number, layer in enumerate(layers):
+        h = layer(activation.call(h) if number else h)
+        if number == 0 and offset is not None:
+            h = h + offset
+    return h
 
 
 def _layer_by_layer(
@@ -152,8 +197,11 @@ class _Perceptron(torch.autograd.Function):
 def _again(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
     """The gradient as torch takes it, layer by layer, so that it can be differentiated again."""
     needs = ctx.needs_input_grad[2:]
-    needed = [v for v, need in zip(inputs, needs, strict=True) if need and v is not None]
     with torch.enable_grad():
-        out = _layer_by_layer(ctx.activation, *inputs)  # type: ignore[arg-type]
+        # One input may be a function of another, as under a layer that is used twice. Views cut
+        # them apart: what flows from one to the other is the engine's to add, not this node's.
+        apart = [None if v is None else v.view_as(v) for v in inputs]
+        needed = [v for v, need in zip(apart, needs, strict=True) if need and v is not None]
+        out = _layer_by_layer(ctx.activation, *apart)  # type: ignore[arg-type]
         found = iter(torch.autograd.grad(out, needed, gradient, create_graph=True))
     return [next(found) if need else None for need in needs]

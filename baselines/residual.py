@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from cflows import Bijector, Chain, Flow, register
 from cflows.divergence import PROBES, draw_probes
 from cflows.fields import FrozenMLP, Linearized, pushforward
 
+from .first_order import first_order, first_order_only
 from .lipschitz import LipschitzMLP
 from .roots import InversionError, InversionStatus
 
@@ -38,6 +38,14 @@ __all__ = [
 ]
 
 LOG_DETS = ("auto", "exact", "unbiased")
+ONCE_FORWARD = (
+    "cannot differentiate twice through the solution of x = z - g(x): take cflows.Inverse of the "
+    "layer, whose solved direction is the other one"
+)
+ONCE_SERIES = (
+    "cannot differentiate twice through an unbiased log-determinant: build the layer with "
+    'log_det="exact"'
+)
 FEW = 8
 """Tangents up to which ``"auto"`` takes the exact log-determinant in training too."""
 
@@ -49,10 +57,9 @@ class Residual(Bijector):
     log|det dz/dx| = log det(I + ∂g/∂x). ``inverse`` is one pass; ``forward`` iterates
     x ← z - g(x) until the residual is within the tolerance, and ``inversion_status`` says how that
     went. Its gradient is that of the solution, by the implicit function theorem: v is replaced by
-    (I + Jᵀ)⁻¹ v, found by iteration too (Bai, Kolter and Koltun 2019, "Deep Equilibrium Models"). A
-    second derivative of ``forward`` raises torch's RuntimeError; of an unbiased log-determinant
-    only first derivatives are right. ``cflows.Inverse`` makes ``forward`` the direction of one
-    pass.
+    (I + Jᵀ)⁻¹ v, found by iteration too (Bai, Kolter and Koltun 2019, "Deep Equilibrium Models").
+    Second derivatives of ``forward``, and of an unbiased log-determinant, raise a RuntimeError.
+    ``cflows.Inverse`` makes ``forward`` the direction of one pass.
 
     Args:
         features: D.
@@ -275,7 +282,7 @@ def series_log_det(local: Linearized, probes: Tensor, weights: Sequence[float]) 
     if not torch.is_grad_enabled():
         return value
     surrogate = (neumann * local.product(probes)).sum((0, -1))
-    return value + (surrogate - surrogate.detach())
+    return value + first_order(surrogate - surrogate.detach(), ONCE_SERIES)
 
 
 @register
@@ -334,10 +341,11 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.solve = solve
+        ctx.save_for_backward(image)
         return image.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order_only(ONCE_FORWARD)
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         return ctx.solve(v), None
 

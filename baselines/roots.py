@@ -7,9 +7,9 @@ long as the step before; elsewhere the bracket is halved (Dekker's safeguard; Pr
 steps of plain bisection, and an ordinary one takes five or six.
 
 The iteration itself is not differentiated. By the implicit function theorem
-∂a/∂θ = (∂t/∂θ - ∂g/∂θ) / g'(a), which autograd finds in a Newton step whose slope is held fixed,
-taken from the root. Each such step makes one more order of derivative right: two are taken, so that
-first and second derivatives are exact, and third ones are not.
+∂a/∂θ = (∂t/∂θ - ∂g/∂θ) / g'(a), which autograd finds in a Newton step taken from the root with its
+slope held fixed. A second step, its slope differentiated too, squares what error is left: first to
+third derivatives are exact, fourth ones are not.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def monotone_root(
     lies between a and its next step. Rows that are there rest, so that a row's answer does not
     depend on the rows beside it. Rows whose target is not finite become NaN.
 
-    The gradient, in t and in whatever g is made of, is exact to the second order.
+    The gradient, in t and in whatever g is made of, is exact to the third order.
 
     Args:
         function: a (*B) to g(a) and g'(a), both (*B), with g' > 0; element by element.
@@ -105,10 +105,10 @@ def monotone_root(
         goal = target.detach()
         low, high = _grown(function, goal) if bracket is None else bracket
         root, status = _newton(function, goal, low.detach(), high.detach(), max_iterations)
-    for _ in range(2):
-        value, slope = function(root)
-        root = root - (value - target) / slope.detach()
-    return root, status
+    value, slope = function(root)
+    root = root - (value - target) / slope.detach()
+    value, slope = function(root)
+    return root - (value - target) / slope, status
 
 
 def tanh_root(

@@ -190,21 +190,8 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, for_value: Tensor, for_log_det: Tensor) -> Any:
+        # Torch's own operations on what was saved: their graph is the second derivative.
         given, parameters, value = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            needed = [
-                v for v, need in zip((given, parameters), ctx.needs_input_grad[1:], strict=True)
-                if need
-            ]  # fmt: skip
-            with torch.enable_grad():
-                outputs = ctx.function(given, parameters)
-                found = iter(
-                    torch.autograd.grad(
-                        outputs, needed, (for_value, for_log_det), create_graph=True,
-                        allow_unused=True, materialize_grads=True,
-                    )
-                )  # fmt: skip
-            return None, *(next(found) if need else None for need in ctx.needs_input_grad[1:])
         affine = AffineScale()
         vjp = affine.inverse_vjp if ctx.function is _shift_and_scale else affine.forward_vjp
         return None, *vjp(given, parameters, value, for_value, for_log_det)

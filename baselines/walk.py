@@ -15,7 +15,6 @@ only what they contribute to each other is done in small steps.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,11 +22,16 @@ import torch
 from torch import Tensor
 
 from .activations import ACTIVATIONS
+from .first_order import first_order_only
 from .made import MADE
 
-__all__ = ["Pullback", "Solve", "first_order_only", "walk"]
+__all__ = ["ONCE", "Pullback", "Solve", "walk"]
 
 UNITS_AT_A_TIME = 96
+ONCE = (
+    "the gradient through a cached or jacobi inversion cannot be differentiated again: "
+    'build the layer with inversion="sequential"'
+)
 
 # given (*S), parameters (*S, P) -> value (*S), log-derivative (*S)
 Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -76,35 +80,6 @@ def walk(
             _Network(made), solve, pullback, rows, offset, *weights, *biases[1:]
         )
     return y[made.degrees - 1].mT.contiguous(), slopes
-
-
-def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass that works without a graph and refuses to be differentiated again."""
-
-    @functools.wraps(backward)
-    def wrapped(ctx: Any, *gradients: Tensor) -> Any:
-        with torch.no_grad(), torch.autocast(gradients[0].device.type, enabled=False):
-            found = backward(ctx, *gradients)
-        if not torch.is_grad_enabled():
-            return found
-        return tuple(None if one is None else _Refuse.apply(one.requires_grad_()) for one in found)  # type: ignore[no-untyped-call]
-
-    return wrapped
-
-
-class _Refuse(torch.autograd.Function):
-    """The identity of what must not be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        raise RuntimeError(
-            "the gradient through a cached or jacobi inversion cannot be differentiated again: "
-            'build the layer with inversion="sequential"'
-        )
 
 
 class _Network:
@@ -232,16 +207,20 @@ class _Walk(torch.autograd.Function):
                     network.activation.in_place(after_at[layer][i])
         ctx.network, ctx.pullback = network, pullback
         if needed:
-            ctx.save_for_backward(given, y, parameters, offset, *weights, *before, *after)
+            ctx.save_for_backward(
+                given, y, parameters, offset, *weights, *before, *after, *tensors[depth + 1 :]
+            )
         return y, slopes
 
     @staticmethod
-    @first_order_only
+    @first_order_only(ONCE)
     def backward(ctx: Any, for_y: Tensor, for_slopes: Tensor) -> Any:
         network: _Network = ctx.network
         depth, most = network.depth, network.features + 1
         given, y, parameters, offset, *rest = ctx.saved_tensors
-        weights, before, after = rest[: depth + 1], rest[depth + 1 : -depth], rest[-depth:]
+        # The biases that follow are there to be refused, should a second derivative ask for them.
+        weights, before = rest[: depth + 1], rest[depth + 1 : 2 * depth + 1]
+        after = rest[2 * depth + 1 : 3 * depth + 1]
         for_y = for_y.clone()
         for_given = torch.empty_like(given)
         # Cotangents of the layers' values, h and parameters; under a, before a' is multiplied in.

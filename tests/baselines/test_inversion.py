@@ -319,11 +319,23 @@ def test_frozen_layers_record_no_graph(inversion):
     assert not solve(f, inversion, *inputs(f))[0].requires_grad
 
 
-@pytest.mark.parametrize("inversion", ["cached", "jacobi"])
-def test_transforms_are_refused_with_the_remedy(inversion):
+@pytest.mark.parametrize("inversion", INVERSIONS)
+def test_transforms_give_the_gradients_of_the_engine(inversion):
     f = layer(4, "data", "plain")
-    with pytest.raises(RuntimeError, match='inversion="sequential"'):
-        torch.func.grad(lambda z: solve(f, inversion, z, None)[0].sum())(inputs(f)[0])
+    given, _ = inputs(f)
+
+    def total(row, inversion=inversion):
+        y, log_det = solve(f, inversion, row, None)
+        return y.square().sum() + log_det.sum()
+
+    by_row = torch.func.vmap(torch.func.grad(total))(given)
+    leaf = given.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(total(leaf), leaf)
+    torch.testing.assert_close(by_row, expected)
+    hessian = torch.func.jacrev(torch.func.jacrev(total))(given[0])
+    leaf = given[:1].clone().requires_grad_()
+    expected = torch.autograd.functional.hessian(lambda v: total(v, "sequential"), leaf)[0, :, 0]
+    torch.testing.assert_close(hessian, expected)
 
 
 def test_autocast_does_not_lower_the_walks_gradient():

@@ -1,0 +1,185 @@
+"""Every derivative of every part is right or refused, judged by differences and by each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pytest
+import torch
+from test_contract import ALL, C, D, bijector, data, draws, noise
+from torch import Tensor, nn
+from zoo import BIJECTORS, CONTINUOUS, DOMAINS, FLOWS, NO_CONTEXT, PARTIAL_RANGE, perturbed
+
+from baselines import MAF, AffineScale, AffineSpline, Autoregressive, RationalQuadratic, Residual
+from baselines.lipschitz import spectral_bound
+from baselines.walk import ONCE
+from cflows import MLP, Bijector, Chain, FixedGrid, ODEBijector
+
+DIRECTIONS = ("forward", "inverse")
+# Two steps: a solve of any accuracy has derivatives, and a short one has them soon.
+GRID = FixedGrid("rk4", 2)
+ROWS = 3
+
+
+class Case:
+    """One direction of a bijector, as a function of the values, the context and the parameters."""
+
+    def __init__(self, name: str, direction: str, device, f: Bijector | None = None) -> None:
+        dtype = torch.float64
+        context = 0 if name.removeprefix("flow:") in NO_CONTEXT or f is not None else C
+        self.f = bijector(name, dtype, device, context=context) if f is None else f
+        for part in self.f.modules():
+            if isinstance(part, ODEBijector):
+                part.training_solver = part.evaluation_solver = GRID
+        self.method = getattr(self.f, f"{direction}_and_log_det")
+        shape = (ROWS, D)
+        start = (
+            noise(name, *shape, dtype=dtype, device=device) if direction == "forward"
+            else data(name, self.f, *shape, dtype=dtype, device=device)
+        )  # fmt: skip
+        self.weight = draws(D, dtype=dtype, device=device)
+        self.inputs = [start.detach()]
+        if context:
+            self.inputs.append(draws(ROWS, context, dtype=dtype, device=device))
+        self.parameters = [p for p in self.f.parameters() if p.requires_grad]
+
+    def leaves(self) -> list[Tensor]:
+        return [value.clone().requires_grad_() for value in self.inputs]
+
+    def total(self, value: Tensor, context: Tensor | None = None) -> Tensor:
+        out, log_det = self.method(value, context)
+        return (out.square() * self.weight).sum() + 1.3 * log_det.sum()
+
+    def gradients(self, create_graph: bool) -> tuple[Tensor, ...]:
+        leaves = self.leaves()
+        return torch.autograd.grad(
+            self.total(*leaves), [*leaves, *self.parameters], create_graph=create_graph,
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+
+    def score(self) -> Tensor:
+        """|∂total/∂value|², by first derivatives alone."""
+        leaves = self.leaves()
+        return torch.autograd.grad(self.total(*leaves), leaves[0])[0].square().sum()
+
+    def penalty(self, leaves: list[Tensor]) -> Tensor:
+        (score,) = torch.autograd.grad(self.total(*leaves), leaves[0], create_graph=True)
+        return score.square().sum()
+
+    @contextmanager
+    def moved(self, shifts: list[Tensor], step: float) -> Iterator[None]:
+        """Inputs and parameters a step along a direction."""
+        everything = [*self.inputs, *self.parameters]
+        kept = [value.detach().clone() for value in everything]
+        with torch.no_grad():
+            for value, shift in zip(everything, shifts, strict=True):
+                value += step * shift
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for value, before in zip(everything, kept, strict=True):
+                    value.copy_(before)
+
+
+def refuses(f: nn.Module, direction: str, flipped: bool) -> bool:
+    """Whether a direction is solved by an inversion that is differentiated once."""
+    slow = {"forward": "data", "inverse": "noise"}
+    if flipped:
+        direction = DIRECTIONS[direction == "forward"]
+    return any(
+        (isinstance(part, Residual) and direction == "forward")
+        or (
+            isinstance(part, Autoregressive)
+            and part.inversion != "sequential"
+            and part.conditions_on == slow[direction]
+        )
+        for part in f.modules()
+    )
+
+
+@pytest.fixture(params=[(name, direction) for name in ALL for direction in DIRECTIONS],
+                ids=lambda pair: "-".join(pair))  # fmt: skip
+def named(request) -> tuple[str, str]:
+    return request.param
+
+
+def test_create_graph_changes_no_gradient(named, device):
+    case = Case(*named, device)
+    for plain, graph in zip(case.gradients(False), case.gradients(True), strict=True):
+        torch.testing.assert_close(graph.detach(), plain, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("name", [n for n in BIJECTORS if n not in {*DOMAINS, *PARTIAL_RANGE}])
+def test_a_layer_used_twice(name, direction, device):
+    layer = bijector(name, torch.float64, device)
+    between = bijector("sinh-arcsinh", torch.float64, device)
+    case = Case(name, direction, device, Chain(layer, between, layer))
+    plain = case.gradients(False)
+    for one, graph in zip(plain, case.gradients(True), strict=True):
+        torch.testing.assert_close(graph.detach(), one, rtol=1e-10, atol=1e-10)
+    shifts = [torch.randn_like(value) for value in plain]
+    slope = sum((g * s).sum() for g, s in zip(plain, shifts, strict=True))
+    values = []
+    for step in (1e-6, -1e-6):
+        with case.moved(shifts, step):
+            values.append(case.total(*case.inputs).detach())
+    expected = (values[0] - values[1]) / 2e-6
+    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives_are_differences_or_refused(named, device):
+    name, direction = named
+    case = Case(name, direction, device)
+
+    def of_all() -> list[Tensor]:
+        leaves = case.leaves()
+        return torch.autograd.grad(
+            case.penalty(leaves), [*leaves, *case.parameters],
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+
+    def backward() -> None:
+        case.penalty(case.leaves()).backward()
+
+    def hessian() -> Tensor:
+        rest = case.inputs[1:]
+        point = case.inputs[0]
+        return torch.autograd.functional.hessian(lambda v: case.total(v, *rest), point)
+
+    if refuses(case.f, direction, name in ("inverse", "residual-inverse")):
+        asks: list[Callable[[], object]] = [of_all, backward, hessian]
+        for one in case.parameters[:1] + case.parameters[-1:]:
+            asks.append(lambda one=one: torch.autograd.grad(
+                case.penalty(case.leaves()), one, allow_unused=True))  # fmt: skip
+        for ask in asks:
+            with pytest.raises(RuntimeError, match="differentiate") as caught:
+                ask()
+            assert "\n" not in str(caught.value)
+        return
+    found = of_all()
+    shifts = [torch.randn_like(value) / value.numel() ** 0.5 for value in found]
+    slope = sum((g * s).sum() for g, s in zip(found, shifts, strict=True))
+    values = []
+    for step in (1e-6, -1e-6):
+        with case.moved(shifts, step):
+            values.append(case.score())
+    expected = (values[0] - values[1]) / 2e-6
+    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-5)
+
+    matrix = hessian()
+    columns = matrix.reshape(ROWS * D, ROWS * D)
+    torch.testing.assert_close(columns, columns.mT, rtol=1e-8, atol=1e-8)
+    shift = torch.randn_like(case.inputs[0])
+    still = [torch.zeros_like(value) for value in [*case.inputs[1:], *case.parameters]]
+    slopes = []
+    for step in (1e-6, -1e-6):
+        with case.moved([shift, *still], step):
+            slopes.append(case.gradients(False)[0])
+    expected = (slopes[0] - slopes[1]) / 2e-6
+    product = (columns @ shift.flatten()).view_as(shift)
+    torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-5)
