@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .first_order import first_order_only
+from cflows.first_order import first_order_only
+
 from .made import MADE
 from .perceptron import transformed
 from .transformers import pull_back

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from cflows import Bijector, Chain, Flow, register
 from cflows.divergence import PROBES, draw_probes
 from cflows.fields import FrozenMLP, Linearized, pushforward
+from cflows.first_order import first_order, first_order_only
 
-from .first_order import first_order, first_order_only
 from .lipschitz import LipschitzMLP
 from .roots import InversionError, InversionStatus
 

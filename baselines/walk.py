@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cflows.first_order import first_order_only
+
 from .activations import ACTIVATIONS
-from .first_order import first_order_only
 from .made import MADE
 
 __all__ = ["ONCE", "Pullback", "Solve", "walk"]

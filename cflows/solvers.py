@@ -13,13 +13,14 @@ error on the device, and lets it choose the number of steps of the next solve.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .first_order import first_order_only, refused
 from .grids import Grid, RightHandSide, SolveStats
 from .storage import register
 from .tableaus import TABLEAUS
@@ -45,6 +46,14 @@ FIXED_STEP = (
 )  # fmt: skip
 SIZES = (2, 4, 6, 8, 12, 16, 24, 32)
 GRADIENTS = ("backprop", "checkpoint", "adjoint")
+ONCE = (
+    "the gradient of an adjoint solve cannot be differentiated again: build the flow with "
+    'gradient="backprop"'
+)
+NO_GRADIENT = (
+    "a solve by scipy_solver cannot be differentiated: name a method of torchdiffeq's own, such as "
+    'Adaptive("dopri5")'
+)
 
 
 class SolverError(RuntimeError):
@@ -237,7 +246,7 @@ def solve(
     if isinstance(solver, Adaptive):
         system = _System(rhs, x.shape[1], integrals, solver, span, stats)
         y = torch.cat([x, x.new_zeros(len(x), integrals)], dim=1) if integrals else x
-        y = system.solved(y, parameters if gradient == "adjoint" else None)
+        y = system.solved(y, parameters, gradient == "adjoint")
         x, total = y[:, : x.shape[1]], y[:, x.shape[1] :] if integrals else None
     else:
         lagged = isinstance(solver, Lagged)
@@ -296,8 +305,8 @@ class _System:
             return state.amax()
         return torch.maximum(state, y[:, self.features].abs()).amax()
 
-    def solved(self, y: Tensor, adjoint: Sequence[Tensor] | None) -> Tensor:
-        """Y at u = 1, from y at u = 0."""
+    def solved(self, y: Tensor, parameters: Sequence[Tensor], adjoint: bool) -> Tensor:
+        """Y at u = 1, from y at u = 0, with a gradient in y and in the parameters."""
         from torchdiffeq import odeint, odeint_adjoint  # half a second, at the first such solve
 
         solver = self.solver
@@ -316,17 +325,26 @@ class _System:
         settings: dict[str, Any] = {
             "rtol": solver.rtol, "atol": solver.atol, "method": solver.method, "options": options,
         }  # fmt: skip
-        if adjoint is not None:
-            settings["adjoint_params"] = tuple(p for p in adjoint if p.requires_grad)
-            settings["adjoint_options"] = {"norm": "seminorm", "step_t": ends[:1]}
+        method: Callable[..., Tensor] = odeint
+        needed = [p for p in parameters if p.requires_grad]
+        if adjoint:
+            settings["adjoint_params"] = tuple(needed)
+            back = {"step_t": ends[:1]} if solver.method in ADAPTIVE else options
+            settings["adjoint_options"] = back | {"norm": "seminorm"}
+            method = odeint_adjoint
         try:
-            end: Tensor = (odeint if adjoint is None else odeint_adjoint)(
-                self, y, ends, **settings
-            )[-1]
+            if adjoint and torch.is_grad_enabled():
+                end: Tensor = _Adjoint.apply(  # type: ignore[no-untyped-call]
+                    lambda y: method(self, y, ends, **settings)[-1], y, *needed
+                )
+            else:
+                end = method(self, y, ends, **settings)[-1]
         except AssertionError as error:
             # torchdiffeq's way of saying that its step vanished, or left the numbers.
             raise self._failure(f"the step vanished ({error})") from None
         self.backward = True
+        if solver.method == "scipy_solver" and torch.is_grad_enabled():
+            return refused([end.detach()], [y, *needed], NO_GRADIENT)[0]
         return end
 
     def _failure(self, reason: str) -> SolverError:
@@ -338,3 +356,24 @@ class _System:
             "stiff or not finite there; train with a penalty or a smaller learning rate, check the "
             "inputs for outliers, or raise the tolerance or max_nfe"
         )
+
+
+class _Adjoint(torch.autograd.Function):
+    """A solve with a backward pass of its own, kept apart so that a second one is refused."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, solve: Callable[[Tensor], Tensor], y: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        with torch.enable_grad():
+            ctx.start = y.detach().requires_grad_()
+            ctx.end = solve(ctx.start)
+        ctx.save_for_backward(y, *parameters)
+        return ctx.end.detach()  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_order_only(ONCE)
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        inputs = (ctx.start, *ctx.saved_tensors[1:])
+        found = torch.autograd.grad(ctx.end, inputs, gradient, retain_graph=True, allow_unused=True)
+        return None, *found

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 
 import pytest
 import torch
 from test_contract import ALL, C, D, bijector, data, draws, noise
 from torch import Tensor, nn
-from zoo import BIJECTORS, CONTINUOUS, DOMAINS, FLOWS, NO_CONTEXT, PARTIAL_RANGE, perturbed
+from zoo import BIJECTORS, DOMAINS, FLOWS, NO_CONTEXT, PARTIAL_RANGE, perturbed
 
-from baselines import MAF, AffineScale, AffineSpline, Autoregressive, RationalQuadratic, Residual
+from baselines import AffineScale, AffineSpline, Autoregressive, Residual
 from baselines.lipschitz import spectral_bound
-from baselines.walk import ONCE
-from cflows import MLP, Bijector, Chain, FixedGrid, ODEBijector
+from cflows import MLP, Adaptive, BatchNorm, Bijector, Chain, FixedGrid, ODEBijector
 
 DIRECTIONS = ("forward", "inverse")
 # Two steps: a solve of any accuracy has derivatives, and a short one has them soon.
@@ -183,3 +181,126 @@ def test_second_derivatives_are_differences_or_refused(named, device):
     expected = (slopes[0] - slopes[1]) / 2e-6
     product = (columns @ shift.flatten()).view_as(shift)
     torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+@pytest.mark.parametrize("method", ["dopri5", "midpoint", "rk4"])
+def test_ways_of_a_solves_gradient(gradient, method, device):
+    adjoint = gradient == "adjoint"
+    solver = Adaptive("dopri5", 1e-9, 1e-9) if adjoint else FixedGrid("rk4", 3)
+    if method != "dopri5":
+        solver = Adaptive(method, step_size=0.25) if adjoint else FixedGrid(method, 3)
+    f = ODEBijector(
+        MLP(D, hidden=(8, 8)), gradient=gradient, training_solver=solver, divergence="exact"
+    )
+    perturbed(f, device=device).train()
+    case = Case("ode-concat", "inverse", device, f)
+    f.training_solver = solver
+    for plain, graph in zip(case.gradients(False), case.gradients(True), strict=True):
+        torch.testing.assert_close(graph.detach(), plain, rtol=1e-10, atol=1e-10)
+    if adjoint:
+        for one in (case.inputs[0], *case.parameters):
+            leaves = [one.requires_grad_()] if one is case.inputs[0] else case.leaves()
+            with pytest.raises(RuntimeError, match='gradient="backprop"'):
+                torch.autograd.grad(case.penalty(leaves), one, allow_unused=True)
+        return
+    found = torch.autograd.grad(
+        case.penalty(case.leaves()), case.parameters, allow_unused=True, materialize_grads=True
+    )
+    shifts = [torch.randn_like(value) for value in found]
+    values = []
+    for step in (1e-6, -1e-6):
+        with case.moved([torch.zeros_like(case.inputs[0]), *shifts], step):
+            values.append(case.score())
+    slope = sum((g * s).sum() for g, s in zip(found, shifts, strict=True))
+    torch.testing.assert_close(slope, (values[0] - values[1]) / 2e-6, rtol=1e-4, atol=1e-5)
+
+
+def test_a_solve_without_a_gradient_says_so():
+    f = ODEBijector(MLP(2, hidden=(4,)), evaluation_solver=Adaptive("scipy_solver")).eval()
+    x = torch.zeros(3, 2, requires_grad=True)
+    z, log_det = f.inverse_and_log_det(x)
+    with pytest.raises(RuntimeError, match="scipy_solver cannot be differentiated") as caught:
+        torch.autograd.grad(z.sum() + log_det.sum(), list(f.parameters()), allow_unused=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4), (1, 1), (5, 5)])
+def test_a_spectral_bound_has_second_derivatives(shape):
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(spectral_bound, weight)
+    assert torch.autograd.gradgradcheck(spectral_bound, weight)
+    plain = torch.func.jacrev(torch.func.jacrev(spectral_bound))(weight.detach())
+    torch.testing.assert_close(
+        torch.autograd.functional.hessian(spectral_bound, weight.detach()), plain
+    )
+    zero = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(spectral_bound(zero), zero, create_graph=True)
+    assert slope.isfinite().all()
+
+
+def test_an_unbiased_log_determinant_is_differentiated_once():
+    f = perturbed(Residual(D, hidden=(8,), log_det="unbiased"))
+    x = draws(ROWS, D, dtype=torch.float64, device="cpu").requires_grad_()
+    (score,) = torch.autograd.grad(f.inverse_and_log_det(x)[1].sum(), x, create_graph=True)
+    for asked in (x, *list(f.parameters())[:2]):
+        with pytest.raises(RuntimeError, match='log_det="exact"'):
+            torch.autograd.grad(score.square().sum(), asked, retain_graph=True, allow_unused=True)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("transformer", [AffineScale(), AffineSpline(3, 1.0)], ids=repr)
+def test_transformers_of_parameters_that_are_made_of_the_value(transformer, direction):
+    torch.manual_seed(1)
+    z = draws(ROWS, 2, dtype=torch.float64, device="cpu").requires_grad_()
+    weight = draws(2, 2 * transformer.size, dtype=torch.float64, device="cpu").requires_grad_()
+
+    def function(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        parameters = torch.tanh(z @ weight).unflatten(-1, (2, transformer.size))
+        return getattr(transformer, direction)(z, parameters)
+
+    assert torch.autograd.gradcheck(function, (z, weight))
+    assert torch.autograd.gradgradcheck(function, (z, weight))
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_weights_exchanged_through_data_are_seen(name, device):
+    """The way of averages: swap the mean in, evaluate, swap it out again."""
+    flow = perturbed(FLOWS[name](D, 0), device=device)
+    x = draws(ROWS, D, dtype=torch.float64, device=device)
+    shadow = [0.9 * parameter.detach().clone() for parameter in flow.parameters()]
+    expected = copy.deepcopy(flow)
+    with torch.no_grad():
+        for parameter, value in zip(expected.parameters(), shadow, strict=True):
+            parameter.copy_(value)
+        first = flow.log_prob(x)
+        kept = [parameter.data.clone() for parameter in flow.parameters()]
+        for parameter, value in zip(flow.parameters(), shadow, strict=True):
+            parameter.data.copy_(value)
+        assert torch.equal(flow.log_prob(x), expected.log_prob(x))
+        assert torch.equal(flow.bijector(x), expected.bijector(x))
+        for parameter, value in zip(flow.parameters(), kept, strict=True):
+            parameter.data.copy_(value)
+        assert torch.equal(flow.log_prob(x), first)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", [name for name in FLOWS if "batch-norm" not in name])
+def test_scores_by_row(name, training, device):
+    flow = perturbed(FLOWS[name](D, 0), device=device)
+    for part in flow.modules():
+        if isinstance(part, ODEBijector):
+            part.training_solver = part.evaluation_solver = GRID
+            part.divergence = "exact"
+        if isinstance(part, Residual):
+            part.log_det = "exact"
+        if isinstance(part, BatchNorm):
+            part.requires_grad_(False)
+    if name == "normalised" and training:
+        pytest.skip("statistics of one row")
+    flow.train(training)
+    x = draws(ROWS, D, dtype=torch.float64, device=device)
+    by_row = torch.func.vmap(torch.func.grad(flow.log_prob))(x)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(flow.log_prob(leaf).sum(), leaf)
+    torch.testing.assert_close(by_row, expected)

@@ -9,13 +9,13 @@ from, so that every way through it ends in the error.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["first_order", "first_order_only"]
+__all__ = ["first_order", "first_order_only", "refused"]
 
 
 def first_order_only(message: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -38,7 +38,7 @@ def first_order_only(message: str) -> Callable[[Callable[..., Any]], Callable[..
             sources = [v for v in (*ctx.saved_tensors, *gradients) if v is not None]
             several = found if isinstance(found, tuple) else (found,)
             known = [v for v in several if v is not None]
-            refusing = iter(_Refuse.apply(message, len(known), *known, *sources))  # type: ignore[no-untyped-call]
+            refusing = iter(refused(known, sources, message))
             again = tuple(None if v is None else next(refusing) for v in several)
             return again if isinstance(found, tuple) else again[0]
 
@@ -53,6 +53,18 @@ def first_order(value: Tensor, message: str) -> Tensor:
         return value
     passed: Tensor = _Passed.apply(value, message)  # type: ignore[no-untyped-call]
     return passed
+
+
+def refused(values: Sequence[Tensor], sources: Iterable[Tensor], message: str) -> list[Tensor]:
+    """The values, and an error for whoever differentiates them in a source.
+
+    Args:
+        values: computed without a graph.
+        sources: all that they were computed from.
+        message: of the RuntimeError.
+
+    """
+    return list(_Refuse.apply(message, len(values), *values, *sources))  # type: ignore[no-untyped-call]
 
 
 class _Refuse(torch.autograd.Function):
@@ -81,4 +93,4 @@ class _Passed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         if not torch.is_grad_enabled():
             return gradient, None
-        return _Refuse.apply(ctx.message, 1, gradient, *ctx.saved_tensors)[0], None  # type: ignore[no-untyped-call]
+        return refused([gradient], ctx.saved_tensors, ctx.message)[0], None
