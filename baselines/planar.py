@@ -83,7 +83,9 @@ class RootBijector(Bijector):
 
     Attributes:
         inversion_status: what the last inverse reports of itself, an ``InversionStatus``; None
-            before the first. It is also set where the inverse ends in an InversionError.
+            before the first, and after one under a transform of torch.func or in a trace, where
+            rows without a root become NaN. It is also set where the inverse ends in an
+            InversionError.
 
     """
 
@@ -102,7 +104,9 @@ class RootBijector(Bijector):
         except InversionError as error:
             self.inversion_status = error.status
             raise
-        self.inversion_status = status if before is None else _worst(before, status)
+        if before is not None and status is not None:
+            status = _worst(before, status)
+        self.inversion_status = status
         return root
 
 

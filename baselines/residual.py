@@ -256,7 +256,9 @@ def exact_log_det(local: Linearized, x: Tensor) -> Tensor:
         local.diagonals[start:] + local.diagonals[:start],
         eye.reshape(size, *[1] * (x.dim() - 1), size),
     )
-    log_det: Tensor = torch.linalg.slogdet(eye + columns.movedim(0, -2))[1]
+    # Not slogdet: torch's forward-mode derivatives of its gradient are wrong.
+    factors = torch.linalg.lu_factor_ex(eye + columns.movedim(0, -2))[0]
+    log_det: Tensor = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     return log_det
 
 

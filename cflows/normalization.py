@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bijector import Bijector
+from .bijector import Bijector, may_read
 from .distributed import moments
 from .storage import register
 
@@ -91,6 +91,11 @@ class ActNorm(Bijector):
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
+        if not may_read(x):
+            raise RuntimeError(
+                "an ActNorm starts from its first batch in training mode: run one through before "
+                "torch.func, compilation or export, or call eval()"
+            )
         if not bool(self.initialised):
             channels = len(self.shift)
             values = x.reshape(-1, channels, self.pixels).movedim(1, 0).reshape(channels, -1)

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import functional_call, grad, hessian, jacrev, stack_module_state, vmap
+from zoo import CONTINUOUS, FLOWS, perturbed
 
-from cflows import Affine, Chain, Flow, Sigmoid
+from baselines import PlanarFlow
+from cflows import ActNorm, Affine, Chain, Flow, Sigmoid
 from cflows.bijector import may_read
+
+# The cached inversion refuses torch.func, and says so.
+DISCRETE = [name for name in FLOWS if name not in CONTINUOUS and not name.startswith("iaf")]
 
 
 def test_may_read_knows_what_goes_on():
@@ -39,3 +44,66 @@ def test_checks_of_values_stand_aside():
         flow.log_prob(x / 0)
     with pytest.raises(ValueError, match="outside"):
         flow.log_prob(1 + x)
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_scores_by_torch_func(name):
+    torch.manual_seed(0)
+    flow = perturbed(FLOWS[name](3, 0))
+    x = torch.randn(4, 3, dtype=torch.float64)
+    expected = torch.autograd.functional.jacobian(lambda x: flow.log_prob(x).sum(), x)
+    scores = vmap(grad(flow.log_prob), randomness="error")(x)
+    torch.testing.assert_close(scores, expected, rtol=1e-8, atol=1e-8)
+    whole = jacrev(flow.log_prob)(x).diagonal(dim1=0, dim2=1).mT
+    torch.testing.assert_close(whole, expected, rtol=1e-8, atol=1e-8)
+    parameters = {key: value.detach() for key, value in flow.named_parameters()}
+    each = vmap(grad(lambda p, row: functional_call(flow, p, (row,))), (None, 0))(parameters, x)
+    flow.log_prob(x).sum().backward()
+    for key, parameter in flow.named_parameters():
+        torch.testing.assert_close(each[key].sum(0), parameter.grad, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own call
+@pytest.mark.parametrize("name", ["planar", "radial", "sylvester", "residual", "realnvp", "nsf"])
+def test_second_derivatives_and_ensembles_by_torch_func(name):
+    torch.manual_seed(0)
+    flows = [perturbed(FLOWS[name](3, 0)) for _ in range(2)]
+    x = torch.randn(3, 3, dtype=torch.float64)
+    wanted = torch.stack([torch.autograd.functional.hessian(flows[0].log_prob, row) for row in x])
+    torch.testing.assert_close(vmap(hessian(flows[0].log_prob))(x), wanted, rtol=1e-7, atol=1e-7)
+    state = stack_module_state(flows)
+    found = vmap(lambda *state: functional_call(flows[0], state, (x,)))(*state)
+    torch.testing.assert_close(found, torch.stack([flow.log_prob(x) for flow in flows]))
+
+
+@pytest.mark.parametrize("name", ["radial", "residual-tanh"])
+def test_export_with_a_batch_of_any_size(name):
+    _same_exported(perturbed(FLOWS[name](2, 0)), torch.float64)
+
+
+def test_export_of_roots(monkeypatch):
+    monkeypatch.setattr("baselines.roots.UNREAD_ITERATIONS", (12, 12))  # fewer, to trace sooner
+    _same_exported(perturbed(PlanarFlow(2, layers=1), torch.float32), torch.float32)
+
+
+def test_unread_roots_are_right_or_nan():
+    flow = perturbed(PlanarFlow(2, layers=1))
+    x = torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(vmap(flow.log_prob)(x), flow.log_prob(x))
+    flow.bijector.parts[0].max_iterations = 2
+    assert vmap(flow.log_prob)(x).isnan().all()
+
+
+def test_act_norm_does_not_start_within_a_transform():
+    flow = Flow(ActNorm(2))
+    with pytest.raises(RuntimeError, match="first batch"):
+        vmap(flow.log_prob)(torch.ones(3, 2))
+    torch.testing.assert_close(vmap(flow.eval().log_prob)(torch.ones(3, 2)).shape, (3,))
+
+
+def _same_exported(flow, dtype):
+    batch = torch.export.Dim("batch")
+    x = torch.randn(3, 2, dtype=dtype)
+    exported = torch.export.export(flow, (x,), dynamic_shapes=({0: batch},)).module()
+    rows = torch.randn(7, 2, dtype=dtype)
+    torch.testing.assert_close(exported(rows), flow.log_prob(rows))
