@@ -9,14 +9,13 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
+from .arrays import Array, as_numbers, as_tensor
 from .flow import Flow, dtype_of
 from .objectives import Batch
 
 __all__ = ["Data", "RowSource", "Rows", "drop_pages", "read_scattered", "rows_for"]
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 FINGERPRINTED = 1000
 AT_ONCE = 128  # rows between two releases of pages
@@ -125,14 +124,14 @@ class Rows:
         if isinstance(part, Tensor):
             return part[chosen.to(part.device)]
         ascending, back = chosen.cpu().sort()
-        values = torch.from_numpy(read_scattered(part, ascending.numpy()))
+        values = torch.from_numpy(as_numbers(name, read_scattered(part, ascending.numpy())))
         values = values[back.argsort()].to(self.like)
         return _finite(name, values, chosen)
 
     def _read(self, name: str, part: Part, chosen: slice, first: int) -> Tensor:
         if isinstance(part, Tensor):
             return part[chosen]
-        values = torch.from_numpy(np.array(part[chosen])).to(self.like)
+        values = torch.from_numpy(as_numbers(name, np.array(part[chosen]))).to(self.like)
         drop_pages(part)
         return _finite(name, values, torch.arange(first, first + len(values)))
 
@@ -147,23 +146,26 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
         name: what messages call them.
 
     Raises:
-        TypeError: something else was given.
-        ValueError: a shape does not fit, or a row has NaN or infinite values.
+        TypeError: something else was given, or what is given holds no real numbers.
+        ValueError: a shape does not fit, a row has NaN or infinite values, or the rows carry a
+            graph.
 
     """
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         data = _stacked(data)
     parts = data if isinstance(data, tuple) else (data,)
     parts = parts[:1] if len(parts) == 2 and parts[1] is None else parts
     if len(parts) not in (1, 2) or not all(map(_is_part, parts)):
         raise TypeError(
-            f"{name} must be a tensor, an array, a pair (x, context) of them or a Dataset, "
-            f"got {type(data).__name__}: torch.as_tensor turns numbers into tensors"
+            f"{name} must be a tensor, an array, a pair (x, context) of them or a map-style "
+            f"Dataset, got {_called(data)}: torch.as_tensor turns numbers into tensors, and "
+            "torch.stack(list(rows)) what comes row by row"
         )
     state = flow.state_dict().values()
     example = next((value for value in state if value.is_floating_point()), torch.zeros(()))
     like = torch.empty((), dtype=dtype_of(flow) or example.dtype, device=example.device)
-    x, context = (_placed(part, like) for part in (*parts, None)[:2])
+    names = (name, f"{name}'s context")
+    x, context = (_placed(*part, like) for part in zip(names, (*parts, None), strict=False))
     assert x is not None
     if len(x.shape) != 2 or len(x) == 0:
         raise ValueError(f"{name} must have shape (N, D) with N at least 1, got {tuple(x.shape)}")
@@ -174,19 +176,17 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
     shapes = [None if part is None else like.expand(*part.shape) for part in (x, context)]
     assert shapes[0] is not None
     flow.bijector.broadcast(shapes[0], shapes[1])
-    for part, values in ((name, x), (f"{name}'s context", context)):
+    for part, values in zip(names, (x, context), strict=True):
         if isinstance(values, Tensor):
             _finite(part, values, None)
     return Rows(name, x, context, like)
 
 
-def _placed(part: Part | None, like: Tensor) -> Part | None:
+def _placed(name: str, part: Part | None, like: Tensor) -> Part | None:
     """A tensor of the flow's dtype on its device; what is on the disk stays there."""
     if part is None or not isinstance(part, Tensor | np.ndarray) or _is_mapped(part):
         return part
-    if isinstance(part, np.ndarray) and not part.flags.writeable:
-        part = part.copy()  # torch cannot promise to leave memory alone, and warns
-    return torch.as_tensor(part).to(like)
+    return as_tensor(name, part).to(like)
 
 
 def _is_mapped(part: Any) -> bool:
@@ -196,6 +196,13 @@ def _is_mapped(part: Any) -> bool:
             return True
         part = part.base
     return False
+
+
+def _called(data: Any) -> str:
+    """The name of a type, or of both in a pair."""
+    if not isinstance(data, tuple):
+        return type(data).__name__
+    return f"({', '.join(type(part).__name__ for part in data)})"
 
 
 def _is_part(part: Any) -> bool:

@@ -205,9 +205,7 @@ def shared_loss(objective: nn.Module, flow: Any, normed: bool) -> Callable[..., 
         )
     _take_over(objective)
     _take_over(flow)
-    trained = next((p for p in joint.parameters() if p.requires_grad), None)
-    if trained is None:
-        return joint.forward
+    trained = next(p for p in joint.parameters() if p.requires_grad)
     # Parameters that a batch does not use would be waited for, unless they are looked for at each
     # step. Where there are none a warning says that this was in vain: so there is always one.
     joint.unused = nn.Parameter(trained.detach().new_zeros(()))

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from .arrays import Array, as_tensor
 from .bases import Normal
 from .bijector import Bijector, may_read
 from .distributed import agree_on_steps
@@ -303,11 +305,27 @@ class FlowDistribution(Distribution):
 
 
 def log_likelihood(
-    flow: Flow, x: Tensor, context: Tensor | None = None, *, batch_size: int = 2000
+    flow: Flow,
+    x: Tensor | Array,
+    context: Tensor | Array | None = None,
+    *,
+    batch_size: int = 2000,
 ) -> Tensor:
     """Log-density of every row in evaluation mode, in batches, without gradient: (N, D) -> (N,).
 
-    Batches are moved to the flow's device one by one; the answer is where x is.
+    Batches are moved to the flow's device one by one; the answer is where x is, on the CPU for an
+    array. Arrays are cast to the flow's dtype, as ``fit`` does.
+
+    Args:
+        flow: any flow.
+        x: rows (N, D), or one row (D,), whose log-density is a scalar.
+        context: (N, C), or (C,) for all rows.
+        batch_size: rows at a time.
+
+    Raises:
+        TypeError: neither tensors nor arrays of real numbers, or a tensor of another dtype than the
+            flow's.
+        ValueError: a shape does not fit, or a value is not finite.
 
     Example:
         >>> import torch
@@ -317,15 +335,31 @@ def log_likelihood(
         tensor(-0.9189)
 
     """
-    place = next((value.device for value in (*flow.parameters(), *flow.buffers())), x.device)
+    for name, given in (("x", x), ("context", context)):
+        if not isinstance(given, Tensor | np.ndarray) and (given is not None or name == "x"):
+            raise TypeError(
+                f"{name} must be a tensor or an array, got {type(given).__name__}: "
+                "torch.as_tensor turns numbers into tensors"
+            )
+    if x.ndim == 0:
+        raise ValueError("x must have shape (N, D) or (D,), got ()")
+    if x.ndim == 1:
+        return log_likelihood(flow, x[None], context, batch_size=batch_size)[0]
+    back = x.device if isinstance(x, Tensor) else torch.device("cpu")
+    place = next((value.device for value in (*flow.parameters(), *flow.buffers())), back)
+    dtype = dtype_of(flow)
+
+    def tensor(name: str, part: Tensor | Array) -> Tensor:
+        return part if isinstance(part, Tensor) else as_tensor(name, part).to(dtype)
+
     if context is not None:
-        context = context.expand(len(x), -1)
+        context = tensor("context", context).expand(len(x), -1)
     found = []
     with torch.no_grad(), evaluating(flow):
         for first in range(0, max(len(x), 1), batch_size):
             part = slice(first, first + batch_size)
             seen = None if context is None else context[part].to(place)
-            found.append(flow.log_prob(x[part].to(place), seen).to(x.device))
+            found.append(flow.log_prob(tensor("x", x[part]).to(place), seen).to(back))
     return torch.cat(found)
 
 

@@ -72,7 +72,7 @@ class Run:
         # An objective may hold the flow; what is frozen stays as it is.
         own = dict.fromkeys([*self.flow.parameters(), *self.objective.parameters()])
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
-        self.optimizer = self._optimizer() if self.parameters else None
+        self.optimizer = self._optimizer()
         self.averaged = [p for p in self.flow.parameters() if p.requires_grad]
         self.average = [] if self.ema is None else [p.detach().clone() for p in self.averaged]
         self.history = History()
@@ -203,8 +203,6 @@ class Run:
 
     def _update(self, batch: Batch) -> Tensor:
         """One optimiser step; the loss stays on the device."""
-        if self.optimizer is None:
-            return distributed.mean(self._loss(batch).detach())
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         # Where a solver's error is far above its tolerance: once more, on more steps.
@@ -342,7 +340,7 @@ class Run:
             "objective": self.objective.state_dict(),
             "average": self.average,
             "best": self.best,
-            "optimizer": self.optimizer.state_dict() if self.optimizer else {},
+            "optimizer": self.optimizer.state_dict(),
             "random": random,
         }
         write_newest(path, content)
@@ -353,8 +351,7 @@ class Run:
             content = read_newest(path, self._identity())
         self.flow.load_state_dict(content["state"])
         self.objective.load_state_dict(content["objective"])
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(content["optimizer"])
+        self.optimizer.load_state_dict(content["optimizer"])
         self.best = {name: value.to(self.device) for name, value in content["best"].items()}
         self.average = [value.to(self.device) for value in content["average"]]
         for name, value in content["counters"].items():

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batches import Array, Data, RowSource, drop_pages
+from .arrays import Array
+from .batches import Data, RowSource, drop_pages
 from .bijector import Bijector, Chain
 from .elementwise import Affine
 from .flow import Flow

@@ -6,7 +6,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -22,7 +24,22 @@ from .schedules import Plateau, Schedule, schedule_named
 
 __all__ = ["fit"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _with_gradient(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function take gradients wherever it is called, within ``inference_mode`` too."""
+
+    @wraps(function)
+    def within(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return within
+
+
+@_with_gradient
 def fit(
     flow: Flow,
     train: Data | None,
@@ -69,10 +86,11 @@ def fit(
 
     Args:
         flow: any flow; it is moved to the device.
-        train: rows (N, D), a pair of rows and context (N, C), or a Dataset of one of these. Tensors
-            or numpy arrays, cast to the flow's dtype. What is memory-mapped, or a ``RowSource`` of
-            ``batches``, stays on the disk, is read and checked batch by batch, and gives the same
-            bits as in memory. None for an objective that needs no data.
+        train: rows (N, D), a pair of rows and context (N, C), or a map-style Dataset of one of
+            these. Tensors without a graph or numpy arrays, cast to the flow's dtype. What is
+            memory-mapped, or a ``RowSource`` of ``batches``, stays on the disk, is read and checked
+            batch by batch, and gives the same bits as in memory. None for an objective that needs
+            no data.
         validation: likewise; None to keep the last state.
         objective: a name in ``objectives.OBJECTIVES``, or a module with ``forward(flow, batch)``.
             One with ``needs_data = False`` may train without rows, on batches of ``rows`` zeros.
@@ -112,8 +130,9 @@ def fit(
         The history of the run.
 
     Raises:
-        TypeError: rows that are neither tensors nor arrays.
-        ValueError: a setting out of range; rows of a wrong shape, or with NaN.
+        TypeError: rows that are neither tensors nor arrays of real numbers.
+        ValueError: a setting out of range; rows of a wrong shape, with NaN, or that carry a graph;
+            a flow and an objective with nothing to train.
         TrainingError: the loss left the numbers, or more solves failed than may.
         LoadError: the checkpoint is damaged and there is none before it, or belongs to another run.
         ProcessError: several processes cannot share this training, or another one has failed.
@@ -146,6 +165,7 @@ def fit(
     if train is None and getattr(goal, "needs_data", True):
         raise ValueError(f"{type(goal).__name__} needs training rows, got None")
     flow.to(place)
+    _check_trains(flow, goal)
     rows = None if train is None else rows_for(flow, train, "train")
     held_out = None if validation is None else rows_for(flow, validation, "validation")
     run = Run(
@@ -189,6 +209,20 @@ def fit(
             "rows; the flow is in its state before training"
         )
     return run.history
+
+
+def _check_trains(flow: Flow, objective: nn.Module) -> None:
+    """Refuse what no step would change, or no step could."""
+    if not any(p.requires_grad for p in (*flow.parameters(), *objective.parameters())):
+        raise ValueError(
+            "there is nothing to train: no parameter of the flow or of the objective requires "
+            "grad; flow.requires_grad_(True) where it has some"
+        )
+    if any(value.is_inference() for value in (*flow.parameters(), *flow.buffers())):
+        raise ValueError(
+            "the flow was built within torch.inference_mode, and can take no gradient: build it "
+            "outside"
+        )
 
 
 def _check(least: int, **settings: float | None) -> None:

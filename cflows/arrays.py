@@ -1,0 +1,72 @@
+"""Numbers as users have them, in tensors and arrays of any make, as tensors that can be trained on.
+
+What torch refuses in words of its own is converted where nothing is lost, and else refused in one
+line that names the rows and the remedy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Array", "as_numbers", "as_tensor"]
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+REAL = "fiub"  # numpy's kinds: floating point, signed, unsigned, boolean
+WIDEST = 8  # bytes of a float that torch has too
+
+
+def as_tensor(name: str, values: Tensor | Array) -> Tensor:
+    """A dense tensor of real numbers without a graph; memory is shared where torch can.
+
+    Args:
+        name: what messages call them.
+        values: a tensor or an array.
+
+    Raises:
+        TypeError: they are not real numbers, or sparse.
+        ValueError: they carry a graph, which the second of two steps would look for in vain.
+
+    """
+    if not isinstance(values, Tensor):
+        return torch.from_numpy(as_numbers(name, values))
+    if values.layout is not torch.strided or values.is_nested or values.is_quantized:
+        raise TypeError(f"{name} is no dense tensor: give x.to_dense()")
+    if values.is_complex():
+        raise TypeError(f"{name} is complex: give torch.view_as_real(x).flatten(1), or the parts")
+    if values.requires_grad:
+        raise ValueError(f"{name} carries a graph: detach() it, or put the network into the flow")
+    # What was made within inference_mode can be part of no backward pass; its copy can.
+    return values.clone() if values.is_inference() else values
+
+
+def as_numbers(name: str, values: Array) -> Array:
+    """An array that torch can take: of this machine's byte order, without negative strides.
+
+    Raises:
+        TypeError: it does not hold real numbers.
+
+    """
+    if values.dtype.names is not None:
+        raise TypeError(
+            f"{name} is a structured array with the fields {', '.join(values.dtype.names)}: give "
+            "numpy.lib.recfunctions.structured_to_unstructured(x)"
+        )
+    kind, dtype = values.dtype.kind, values.dtype.newbyteorder("=")
+    if kind == "O" or (kind in "fu" and dtype.itemsize > (WIDEST if kind == "f" else 1)):
+        dtype = np.dtype(np.float64)
+    elif kind not in REAL:
+        raise TypeError(f"{name} holds {values.dtype}, not real numbers: give x.astype(float)")
+    # torch cannot promise to leave memory alone that may not be written to, and warns.
+    if values.dtype == dtype and values.flags.writeable and min(values.strides, default=0) >= 0:
+        return values
+    try:
+        return np.array(values, dtype, order="C")
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} holds objects that are not all real numbers: give the columns of numbers"
+        ) from None
