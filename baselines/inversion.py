@@ -56,7 +56,7 @@ def jacobi(
     are those of the fixed point, by as many sweeps of the transposed equation; they cannot be
     differentiated again.
     """
-    if transformed():
+    if transformed(given):
         return sequential(made, given, context, solve, pullback)
     weights = made.weights()
 
@@ -127,7 +127,7 @@ def cached(
     Gradients cannot be differentiated again: a RuntimeError says so. Layers that must be called
     (``perceptron.may_be_read``) are called, by D passes.
     """
-    if transformed() or not made.is_readable:
+    if transformed(given) or not made.is_readable:
         return sequential(made, given, context, solve, pullback)
     rows = given.reshape(-1, made.features)
     seen = None if context is None else context.reshape(-1, made.context_features)

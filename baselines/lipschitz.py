@@ -72,7 +72,7 @@ def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
         3.0
 
     """
-    if not weight.requires_grad or transformed():
+    if not weight.requires_grad or transformed(weight):
         return (weight * _bound_derivative(weight, squarings)).sum()
     bound: Tensor = _Bound.apply(weight, squarings)  # type: ignore[no-untyped-call]
     return bound

@@ -18,6 +18,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules import module as every_module
 
+from cflows.bijector import may_read
+
 from .activations import Activation
 from .masked import Staircase, gradient_of_input, gradient_of_weight, product
 
@@ -61,21 +63,16 @@ def perceptron(
 
 def plain(x: Tensor) -> bool:
     """Whether neither autocast nor a transform asks for torch's own operations."""
-    return not transformed() and not torch.is_autocast_enabled(x.device.type)
+    return not transformed(x) and not torch.is_autocast_enabled(x.device.type)
 
 
-def transformed() -> bool:
+def transformed(x: Tensor) -> bool:
     """Whether something is going on that has a rule of its own for each operation.
 
-    torch.func, forward differentiation, compilation and tracing have: they see no custom Function,
-    and nothing that is read from the device.
+    torch.func, compilation and tracing have, and forward differentiation: they see no custom
+    Function.
     """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
+    return not may_read(x) or forward_ad._current_level >= 0
 
 
 def may_be_read(layers: Iterable[nn.Module], kind: type[nn.Module]) -> bool:
