@@ -29,6 +29,7 @@ from .storage import LoadError, load, register
 from .table import TableFlow
 from .torch_bases import TorchBase
 from .training import fit
+from .transform import as_transform
 
 __all__ = [
     "FFJORD",
@@ -84,6 +85,7 @@ __all__ = [
     "TrainingError",
     "Whitening",
     "__version__",
+    "as_transform",
     "behind",
     "choose",
     "fit",

@@ -7,16 +7,22 @@ Probabilistic Modeling and Inference", section 2.1.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributions import constraints
 
 from .storage import register
 
 __all__ = ["Bijector", "Chain", "Inverse"]
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+_NOTED = threading.local()
 
 
 class Bijector(nn.Module, ABC):
@@ -52,6 +58,11 @@ class Bijector(nn.Module, ABC):
         self.features = features
         self.context_features = context_features
 
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Where the data lie, as torch.distributions has it: R^D unless a map says otherwise."""
+        return constraints.real_vector
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data: x = f(z), (*B, D) -> (*B, D)."""
         return self.forward_and_log_det(z, context)[0]
@@ -76,7 +87,7 @@ class Bijector(nn.Module, ABC):
         """Check z or x (*B, D) and the context (*B, C), and give both the same leading shape.
 
         Raises:
-            TypeError: one of them is not a floating-point tensor.
+            TypeError: one of them is not a tensor of float32 or float64.
             ValueError: a shape does not fit; the message says which would.
 
         """
@@ -129,6 +140,13 @@ class Chain(Bijector):
             raise ValueError(f"the parts of a Chain differ in context: {sorted(contexts)}")
         super().__init__(sizes.pop(), contexts.pop() if contexts else 0)
         self.parts = nn.ModuleList(parts)
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """That of the last part."""
+        last = self.parts[-1]
+        assert isinstance(last, Bijector)
+        return last.codomain
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data, first part first; no log-determinant is computed."""
@@ -215,6 +233,62 @@ class Inverse(Bijector):
         return self.bijector.forward_and_log_det(x, context)
 
 
+def refuse_low_precision(name: str, dtype: torch.dtype | None) -> None:
+    """A TypeError for half precision: a log-determinant of it has three digits.
+
+    Raises:
+        TypeError: the dtype is float16 or bfloat16.
+
+    """
+    if dtype in LOW_PRECISION:
+        raise TypeError(
+            f"{name} is {dtype}: densities need float32 or float64; for speed run float32 "
+            "within torch.autocast"
+        )
+
+
+@contextmanager
+def setting_aside() -> Iterator[list[Tensor]]:
+    """Within a block ``within`` refuses nothing: it appends which rows lie outside, (*B,) each."""
+    before, _NOTED.rows = getattr(_NOTED, "rows", None), []
+    try:
+        yield _NOTED.rows
+    finally:
+        _NOTED.rows = before
+
+
+def within(
+    x: Tensor, inside: Tensor, middle: Tensor | float, message: str, *, check: bool
+) -> Tensor:
+    """x, whose entries must be inside of a map's range.
+
+    What lies outside is refused where ``check`` asks for it and numbers may be read, and left as it
+    is elsewhere. In a block of ``setting_aside`` it is noted by row, and ``middle`` takes its
+    place, so that neither NaN nor a gradient comes of it.
+
+    Args:
+        x: (*B, D).
+        inside: which entries are, (*B, D).
+        middle: a point inside, broadcastable to x.
+        message: of the error; ``{value:g}`` in it is the first entry outside.
+        check: whether to look; asking costs a host synchronisation.
+
+    Raises:
+        ValueError: an entry is outside.
+
+    """
+    # First, since the compiler does not see through what a thread keeps.
+    if torch.compiler.is_compiling():
+        return x
+    noted = getattr(_NOTED, "rows", None)
+    if noted is not None:
+        noted.append(~inside.all(-1))
+        return torch.where(inside, x, middle)
+    if check and may_read(x) and not bool(inside.all()):
+        raise ValueError(message.format(value=x[~inside][0].item()))
+    return x
+
+
 def may_read(value: Tensor) -> bool:
     """Whether a check may ask a tensor for its numbers: not while something traces or transforms.
 
@@ -246,6 +320,7 @@ def _check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    refuse_low_precision(name, value.dtype)
     if value.shape[-1:] != (size,):
         raise ValueError(
             f"{name} must have shape (*B, {size}), {symbol} = {size} its last dimension; "

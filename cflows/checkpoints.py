@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
+import secrets
 import signal
 import threading
 import warnings
@@ -13,17 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .atomic_write import (
-    is_file,
-    refuse_unwritable,
-    removed_on_failure,
-    sibling,
-    target,
-    write_beside,
-)
-from .storage import LoadError, read, to_bytes
+import torch
 
-__all__ = ["exists", "interruptible", "read_newest", "refuse_unusable", "write_newest"]
+from .storage import LoadError, read, write_beside
+
+__all__ = ["exists", "interruptible", "read_newest", "write_newest"]
 
 FORMAT = 2
 
@@ -35,18 +30,6 @@ def exists(path: PathLike) -> bool:
     return Path(path).exists() or _previous(path).exists()
 
 
-def refuse_unusable(path: PathLike) -> None:
-    """Find out before the training that no checkpoint could be written, or kept as PATH.previous.
-
-    Raises:
-        OSError: why.
-
-    """
-    for place in (path, _previous(path)):
-        _file(place)
-        refuse_unwritable(place)
-
-
 def write_newest(path: PathLike, content: dict[str, Any]) -> None:
     """Write a checkpoint beside its place, keep the one before as PATH.previous, and rename.
 
@@ -54,11 +37,13 @@ def write_newest(path: PathLike, content: dict[str, Any]) -> None:
     in another way, both earlier ones stay as they are and a warning says so: a run that goes on
     loses less than one that ends, and the next checkpoint may have room.
     """
-    data = to_bytes({"checkpoint": FORMAT, **content})
+    # In memory first: torch reports a full disk by half a dozen exceptions, the system by one.
+    buffer = io.BytesIO()
+    torch.save({"checkpoint": FORMAT, **content}, buffer)
 
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:
-            file.write(data)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         _keep(path)
@@ -155,26 +140,13 @@ def _previous(path: PathLike) -> Path:
 
 def _keep(path: PathLike) -> None:
     """Give the newest checkpoint its second name, without taking away the first."""
-    place, previous = _file(path), _file(_previous(path))
+    place, previous = Path(path), _previous(path)
     if not place.exists():
         return
-    link = sibling(previous)
-    with removed_on_failure(link):
-        try:
-            os.link(place, link)
-        except OSError:  # a file system without links, or another one
-            shutil.copyfile(place, link)
+    link = place.with_name(f".{previous.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        os.link(place, link)
+    except OSError:  # a file system without links
+        os.replace(place, previous)
+    else:
         os.replace(link, previous)
-
-
-def _file(path: PathLike) -> Path:
-    """The file behind a path's links.
-
-    Raises:
-        OSError: it is none, but what keeps nothing.
-
-    """
-    place = target(path)
-    if isinstance(place, int) or not is_file(place):
-        raise OSError(f"{path}: is a device or a pipe, which keeps no checkpoint; name a file")
-    return place

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn import functional as F
 
-from .bijector import Bijector, may_read
+from .bijector import Bijector, within
 from .storage import register
 
 __all__ = [
@@ -122,7 +124,8 @@ class Elementwise(Bijector):
 
     Subclasses write ``value``, ``root`` and ``log_slope``. Where the range of g is not all of R,
     ``inverse`` refuses what lies outside, in evaluation mode: asking costs a host synchronisation,
-    and in training such a row is NaN or infinite by itself.
+    and in training such a row is NaN or infinite by itself. ``forward`` stays inside: what the
+    dtype would round to an end of the range, or to infinity, becomes a number next to it.
 
     Args:
         features: D.
@@ -134,6 +137,17 @@ class Elementwise(Bijector):
 
     low: float = -math.inf
     high: float = math.inf
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """The range of g, in every coordinate."""
+        if self.low == -math.inf and self.high == math.inf:
+            return constraints.real_vector
+        range_: Any = constraints.greater_than(self.low)  # type: ignore[no-untyped-call]
+        if self.high < math.inf:
+            range_ = constraints.interval(self.low, self.high)  # type: ignore[no-untyped-call]
+        joint: constraints.Constraint = constraints.independent(range_, 1)  # type: ignore[no-untyped-call]
+        return joint
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -149,13 +163,15 @@ class Elementwise(Bijector):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """g(z)."""
-        return self.value(self.broadcast(z, context)[0])
+        x = self.value(self.broadcast(z, context)[0])
+        if (self.low, self.high) == (-math.inf, math.inf):
+            return x
+        return x.clamp(_next_to(self.low, 1, x.dtype), _next_to(self.high, -1, x.dtype))
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The root of g(z) = x."""
         x, _ = self.broadcast(x, context)
-        self._check_range(x)
-        return self.root(x)
+        return self.root(self._within(x))
 
     def forward_and_log_det(
         self, z: Tensor, context: Tensor | None = None
@@ -168,18 +184,21 @@ class Elementwise(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The root of g(z) = x and -Σ_i log g'(z_i)."""
-        z = self.inverse(x, context)
+        x = self._within(self.broadcast(x, context)[0])
+        z = self.root(x)
         return z, -self.log_slope(z, x).sum(-1)
 
-    def _check_range(self, x: Tensor) -> None:
-        if self.training or (self.low, self.high) == (-math.inf, math.inf) or not may_read(x):
-            return
-        outside = ~((x > self.low) & (x < self.high))
-        if bool(outside.any()):
-            raise ValueError(
-                f"{x[outside][0].item():g} is outside ({self.low:g}, {self.high:g}), the open "
-                f"range of {type(self).__name__}: rescale or drop these rows"
-            )
+    def _within(self, x: Tensor) -> Tensor:
+        if (self.low, self.high) == (-math.inf, math.inf):
+            return x
+        return within(
+            x,
+            (x > self.low) & (x < self.high),
+            self.low + 1 if self.high == math.inf else (self.low + self.high) / 2,
+            f"{{value:g}} is outside ({self.low:g}, {self.high:g}), the open range of "
+            f"{type(self).__name__}: rescale or drop these rows",
+            check=not self.training,
+        )
 
 
 @register
@@ -312,6 +331,16 @@ class LeakyReLU(Elementwise):
 def bounded(raw: Tensor, bound: float = BOUND) -> Tensor:
     """A tanh(s / a): near s for small s, and never past ±a."""
     return bound * torch.tanh(raw / bound)
+
+
+def _next_to(end: float, step: int, dtype: torch.dtype) -> float:
+    """A number inside of an open range, as near to one of its ends as its inverse can still be."""
+    limits = torch.finfo(dtype)
+    if math.isinf(end):
+        return math.copysign(limits.max, end)
+    # At ±1 the next number; ends moved by a rounding of their own want a wider berth.
+    roundings = 0.5 if abs(end) == 1 else 4
+    return end + step * max(roundings * limits.eps * abs(end), limits.tiny)
 
 
 def _log_cosh(a: Tensor) -> Tensor:

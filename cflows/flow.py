@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from .arrays import Array, as_tensor
 from .bases import Normal
-from .bijector import Bijector, may_read
+from .bijector import Bijector, may_read, refuse_low_precision
 from .distributed import agree_on_steps
+from .distribution import FlowDistribution, leading
+from .modes import evaluating
 from .storage import register, save
 from .trajectory import trajectory
 
@@ -33,6 +35,10 @@ class Flow(nn.Module):
         base: a module with ``log_prob(z, context)``, ``sample`` and ``rsample``; by default the
             standard normal of f's features.
 
+    Raises:
+        TypeError: the base is a torch Distribution, which ``TorchBase.of`` makes a module.
+        ValueError: the base has another number of features.
+
     Example:
         >>> import torch
         >>> from cflows import Affine, Flow
@@ -44,8 +50,13 @@ class Flow(nn.Module):
 
     """
 
-    def __init__(self, bijector: Bijector, base: nn.Module | None = None) -> None:
+    def __init__(self, bijector: Bijector, base: Any = None) -> None:
         super().__init__()
+        if isinstance(base, Distribution):
+            name = type(base).__name__
+            raise TypeError(
+                f"the base is a torch {name}, no module: take TorchBase.of({name}(...))"
+            )
         self.bijector = bijector
         self.base: Any = Normal(bijector.features) if base is None else base
         size = getattr(self.base, "features", bijector.features)
@@ -82,13 +93,14 @@ class Flow(nn.Module):
         """Log-density in nats, (*B, D) and (*B, C) -> (*B,); leading dimensions broadcast.
 
         Raises:
-            TypeError: the dtype is not the flow's.
+            TypeError: the dtype is not the flow's, or that is half precision, or not one.
             ValueError: a shape does not fit, or (in evaluation mode) a value is not finite.
 
         """
         x, context = self._check(x, context)
-        z, log_det = self.bijector.inverse_and_log_det(x, context)
-        return self._base_log_prob(z, context) + log_det
+        z, log_det = self._map(self.bijector.inverse_and_log_det, x, context)
+        log_prob: Tensor = self._base_log_prob(z, context) + log_det
+        return log_prob
 
     def log_prob_and_penalties(
         self, x: Tensor, context: Tensor | None = None
@@ -140,13 +152,15 @@ class Flow(nn.Module):
         self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
     ) -> Tensor:
         """Draws without gradient, S and (*B, C) -> (*S, *B, D); an int n means (n,)."""
-        return self.bijector.forward(*self._draw(sample_shape, context, "sample"))
+        x: Tensor = self._map(self.bijector.forward, *self._draw(sample_shape, context, "sample"))
+        return x
 
     def rsample(
         self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
     ) -> Tensor:
         """Draws with gradient in the parameters and the context, shapes as in ``sample``."""
-        return self.bijector.forward(*self._draw(sample_shape, context, "rsample"))
+        x: Tensor = self._map(self.bijector.forward, *self._draw(sample_shape, context, "rsample"))
+        return x
 
     def sample_and_log_prob(
         self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
@@ -157,13 +171,35 @@ class Flow(nn.Module):
         base has no reparameterised draws.
         """
         kind = "rsample" if getattr(self.base, "has_rsample", False) else "sample"
-        z, context = self._draw(sample_shape, context, kind)
-        x, log_det = self.bijector.forward_and_log_det(z, context)
-        return x, self._base_log_prob(z, context) - log_det
+        return self._draw_and_log_prob(sample_shape, context, kind)
 
-    def distribution(self, context: Tensor | None = None) -> FlowDistribution:
-        """The flow as a ``torch.distributions.Distribution``, always in evaluation mode."""
-        return FlowDistribution(self, context)
+    def rsample_and_log_prob(
+        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``sample_and_log_prob`` whose draws must carry a gradient.
+
+        It reaches the parameters and the context through the draws too, as in ``rsample``.
+
+        Raises:
+            TypeError: the base has no reparameterised draws.
+
+        """
+        return self._draw_and_log_prob(sample_shape, context, "rsample")
+
+    def distribution(
+        self, context: Tensor | None = None, *, training: bool = False
+    ) -> FlowDistribution:
+        """The flow as a ``torch.distributions.Distribution``.
+
+        Args:
+            context: (*B, C), or None.
+            training: the mode in which it draws and scores, whatever mode the flow is in. In
+                training mode continuous parts take their training solver, batch normalisation the
+                batch's statistics, and an ActNorm starts: for a distribution that is itself
+                trained, as in stochastic variational inference.
+
+        """
+        return FlowDistribution(self, context, training=training)
 
     @contextmanager
     def using(self, **settings: Any) -> Iterator[Flow]:
@@ -209,6 +245,7 @@ class Flow(nn.Module):
     def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x, context = self.bijector.broadcast(x, context)
         dtype = dtype_of(self)
+        refuse_low_precision("the flow", dtype)
         for name, value in (("the input", x), ("the context", context)):
             if value is None:
                 continue
@@ -225,83 +262,39 @@ class Flow(nn.Module):
         self, sample_shape: int | tuple[int, ...], context: Tensor | None, kind: str
     ) -> tuple[Tensor, Tensor | None]:
         """Base draws and the context, both of leading shape (*S, *B)."""
-        shape = tuple(sample_shape) if isinstance(sample_shape, Iterable) else (int(sample_shape),)
-        # The context's check wants something to broadcast it to.
-        like = context if isinstance(context, Tensor) and context.is_floating_point() else None
-        blank = (torch.zeros(()) if like is None else like.new_zeros(())).expand(self.features)
+        dtype = dtype_of(self)
+        refuse_low_precision("the flow", dtype)
         if context is not None or self.context_features:
+            # The context's check wants something to broadcast it to.
+            blank = torch.zeros((), dtype=dtype).expand(self.features)
             context = self._check(blank, context)[1]
-        z: Tensor = getattr(self.base, kind)(shape, context)
+        z: Tensor = getattr(self.base, kind)(leading(sample_shape), context)
         if context is not None:
             context = context.expand(*z.shape[:-1], -1)
         return z, context
 
+    def _draw_and_log_prob(
+        self, sample_shape: int | tuple[int, ...], context: Tensor | None, kind: str
+    ) -> tuple[Tensor, Tensor]:
+        z, context = self._draw(sample_shape, context, kind)
+        x, log_det = self._map(self.bijector.forward_and_log_det, z, context)
+        return x, self._base_log_prob(z, context) - log_det
+
+    def _map(self, way: Callable[..., Any], value: Tensor, context: Tensor | None) -> Any:
+        """The bijector's answer; looking through the dtypes of all parts waits for a sign."""
+        try:
+            found = way(value, context)
+        except RuntimeError:
+            refuse_mixed(self)
+            raise
+        image = found if isinstance(found, Tensor) else found[0]
+        if image.dtype != value.dtype:
+            refuse_mixed(self)
+        return found
+
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
         log_prob: Tensor = self.base.log_prob(z, context)
         return log_prob
-
-
-class FlowDistribution(Distribution):
-    """A flow given its context: batch shape B, event shape (D,).
-
-    Built by ``flow.distribution(context)``. It evaluates: solver, divergence and statistics are
-    those of evaluation mode, whatever mode the flow is in.
-
-    Example:
-        >>> import torch
-        >>> from cflows import Affine, Flow
-        >>> law = Flow(Affine([1.0, 2.0], [1.0, 3.0])).distribution()
-        >>> law.event_shape, law.expand([4]).sample((5,)).shape
-        (torch.Size([2]), torch.Size([5, 4, 2]))
-
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012, torch's own signature
-    support = constraints.real_vector
-
-    def __init__(
-        self, flow: Flow, context: Tensor | None = None, batch_shape: torch.Size | None = None
-    ) -> None:
-        if context is not None or flow.context_features:
-            flow.bijector.broadcast(torch.zeros(flow.features), context)
-        if batch_shape is None:
-            batch_shape = torch.Size() if context is None else context.shape[:-1]
-        self.flow = flow
-        self.context = context
-        super().__init__(batch_shape, torch.Size((flow.features,)), validate_args=False)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether the base's draws carry a gradient."""
-        return bool(getattr(self.flow.base, "has_rsample", False))
-
-    def expand(
-        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None
-    ) -> FlowDistribution:
-        """The same distribution with a larger batch shape."""
-        shape = torch.Size(batch_shape)
-        context = None if self.context is None else self.context.expand(*shape, -1)
-        return FlowDistribution(self.flow, context, shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density, (*S, *B, D) -> (*S, *B)."""
-        with evaluating(self.flow):
-            log_prob = self.flow.log_prob(value, self.context)
-        return log_prob + log_prob.new_zeros(self.batch_shape)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws without gradient, S -> (*S, *B, D)."""
-        with evaluating(self.flow):
-            return self.flow.sample(self._leading(sample_shape), self.context)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradient, S -> (*S, *B, D)."""
-        with evaluating(self.flow):
-            return self.flow.rsample(self._leading(sample_shape), self.context)
-
-    def _leading(self, sample_shape: Any) -> tuple[int, ...]:
-        batch = self.batch_shape if self.context is None else ()
-        return (*tuple(sample_shape), *batch)
 
 
 def log_likelihood(
@@ -363,18 +356,6 @@ def log_likelihood(
     return torch.cat(found)
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode within a block; every part has its own mode back afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
 def dtype_of(module: nn.Module) -> torch.dtype | None:
     """Dtype of the first floating-point parameter, else buffer; None where there is none."""
     for values in (module.parameters(), module.buffers()):
@@ -382,3 +363,19 @@ def dtype_of(module: nn.Module) -> torch.dtype | None:
             if value.is_floating_point():
                 return value.dtype
     return None
+
+
+def refuse_mixed(module: nn.Module) -> None:
+    """Refuse parts of several dtypes, none of which need be wrong by itself.
+
+    Raises:
+        TypeError: two floating-point tensors of the module differ in dtype.
+
+    """
+    first: dict[torch.dtype, str] = {}
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if value.is_floating_point():
+            first.setdefault(value.dtype, name)
+    if len(first) > 1:
+        found = " and ".join(f"{dtype} ({name})" for dtype, name in first.items())
+        raise TypeError(f"the flow mixes {found}: cast it whole, by .float() or .double()")

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .atomic_write import write_whole
-from .storage import LoadError
+from .storage import LoadError, write_beside
 
 __all__ = ["History", "Record"]
 
@@ -91,7 +90,7 @@ class History:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the records as JSON lines."""
         text = "".join(json.dumps(asdict(record)) + "\n" for record in self.records)
-        write_whole(path, text)
+        write_beside(path, lambda beside: beside.write_text(text))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> History:

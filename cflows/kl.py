@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .modes import in_mode
+
 __all__ = ["AnyBatch", "Batch", "ForwardKL", "LogDensity", "Objective", "ReverseKL", "draw"]
 
 Batch = tuple[Tensor, Tensor | None]
@@ -199,14 +201,8 @@ def _as_drawn(flow: Any) -> Iterator[None]:
     solved = {
         inner for part in flow.modules() if hasattr(part, "override") for inner in part.modules()
     }
-    modes = [(p, p.training) for p in flow.bijector.modules() if p not in solved]
-    for part, _ in modes:
-        part.training = False
-    try:
+    with in_mode([p for p in flow.bijector.modules() if p not in solved], training=False):
         yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _request(samples: int | None, context: Tensor | None) -> tuple[Any, Tensor | None]:

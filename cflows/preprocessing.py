@@ -18,7 +18,7 @@ from .arrays import Array
 from .batches import Data, RowSource, drop_pages
 from .bijector import Bijector, Chain
 from .elementwise import Affine
-from .flow import Flow
+from .flow import Flow, dtype_of
 from .loop import TrainingError
 from .solvers import SolverError
 from .storage import register
@@ -192,6 +192,8 @@ def choose(
 def behind(core: Flow, data_end: Bijector | None) -> Flow:
     """Flow whose samples go through a further map: x = data_end(core); None leaves it as it is.
 
+    The map is cast to the core's dtype, in place.
+
     Example:
         >>> import torch
         >>> from cflows import Affine, Flow, behind, standardise
@@ -203,7 +205,7 @@ def behind(core: Flow, data_end: Bijector | None) -> Flow:
     """
     if data_end is None:
         return core
-    return Flow(Chain(core.bijector, data_end), core.base)
+    return Flow(Chain(core.bijector, data_end.to(dtype=dtype_of(core))), core.base)
 
 
 @register

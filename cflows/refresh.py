@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .batches import Rows
 from .bijector import Bijector, Chain
 from .distributed import gathered, processes, share
-from .flow import Flow, evaluating
+from .flow import Flow
+from .modes import evaluating
 from .normalization import ActNorm, BatchNorm
 from .objectives import Batch
 

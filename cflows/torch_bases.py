@@ -49,7 +49,8 @@ class TorchBase(Base):
     def __init__(self, name: str, arguments: Mapping[str, Tensor], *, learnable: bool = False):
         cls = _class(name)
         try:
-            built = cls(**arguments)
+            # Said aloud: torch.compile turns the default off for the whole process.
+            built = cls(**arguments, validate_args=True)
         except TypeError as error:
             raise TypeError(f"{name} takes no {sorted(arguments)} ({error}): {REMEDY}") from None
         super().__init__(_features(built))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from pathlib import Path
-from typing import BinaryIO, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +15,10 @@ from baselines.harness import data
 from baselines.harness.data import DataError
 from baselines.harness.data.rows import numbered
 from cflows import Flow, TableFlow
-from cflows.atomic_write import STDOUT, WriteOnly, is_file, target, write_beside
 from cflows.flow import dtype_of
+from cflows.storage import write_beside
 
-__all__ = [
-    "all_columns",
-    "beside_the_rows",
-    "columns",
-    "context_columns",
-    "read",
-    "refuse_suffix",
-    "write",
-]
+__all__ = ["all_columns", "columns", "context_columns", "read", "refuse_suffix", "write"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -103,18 +93,12 @@ def refuse_suffix(out: Path) -> None:
     """Find out before the work that its result could not be written under this name.
 
     Raises:
-        DataError: a file whose suffix is neither .csv nor .npy; what is no file, such as a pipe,
-            takes text under any name.
+        DataError: the suffix is neither .csv nor .npy.
 
     """
-    if out.suffix.lower() not in (".csv", ".npy") and is_file(out):
+    if out.suffix.lower() not in (".csv", ".npy"):
         raise DataError(f"{out}: cannot write a file with suffix {out.suffix!r}; "
                         "name it .csv or .npy")  # fmt: skip
-
-
-def beside_the_rows(out: Path) -> TextIO:
-    """Where to say what was written: standard output, unless the rows go there."""
-    return sys.stderr if target(out) == STDOUT else sys.stdout
 
 
 def write(out: Path, rows: Tensor, columns: tuple[str, ...]) -> None:
@@ -126,18 +110,12 @@ def write(out: Path, rows: Tensor, columns: tuple[str, ...]) -> None:
     header = io.StringIO()
     csv.writer(header, lineterminator="").writerow(columns)
 
-    def save(file: BinaryIO) -> None:
-        if out.suffix.lower() == ".npy":
-            np.save(WriteOnly(file), values)
-        else:
-            np.savetxt(file, values, digits, delimiter=",", header=header.getvalue(),
-                       comments="", encoding="utf-8")  # fmt: skip
-
-    def save_beside(beside: Path) -> None:
+    def save(beside: Path) -> None:
         with open(beside, "wb") as file:
-            save(file)
+            if out.suffix.lower() == ".npy":
+                np.save(file, values)
+            else:
+                np.savetxt(file, values, digits, delimiter=",", header=header.getvalue(),
+                           comments="", encoding="utf-8")  # fmt: skip
 
-    if target(out) == STDOUT:
-        save(sys.stdout.buffer)
-    else:
-        write_beside(out, save_beside)
+    write_beside(out, save)

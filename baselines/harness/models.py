@@ -21,6 +21,7 @@ from baselines.coupling import NICE, RealNVP
 from baselines.nsf import NSF
 from baselines.planar import PlanarFlow
 from cflows import FFJORD, Bijector, FixedGrid, Flow, Lagged, ODEBijector
+from cflows.flow import dtype_of
 from cflows.preprocessing import behind
 from cflows.storage import configuration_of
 
@@ -269,7 +270,9 @@ def build(
         return Flow(data_end)
     if depth is None or depth < 1:
         raise ModelError(f"{name} needs a depth of at least 1, got {depth}")
-    return behind(preset(name, data_end.features, depth, seed, hidden), data_end)
+    core = preset(name, data_end.features, depth, seed, hidden)
+    # In the rows' dtype, as every other model of a comparison, whatever a user's own is.
+    return behind(core.to(dtype_of(data_end)), data_end)
 
 
 def preset(
