@@ -82,6 +82,18 @@ class History:
         """Batches whose solve failed."""
         return self.records[-1].skipped if self.records else 0
 
+    @property
+    def gain(self) -> float | None:
+        """Nats a row that the state kept lies above the one that the flow came in, by validation.
+
+        0 where training gained nothing, infinity where that state had no likelihood; None without
+        validation rows.
+        """
+        scores = [r.validation for r in self.records[:1] if r.validation is not None]
+        if not scores or self.best_validation is None:
+            return None
+        return self.best_validation - scores[0]
+
     def columns(self) -> dict[str, list[Any]]:
         """The records as one list for each of their attributes, to plot or to make a table of."""
         names = [column.name for column in fields(Record)]

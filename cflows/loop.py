@@ -32,6 +32,9 @@ SHOWN = 20  # steps between two looks at the loss, which cost a host synchronisa
 SCORED = 2000
 VALIDATIONS = 20  # of a run that only seconds end, at most
 TRAINED = 9  # seconds between two validations, for each that the one before took
+PASSES = 10  # over the rows between two validations, above which there are early ones
+USUAL = 100  # steps between two validations, where only seconds are given
+EARLY = frozenset("12357")  # the first digit of an early validation's step, zeros behind it
 
 Callback = Callable[[Record], object]
 
@@ -113,14 +116,15 @@ class Run:
                 self.history.stopped = "steps"
             elif self.elapsed >= self.seconds:
                 self.history.stopped = "seconds"
-            validates = bool(self.history.stopped) or self._validates()
+            regular = bool(self.history.stopped) or self._validates()
+            validates = regular or self._validates_early()
+            if not regular and self.step % SHOWN == 0:
+                show(self, self._mean_loss())
             if validates:
                 before = self.elapsed
-                self._validate()
+                self._validate(regular)
                 signal = self._look_up(started, signals)
                 self.validated, self.validating = self.elapsed, self.elapsed - before
-            elif self.step % SHOWN == 0:
-                show(self, self._mean_loss())
             writes = validates
             if self.checkpoint_every is not None:
                 writes = bool(self.history.stopped) or self.step % self.checkpoint_every == 0
@@ -159,6 +163,21 @@ class Run:
             return self.step % self.validate_every == 0
         due = max(self.seconds / VALIDATIONS, TRAINED * self.validating)
         return self.elapsed - self.validated >= due
+
+    def _validates_early(self) -> bool:
+        """Whether it is time for one more validation, before the first of the regular ones.
+
+        On few rows a flow may be at its best, and past it, within so many steps.
+        """
+        if self.held_out is None or self.rows is None:
+            return False
+        if (self.validate_every or USUAL) * self.batch_size <= PASSES * len(self.rows):
+            return False
+        if str(self.step).rstrip("0") not in EARLY:
+            return False
+        if self.validate_every is None:
+            return self.elapsed - self.validated >= TRAINED * self.validating
+        return self.step < self.validate_every
 
     def _look_up(self, started: float, signals: list[int]) -> int:
         """Take the time; return the signal that has come, or 0. All processes see the same."""
@@ -263,8 +282,13 @@ class Run:
             f"the flow is in its state of step {self.history.best_step}"
         )
 
-    def _validate(self) -> None:
-        """Add a record, keep the state if it is the best, and see whether to stop."""
+    def _validate(self, regular: bool = True) -> None:
+        """Add a record, keep the state if it is the best, and see whether to stop.
+
+        Args:
+            regular: whether a state that is no better uses up patience.
+
+        """
         loss, nfe = self._mean_loss(), self.nfe()
         with self._evaluated():
             score = self._score()
@@ -275,7 +299,7 @@ class Run:
                 self.history.best_validation, self.history.best_step = score, self.step
                 self.best = self._copy()
                 self.stale = self.waiting = 0
-            else:
+            elif regular:
                 self.stale += 1
                 self.waiting += 1
         if self.schedule.decays_after(self.waiting):

@@ -110,8 +110,10 @@ def fit(
         penalties: weights of the penalties that a continuous flow was built with, by name.
         validate_every: steps between two validations; by default 100, or, where only seconds end
             the run, as many as a twentieth of the seconds allow, and more where validations would
-            take more than a tenth of them.
-        patience: validations without a better one after which training stops; None for never.
+            take more than a tenth of them. Where these steps (or 100) are more than ten passes over
+            the rows, there are early ones before: after 1, 2, 3, 5, 7, 10, 20, 30, 50, ... steps.
+        patience: validations without a better one after which training stops, early ones not
+            counted; None for never.
         max_failures: how many batches may be skipped because their solve failed; where the first
             one fails already, its SolverError is raised.
         seed: of the order of the rows and of the flow's random numbers.

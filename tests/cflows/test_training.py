@@ -141,6 +141,51 @@ def test_the_best_state_is_the_one_that_is_left():
     assert got == pytest.approx(max(scores), abs=1e-6)
 
 
+def test_few_rows_are_validated_early_and_use_up_no_patience():
+    """At its best long before the first regular validation, which is a hundred epochs off."""
+    flow, few = small(), rows(60)
+    history = fit(flow, few, rows(256, seed=1), steps=300, learning_rate=3e-2, patience=2,
+                  validate_every=100, schedule="constant", **QUIET)  # fmt: skip
+    scores = {record.step: record.validation for record in history.records}
+    assert list(scores) == [0, 1, 2, 3, 5, 7, 10, 20, 30, 50, 70, 100, 200]
+    assert history.best_step in (20, 30, 50, 70)
+    assert history.stopped == "patience", "after 100 and 200, the early ones do not count"
+    assert history.gain == history.best_validation - scores[0] > 0
+    got = log_likelihood(flow, rows(256, seed=1)).double().mean().item()
+    assert got == pytest.approx(max(scores.values()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n", "changes", "steps"),
+    [
+        (320, {"validate_every": 100}, [0, 100]),  # ten passes are enough
+        (310, {"validate_every": 100}, [0, 1, 2, 3, 5, 7, 10, 20, 30, 50, 70, 100]),
+        (64, {"validate_every": 5}, [0, *range(5, 101, 5)]),
+        (31, {"validate_every": 25}, [0, 1, 2, 3, 5, 7, 10, 20, 25, 50, 75, 100]),
+    ],
+)
+def test_what_counts_as_few_rows(n, changes, steps):
+    history = fit(small(), rows(n), rows(32, seed=1), steps=100, batch_size=32, **changes, **QUIET)
+    assert [record.step for record in history.records] == steps
+
+
+def test_early_validations_leave_the_training_alone(tmp_path):
+    settings = {"steps": 12, "validate_every": 12, "batch_size": 8, "patience": None, **QUIET}
+    plain, seen, parted = small(), small(), small()
+    fit(plain, rows(8), **settings)
+    expected = fit(seen, rows(8), 10 + rows(8), **settings, checkpoint=tmp_path / "whole")
+    assert expected.best_step == 12
+    assert torch.equal(weights(plain), weights(seen))
+    for steps in (4, 12):
+        got = fit(parted, rows(8), 10 + rows(8), **{**settings, "schedule": "constant",
+                  "steps": steps}, checkpoint=tmp_path / "parts")  # fmt: skip
+    whole = small()
+    expected = fit(whole, rows(8), 10 + rows(8), **{**settings, "schedule": "constant"})
+    assert torch.equal(weights(parted), weights(whole))
+    assert [r.step for r in got.records] == [0, 1, 2, 3, 4, 5, 7, 10, 12]
+    assert [r.step for r in expected.records] == [0, 1, 2, 3, 5, 7, 10, 12]
+
+
 def test_dear_validations_leave_the_seconds_to_training():
     flow = small()
     plain = flow.log_prob
