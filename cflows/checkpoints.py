@@ -8,7 +8,7 @@ import secrets
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from .identity import differences
 from .storage import LoadError, read, write_beside
 
 __all__ = ["exists", "interruptible", "read_newest", "write_newest"]
 
-FORMAT = 2
+FORMAT = 3
 
 PathLike = str | os.PathLike[str]
 
@@ -59,12 +60,14 @@ def write_newest(path: PathLike, content: dict[str, Any]) -> None:
         )
 
 
-def read_newest(path: PathLike, run: str) -> dict[str, Any]:
+def read_newest(path: PathLike, run: str, settings: Mapping[str, str]) -> dict[str, Any]:
     """Read the checkpoint of a run; where it is damaged, the one before it, with a warning.
 
     Args:
         path: the checkpoint.
         run: what the run's identity is, as it was given in the content under ``"run"``.
+        settings: those of its parts, by name; in the content ``"settings"`` has None for what is
+            no setting.
 
     Raises:
         LoadError: it is damaged and there is none before it, or it belongs to another run.
@@ -85,10 +88,13 @@ def read_newest(path: PathLike, run: str) -> dict[str, Any]:
             f"{path} is no checkpoint of this version: name another path, or delete it to start "
             "anew"
         )
+    differ = next(differences(content["settings"], settings), None)
     if content["run"] != run:
+        differ = "rows, model, settings or the number of processes differ"
+    if differ is not None:
         raise LoadError(
-            f"{path} is the checkpoint of another run (rows, model, settings or the number of "
-            "processes differ): name another path, or delete it to start anew"
+            f"{path} is the checkpoint of another run ({differ}): name another path, or delete it "
+            "to start anew"
         )
     return content
 

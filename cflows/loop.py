@@ -19,6 +19,7 @@ from .batches import Rows
 from .checkpoints import read_newest, write_newest
 from .flow import Flow, dtype_of, log_likelihood
 from .history import History, Record
+from .identity import settings_of, unmoved
 from .objectives import Batch
 from .refresh import has_norms, own_batches, preserved, refresh, start_act_norms
 from .schedules import Schedule
@@ -90,6 +91,7 @@ class Run:
         self.losses: dict[int, Tensor] = {}  # by step, since the last record
         self.evaluations = 0  # likewise
         self.best = self._copy()
+        self.settings = self._parts_settings()
 
     def train(
         self,
@@ -357,6 +359,7 @@ class Run:
             return
         content = {
             "run": self._identity(),
+            "settings": unmoved(self.settings, self._parts_settings()),
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "history": json.dumps(asdict(self.history)),
             "losses": self.losses,
@@ -372,7 +375,7 @@ class Run:
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Take over the state of a checkpoint of this very run."""
         with distributed.together():
-            content = read_newest(path, self._identity())
+            content = read_newest(path, self._identity(), self.settings)
         self.flow.load_state_dict(content["state"])
         self.objective.load_state_dict(content["objective"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -398,8 +401,27 @@ class Run:
     def _settings(self) -> list[Any]:
         """What the processes of one run share."""
         rows = [None if r is None else r.fingerprint() for r in (self.rows, self.held_out)]
-        state = {name: list(v.shape) for name, v in self.flow.state_dict().items()}
-        return [rows, state, repr(self.schedule), [getattr(self, n) for n in (*SHARED, *LIMITS)]]
+        schedule = settings_of("schedule", self.schedule)
+        return [rows, self._state(), schedule, [getattr(self, n) for n in (*SHARED, *LIMITS)]]
+
+    def _parts_settings(self) -> dict[str, str]:
+        """What objective and schedule are set to, and a flow that has no configuration."""
+        learnt = [*self.parameters, *self.flow.parameters(), *self.flow.buffers()]
+        parts = {"objective": self.objective, "schedule": self.schedule}
+        if configuration_of(self.flow) == type(self.flow).__qualname__:
+            parts["flow"] = self.flow
+        found: dict[str, str] = {}
+        for name, part in parts.items():
+            found |= settings_of(name, part, learnt)
+        return found
+
+    def _state(self) -> list[Any]:
+        """Shapes and types of the flow's state, and what of it is trained."""
+        state = self.flow.state_dict()
+        return [
+            {name: [str(v.dtype), *v.shape] for name, v in state.items()},
+            [name for name, p in self.flow.named_parameters() if p.requires_grad],
+        ]
 
     def _identity(self) -> str:
         """What two runs must share for one to go on where the other stopped."""
@@ -410,13 +432,7 @@ class Run:
                     None if r is None else r.fingerprint() for r in (self.rows, self.held_out)
                 ],
                 "flow": configuration_of(self.flow),
-                "state": {name: list(v.shape) for name, v in self.flow.state_dict().items()},
-                "objective": [
-                    type(self.objective).__name__,
-                    str(getattr(self.objective, "penalties", None)),
-                    self.objective.extra_repr(),
-                ],
-                "schedule": repr(self.schedule),
+                "state": self._state(),
                 "processes": distributed.processes(),
                 **shared,
             }

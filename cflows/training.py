@@ -118,10 +118,12 @@ def fit(
             one fails already, its SolverError is raised.
         seed: of the order of the rows and of the flow's random numbers.
         device: ``"auto"`` is the GPU where there is one.
-        checkpoint: a path; where it exists the run goes on from it. The one before is kept as
-            PATH.previous, and is used, with a warning, where the newest is damaged. On SIGINT and
-            SIGTERM the step is finished and a checkpoint written before the signal takes effect.
-            Where the disk is full a warning says so, and training goes on.
+        checkpoint: a path; where it exists the run goes on from it, if rows, flow and settings are
+            those it was written under. Of objective and schedule each public attribute, buffer and
+            part counts, and of functions their code. The one before is kept as PATH.previous, and
+            is used, with a warning, where the newest is damaged. On SIGINT and SIGTERM the step is
+            finished and a checkpoint written before the signal takes effect. Where the disk is full
+            a warning says so, and training goes on.
         checkpoint_every: steps between two checkpoints; by default at each validation.
         callbacks: each is called with the ``Record`` of each validation, before the checkpoint. One
             that returns True stops the run, and a run that was stopped so stays stopped. After a

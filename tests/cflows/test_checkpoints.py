@@ -48,20 +48,20 @@ def train(flow, path=None, objective="forward_kl", **changes):
 
 
 class Interrupting(ForwardKL):
-    """Does something at one call of the objective."""
+    """Does something at one call of the objective; as a setting it is the plain one."""
 
     def __init__(self, at, act):
         super().__init__()
-        self.left, self.act = at, act
+        self._left, self._act = at, act
 
     def forward(self, flow, batch):
-        self.left -= 1
-        if self.left == 0:
-            self.act()
+        self._left -= 1
+        if self._left == 0:
+            self._act()
         return super().forward(flow, batch)
 
 
-Interrupting.__name__ = "ForwardKL"
+Interrupting.__qualname__ = "ForwardKL"
 
 
 def fail():

@@ -84,16 +84,16 @@ class Acting(ForwardKL):
 
     def __init__(self, at, act, where=(1,)):
         super().__init__()
-        self.left, self.act, self.where = at, act, where
+        self._left, self._act, self._where = at, act, where
 
     def forward(self, flow, batch):
-        self.left -= 1
-        if self.left == 0 and rank() in self.where:
-            self.act()
+        self._left -= 1
+        if self._left == 0 and rank() in self._where:
+            self._act()
         return super().forward(flow, batch)
 
 
-Acting.__name__ = "ForwardKL"
+Acting.__qualname__ = "ForwardKL"  # what it was asked for is the same
 KINDS = ["ffjord", "maf", "maf, batch norm", "maf, act norm", "ffjord, act norm"]
 CASES = {}
 

@@ -96,7 +96,6 @@ def test_averaged_weights_are_what_is_validated_and_returned(tmp_path):
             seen.append(weights(flow))
             return super().forward(flow, batch)
 
-    Watching.__name__ = "ForwardKL"
     flow = small()
     fit(flow, rows(), ema=0.9, objective=Watching(), **settings)
     plain = small()
