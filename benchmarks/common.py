@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cflows.storage import write_beside
+from cflows.atomic_write import write_whole
 
 __all__ = [
     "RESULTS",
@@ -164,7 +164,7 @@ def write_result(name: str, text: str) -> Path:
     """Write ``results/NAME.md``, whole or not at all, and return its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.md"
-    write_beside(path, lambda beside: beside.write_text(text.rstrip() + "\n", encoding="utf-8"))
+    write_whole(path, text.rstrip() + "\n")
     return path
 
 

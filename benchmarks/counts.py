@@ -22,7 +22,7 @@ import torch
 from perf import counts
 from perf.base import Suite
 
-from cflows.storage import write_beside
+from cflows.atomic_write import write_whole
 
 __all__ = ["COMMITTED", "differences", "main", "measured"]
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             print(*failed, "nothing was written", sep="\n", file=sys.stderr)
             return 1
         text = json.dumps(found, indent=1) + "\n"
-        write_beside(COMMITTED, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_whole(COMMITTED, text)
         print(f"{len(found)} counts written")
         return 0
     lines = differences(found, json.loads(COMMITTED.read_text(encoding="utf-8")))

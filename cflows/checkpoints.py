@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
-import secrets
+import shutil
 import signal
 import threading
 import warnings
@@ -14,12 +13,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
+from .atomic_write import (
+    is_file,
+    refuse_unwritable,
+    removed_on_failure,
+    sibling,
+    target,
+    write_beside,
+)
 from .identity import differences
-from .storage import LoadError, read, write_beside
+from .storage import LoadError, read, to_bytes
 
-__all__ = ["exists", "interruptible", "read_newest", "write_newest"]
+__all__ = ["exists", "interruptible", "read_newest", "refuse_unusable", "write_newest"]
 
 FORMAT = 3
 
@@ -31,6 +36,18 @@ def exists(path: PathLike) -> bool:
     return Path(path).exists() or _previous(path).exists()
 
 
+def refuse_unusable(path: PathLike) -> None:
+    """Find out before the training that no checkpoint could be written, or kept as PATH.previous.
+
+    Raises:
+        OSError: why.
+
+    """
+    for place in (path, _previous(path)):
+        _file(place)
+        refuse_unwritable(place)
+
+
 def write_newest(path: PathLike, content: dict[str, Any]) -> None:
     """Write a checkpoint beside its place, keep the one before as PATH.previous, and rename.
 
@@ -38,13 +55,11 @@ def write_newest(path: PathLike, content: dict[str, Any]) -> None:
     in another way, both earlier ones stay as they are and a warning says so: a run that goes on
     loses less than one that ends, and the next checkpoint may have room.
     """
-    # In memory first: torch reports a full disk by half a dozen exceptions, the system by one.
-    buffer = io.BytesIO()
-    torch.save({"checkpoint": FORMAT, **content}, buffer)
+    data = to_bytes({"checkpoint": FORMAT, **content})
 
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:
-            file.write(buffer.getbuffer())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         _keep(path)
@@ -146,13 +161,26 @@ def _previous(path: PathLike) -> Path:
 
 def _keep(path: PathLike) -> None:
     """Give the newest checkpoint its second name, without taking away the first."""
-    place, previous = Path(path), _previous(path)
+    place, previous = _file(path), _file(_previous(path))
     if not place.exists():
         return
-    link = place.with_name(f".{previous.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        os.link(place, link)
-    except OSError:  # a file system without links
-        os.replace(place, previous)
-    else:
+    link = sibling(previous)
+    with removed_on_failure(link):
+        try:
+            os.link(place, link)
+        except OSError:  # a file system without links, or another one
+            shutil.copyfile(place, link)
         os.replace(link, previous)
+
+
+def _file(path: PathLike) -> Path:
+    """The file behind a path's links.
+
+    Raises:
+        OSError: it is none, but what keeps nothing.
+
+    """
+    place = target(path)
+    if isinstance(place, int) or not is_file(place):
+        raise OSError(f"{path}: is a device or a pipe, which keeps no checkpoint; name a file")
+    return place

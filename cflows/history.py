@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .storage import LoadError, write_beside
+from .atomic_write import write_whole
+from .storage import LoadError
 
 __all__ = ["History", "Record"]
 
@@ -102,7 +103,7 @@ class History:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the records as JSON lines."""
         text = "".join(json.dumps(asdict(record)) + "\n" for record in self.records)
-        write_beside(path, lambda beside: beside.write_text(text))
+        write_whole(path, text)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> History:

@@ -13,22 +13,23 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import io
 import json
 import numbers
 import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .atomic_write import write_whole
+
 if TYPE_CHECKING:
     from .flow import Flow
 
-__all__ = ["LoadError", "again", "load", "register", "save", "write_beside"]
+__all__ = ["LoadError", "again", "load", "register", "save"]
 
 FORMAT = 1
 OWN = ("cflows", "baselines")
@@ -93,6 +94,11 @@ def save(flow: nn.Module, path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written.
 
     """
+    write_whole(path, packed(flow))
+
+
+def packed(flow: nn.Module) -> memoryview:
+    """The bytes of the file that ``save`` writes; raises TypeError as it does."""
     configuration = json.dumps(_encode(flow))
     _check_rebuilds(flow, configuration)
     content = {
@@ -100,7 +106,17 @@ def save(flow: nn.Module, path: str | os.PathLike[str]) -> None:
         "configuration": configuration,
         "state": {name: value.detach() for name, value in flow.state_dict().items()},
     }
-    write_beside(path, lambda beside: torch.save(content, beside))
+    return to_bytes(content)
+
+
+def to_bytes(content: object) -> memoryview:
+    """What ``torch.save`` writes, in memory first.
+
+    torch reports a full disk by half a dozen exceptions, the system by one.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
 
 
 def configuration_of(module: nn.Module) -> str:
@@ -205,28 +221,6 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LoadError(f"{path} was not written by this package")
     return content
-
-
-def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a new file in the same folder and rename it into place when complete."""
-    place = Path(path)
-    if not place.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{place}: there is no such folder to write to")
-    beside = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    with _removed_on_failure(beside):
-        write(beside)
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, place)
-
-
-@contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
 
 
 def _tag(cls: type) -> str:

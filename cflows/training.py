@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 
 from . import distributed
 from .batches import Data, rows_for
-from .checkpoints import exists, interruptible
+from .checkpoints import exists, interruptible, refuse_unusable
 from .flow import Flow
 from .history import History
 from .loop import Callback, Run, TrainingError
@@ -139,6 +138,7 @@ def fit(
             a flow and an objective with nothing to train.
         TrainingError: the loss left the numbers, or more solves failed than may.
         LoadError: the checkpoint is damaged and there is none before it, or belongs to another run.
+        OSError: no checkpoint can be kept at that path.
         ProcessError: several processes cannot share this training, or another one has failed.
 
     Example:
@@ -163,8 +163,8 @@ def fit(
     chosen = schedule_named(schedule)
     if isinstance(chosen, Plateau) and validation is None:
         raise ValueError('schedule="plateau" needs validation rows')
-    if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
-        raise FileNotFoundError(f"{checkpoint}: there is no folder to write this checkpoint to")
+    if checkpoint is not None:
+        refuse_unusable(checkpoint)
     goal, place = _objective(objective, penalties), _device(device)
     if train is None and getattr(goal, "needs_data", True):
         raise ValueError(f"{type(goal).__name__} needs training rows, got None")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import re
 import traceback
@@ -27,7 +28,7 @@ from baselines.harness.data import Width
 from baselines.harness.data.dequantise import Pixels
 from baselines.harness.statistics import mean_and_error
 from cflows import Bijector, Flow, __version__, fit, load, whiten
-from cflows.storage import write_beside
+from cflows.atomic_write import write_whole
 
 __all__ = [
     "HELD",
@@ -207,9 +208,10 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
 
 def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
     """Give a cell a result of status ``"failed"``; return it."""
-    cell.folder(out).mkdir(parents=True, exist_ok=True)
     result = {"status": "failed", "error": " ".join(reason.split())}
-    _write_json(cell.folder(out) / RESULT, result)
+    with contextlib.suppress(OSError):  # a full disk: what has no result is done again
+        cell.folder(out).mkdir(parents=True, exist_ok=True)
+        _write_json(cell.folder(out) / RESULT, result)
     return result
 
 
@@ -278,7 +280,8 @@ def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dict[str, Any]:
     """Fail with an exception's text; the traceback stays beside the result."""
-    (cell.folder(out) / "traceback.txt").write_text(traceback.format_exc())
+    with contextlib.suppress(OSError):  # a full disk: the reason itself is what counts
+        (cell.folder(out) / "traceback.txt").write_text(traceback.format_exc())
     return fail(cell, out, f"{prefix}{type(error).__name__}: {error}")
 
 
@@ -305,10 +308,10 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
             log_prob.cpu().numpy(), test.double().cpu().numpy()
         )
         result["bits_per_dim"], result["bits_per_dim_2se"] = mean_and_error(bits)
-    _write_array(folder / "test_log_prob.npy", log_prob.cpu().numpy())
+    _write(folder / "test_log_prob.npy", lambda file: np.save(file, log_prob.cpu().numpy()))
     if train.shape[1] == 2:
         parts = likelihood.picture(flow, test)
-        write_beside(folder / "picture.npz", lambda beside: _savez(beside, parts))
+        _write(folder / "picture.npz", lambda file: np.savez_compressed(file, **parts))  # type: ignore[arg-type]
     _save(flow, folder)
     return result | scores | quality.evaluate(flow, test)
 
@@ -318,7 +321,7 @@ def _save(flow: Flow, folder: Path) -> None:
     try:
         flow.save(folder / "model.pt")
     except TypeError:
-        write_beside(folder / "state.pt", lambda beside: torch.save(flow.state_dict(), beside))
+        _write(folder / "state.pt", lambda file: torch.save(flow.state_dict(), file))
 
 
 def _built(cell: Cell, end: Bijector) -> Flow:
@@ -383,17 +386,11 @@ def _usual_steps(cell: Cell) -> int | None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    write_beside(path, lambda beside: beside.write_text(json.dumps(value, indent=1) + "\n"))
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
-def _write_array(path: Path, value: np.ndarray[Any, Any]) -> None:
-    def write(beside: Path) -> None:
-        with open(beside, "wb") as file:  # np.save would add a suffix to a name
-            np.save(file, value)
-
-    write_beside(path, write)
-
-
-def _savez(path: Path, parts: dict[str, np.ndarray[Any, Any]]) -> None:
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **parts)  # type: ignore[arg-type]
+def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write what numpy and torch save, in memory first: of a full disk they tell no reason."""
+    buffer = io.BytesIO()
+    save(buffer)
+    write_whole(path, buffer.getbuffer())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
+import errno
 import math
 import os
 import shlex
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import processes
+from . import processes, standard_streams
 
 __all__ = ["main"]
 
@@ -31,10 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status.
 
     0: done. 1: a cell failed, the report says which; or a computation, one line says why. 2: the
-    command was wrong, one line says how. 130: interrupted.
+    command was wrong, one line says how. 130: interrupted. 141: the reader of what is printed has
+    gone, as that of ``| head``.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    _replace_what_cannot_be_printed()
+    with standard_streams.prepared():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if processes.count() > 1 and options.run is not _fit:
         _fail("several processes are for cflows fit: start this command without torchrun")
@@ -51,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _fail(f"{error.name} is not installed: pip install 'cflows[bench]'")
     except (ValueError, OSError) as error:
-        if not _is_ours(error):
+        if standard_streams.failed(error) or not _is_ours(error):
             raise
-        _fail(" ".join(str(error).split()))
+        _fail(_said(error))
     except RuntimeError as error:
         if not _is_a_failed_computation(error):
             raise
@@ -124,7 +128,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     add("--context", nargs="+", metavar="COLUMN", default=[],
         help="columns that are given to the model and not modelled")  # fmt: skip
     _add_dequantise(command)
-    add("--out", required=True, type=Path, metavar="MODEL",
+    add("--out", required=True, type=_output, metavar="MODEL",
         help="the model's file; one that is there is replaced by the whole new one")  # fmt: skip
     add("--depth", type=int, metavar="N", help="default: the model's deepest in a comparison")
     add("--steps", type=int, metavar="N",
@@ -167,6 +171,15 @@ def _setting(text: str) -> tuple[str, str | int]:
     return f"slurm_{name}", int(value) if value.isdigit() else value
 
 
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", required=True, type=_output, metavar="FILE",
+        help=".csv or .npy; - for standard output, as .csv")  # fmt: skip
+
+
+def _output(text: str) -> Path:
+    return Path("/dev/stdout" if text == "-" else text)
+
+
 def _add_score_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("model", metavar="MODEL", type=Path)
@@ -174,7 +187,7 @@ def _add_score_options(command: argparse.ArgumentParser) -> None:
         help=".csv, its columns found by name, or .npy, .npz")  # fmt: skip
     add("--context", type=Path, metavar="FILE", help="the context of a conditional model, a row "
         "for each row of --data or one for all, where --data does not hold it")  # fmt: skip
-    add("--out", required=True, type=Path, metavar="FILE", help=".csv or .npy")
+    _add_out(command)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
@@ -184,7 +197,7 @@ def _add_sample_options(command: argparse.ArgumentParser) -> None:
     add("-n", type=int, required=True, metavar="N",
         help="how many rows, or how many for each row of --context")  # fmt: skip
     add("--context", type=Path, metavar="FILE", help="the context of a conditional model")
-    add("--out", required=True, type=Path, metavar="FILE", help=".csv or .npy")
+    _add_out(command)
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
@@ -324,9 +337,15 @@ def _report(options: argparse.Namespace, command: str) -> int:
     if options.other is not None:
         print(versus.text(options.directory, options.other))
         return 0
-    page = report.write(options.directory)
     print(report.summary(options.directory))
-    print(f"\nthe report, with pictures: {page}")
+    try:
+        page = report.write(options.directory)
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno != errno.EROFS:
+            raise
+        print(f"cflows: {_said(error)}; nothing is written", file=sys.stderr)
+    else:
+        print(f"\nthe report, with pictures: {page}")
     return 0
 
 
@@ -374,13 +393,6 @@ def _what_is_left(options: argparse.Namespace, command: str) -> str:
     return f"nothing is lost: the same command goes on where it stopped:\n  {command}"
 
 
-def _replace_what_cannot_be_printed() -> None:
-    """Let a character that the encoding lacks, such as ±, become a question mark."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
 def _processors() -> int:
     """Processors that this process may use."""
     try:
@@ -406,6 +418,13 @@ def _is_a_failed_computation(error: Exception) -> bool:
     from cflows import ProcessError, SolverError, TrainingError
 
     return isinstance(error, InversionError | ProcessError | SolverError | TrainingError)
+
+
+def _said(error: Exception) -> str:
+    """An error as one line, that of the system with the file first."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from cflows import Bijector, Flow, choose, standardise, whiten
-from cflows.storage import write_beside
+from cflows.atomic_write import write_whole
 
 __all__ = ["MAPS", "PREPROCESS", "fitted"]
 
@@ -64,5 +64,5 @@ def fitted(
     )  # fmt: skip
     took = time.perf_counter() - started
     found = {"map": choice.name, "seconds": took, "validation": choice.scores}
-    write_beside(place, lambda beside: beside.write_text(json.dumps(found) + "\n"))
+    write_whole(place, json.dumps(found) + "\n")
     return choice.name, choice.map, took

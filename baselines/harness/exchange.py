@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +17,18 @@ from baselines.harness import data
 from baselines.harness.data import DataError
 from baselines.harness.data.rows import numbered
 from cflows import Flow, TableFlow
+from cflows.atomic_write import STDOUT, WriteOnly, is_file, target, write_beside
 from cflows.flow import dtype_of
-from cflows.storage import write_beside
 
-__all__ = ["all_columns", "columns", "context_columns", "read", "refuse_suffix", "write"]
+__all__ = [
+    "all_columns",
+    "beside_the_rows",
+    "columns",
+    "context_columns",
+    "read",
+    "refuse_suffix",
+    "write",
+]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -93,12 +103,18 @@ def refuse_suffix(out: Path) -> None:
     """Find out before the work that its result could not be written under this name.
 
     Raises:
-        DataError: the suffix is neither .csv nor .npy.
+        DataError: a file whose suffix is neither .csv nor .npy; what is no file, such as a pipe,
+            takes text under any name.
 
     """
-    if out.suffix.lower() not in (".csv", ".npy"):
+    if out.suffix.lower() not in (".csv", ".npy") and is_file(out):
         raise DataError(f"{out}: cannot write a file with suffix {out.suffix!r}; "
                         "name it .csv or .npy")  # fmt: skip
+
+
+def beside_the_rows(out: Path) -> TextIO:
+    """Where to say what was written: standard output, unless the rows go there."""
+    return sys.stderr if target(out) == STDOUT else sys.stdout
 
 
 def write(out: Path, rows: Tensor, columns: tuple[str, ...]) -> None:
@@ -110,12 +126,18 @@ def write(out: Path, rows: Tensor, columns: tuple[str, ...]) -> None:
     header = io.StringIO()
     csv.writer(header, lineterminator="").writerow(columns)
 
-    def save(beside: Path) -> None:
-        with open(beside, "wb") as file:
-            if out.suffix.lower() == ".npy":
-                np.save(file, values)
-            else:
-                np.savetxt(file, values, digits, delimiter=",", header=header.getvalue(),
-                           comments="", encoding="utf-8")  # fmt: skip
+    def save(file: BinaryIO) -> None:
+        if out.suffix.lower() == ".npy":
+            np.save(WriteOnly(file), values)
+        else:
+            np.savetxt(file, values, digits, delimiter=",", header=header.getvalue(),
+                       comments="", encoding="utf-8")  # fmt: skip
 
-    write_beside(out, save)
+    def save_beside(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            save(file)
+
+    if target(out) == STDOUT:
+        save(sys.stdout.buffer)
+    else:
+        write_beside(out, save_beside)

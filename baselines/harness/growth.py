@@ -21,7 +21,7 @@ from baselines.autoregressive import Autoregressive
 from baselines.harness import calls, models
 from baselines.harness.calls import Limits
 from cflows import Flow
-from cflows.storage import write_beside
+from cflows.atomic_write import write_whole
 
 __all__ = ["LEAST_SIZE", "SWEEPS", "by_rows", "kept_or_made", "slope", "sweep", "ways"]
 
@@ -120,7 +120,7 @@ def kept_or_made(
             return records
     records = make()
     found = {"key": dict(key), "records": records}
-    write_beside(place, lambda beside: beside.write_text(json.dumps(found, indent=1) + "\n"))
+    write_whole(place, json.dumps(found, indent=1) + "\n")
     return records
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from baselines.harness.growth_tables import growth_table, rows_table, steps_tabl
 from baselines.harness.pages import Block
 from baselines.harness.reading import COLUMNS, ReportError, Results, load, one_line
 from baselines.harness.tables import Table
+from cflows.atomic_write import write_whole
 
 __all__ = ["COLUMNS", "ReportError", "rows", "summary", "write"]
 
@@ -67,22 +67,22 @@ def write(directory: Path) -> Path:
     for stem, caption, png, svg in gallery.pictures(results):
         pictures[stem] = png
         blocks.append(Block("picture", caption, stem))
-        _replace(results.directory / f"{stem}.png", png)
-        _replace(results.directory / f"{stem}.svg", svg)
+        write_whole(results.directory / f"{stem}.png", png)
+        write_whole(results.directory / f"{stem}.svg", svg)
     if not pictures:
         reason = (
             "no cell has what one shows" if gallery.has_matplotlib() else "they need matplotlib"
         )
         blocks.append(Block("p", f"None: {reason}."))
     blocks += _run_blocks(results)
-    _replace(results.directory / "results.csv", _csv(results.rows).encode())
+    write_whole(results.directory / "results.csv", _csv(results.rows))
     for name, lines in _measurements(results):
         columns = tuple(dict.fromkeys(column for line in lines for column in line))
-        _replace(results.directory / name, _csv(lines, columns).encode())
-    _replace(results.directory / "report.md", pages.markdown(blocks).encode())
-    _replace(results.directory / "report.tex", latex.document(blocks).encode())
+        write_whole(results.directory / name, _csv(lines, columns))
+    write_whole(results.directory / "report.md", pages.markdown(blocks))
+    write_whole(results.directory / "report.tex", latex.document(blocks))
     path = results.directory / "report.html"
-    _replace(path, pages.page(blocks, pictures).encode())
+    write_whole(path, pages.page(blocks, pictures))
     return path
 
 
@@ -173,16 +173,6 @@ def _run_blocks(results: Results) -> Iterator[Block | Table]:
 
 
 # --- the files -----------------------------------------------------------------------------------
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside and rename: a reader sees the old file or the new one, never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _measurements(results: Results) -> Iterator[tuple[str, list[Row]]]:

@@ -27,7 +27,7 @@ from baselines.harness.data import Width
 from baselines.harness.plans import Plan, Sets, model_names, plan_cells, work
 from baselines.harness.pool import Killed, side_by_side
 from baselines.harness.progress import Progress, line, say
-from cflows.storage import write_beside
+from cflows.atomic_write import write_whole
 
 __all__ = ["Plan", "execute", "plan_cells"]
 
@@ -255,7 +255,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
         },
     }
     text = json.dumps(manifest, indent=1) + "\n"
-    write_beside(path, lambda beside: beside.write_text(text))
+    write_whole(path, text)
     return path.stat().st_mtime
 
 

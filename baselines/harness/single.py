@@ -7,6 +7,7 @@ written is written beside its place and renamed: it is there whole, or as it was
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -28,6 +29,7 @@ from baselines.harness.data.rows import SPLITS
 from baselines.harness.data.streams import Stream
 from baselines.harness.exchange import (
     all_columns,
+    beside_the_rows,
     columns,
     context_columns,
     read,
@@ -40,6 +42,7 @@ from cflows import (
     Flow,
     LoadError,
     TableFlow,
+    TrainingError,
     behind,
     choose,
     fit,
@@ -48,9 +51,11 @@ from cflows import (
     standardise,
     whiten,
 )
+from cflows.atomic_write import STDOUT, refuse_unwritable, target
+from cflows.checkpoints import exists, refuse_unusable
 from cflows.distributed import leads
 from cflows.flow import dtype_of
-from cflows.storage import again
+from cflows.storage import again, packed
 
 __all__ = ["PREPROCESS", "Task", "sample", "score", "train"]
 
@@ -112,10 +117,13 @@ def train(task: Task) -> None:
     """
     settings = models.find(task.model)
     _refuse_unwritable(task.out, task.data)
+    if target(task.out) == STDOUT:
+        raise OSError(f"{task.out}: a model is no text to be printed; name a file")
     if task.checkpoint is not None:
         _refuse_unwritable(task.checkpoint, task.data, task.out)
-        if task.checkpoint.absolute() == task.out.absolute():
+        if target(task.checkpoint) == target(task.out):
             raise FileExistsError(f"{task.out}: cannot be the checkpoint too; name another file")
+        refuse_unusable(task.checkpoint)
     rows = open_rows(task.data, context=task.context, dequantise=task.dequantise)
     depth = max(settings.depths) if task.depth is None else task.depth
     steps = task.steps
@@ -136,9 +144,8 @@ def train(task: Task) -> None:
 
     # A model that cannot be built, or kept, says so before the first map is tried.
     core = build(None)
-    if settings.text:
-        _refuse_unregistered(core, task.model)
     if leads():
+        _refuse_unkeepable(core, task)
         for note in rows.rows.notes:
             print(f"cflows: {note}", file=sys.stderr)
         if isinstance(rows.rows, Dataset) and rows.rows.note:
@@ -160,7 +167,7 @@ def train(task: Task) -> None:
     flow = _named(flow, rows).to(task.device)
     if not leads():
         return
-    flow.save(task.out)
+    _keep(flow, task)
     print(
         f"{settings.label}, {settings.counted(depth)}, {name}: {history.steps} steps in "
         f"{history.seconds:.1f} s, ended by {history.stopped}; the state of step "
@@ -206,7 +213,7 @@ def score(
             raise DataError(f"{context}: has {len(seen)} rows for the {len(x)} of {source}; give "
                             "as many, or one for all")  # fmt: skip
     write(out, log_likelihood(flow, x, seen)[:, None], ("log_prob",))
-    print(f"log-densities of {len(x):,} rows: {out}")
+    print(f"log-densities of {len(x):,} rows: {out}", file=beside_the_rows(out))
 
 
 def sample(
@@ -253,7 +260,7 @@ def sample(
         raise DataError(f"{lost} of {len(x)} samples are not finite, so none is written: train "
                         f"{model} anew, with more rows or fewer layers")  # fmt: skip
     write(out, x if seen is None else torch.cat([x, seen], 1), all_columns(flow))
-    print(f"{len(x):,} samples of {listed(columns(flow), 20)}: {out}")
+    print(f"{len(x):,} samples of {listed(columns(flow), 20)}: {out}", file=beside_the_rows(out))
 
 
 def _drawn(flow: Flow, n: int, context: Tensor | None, seed: int, device: str) -> Tensor:
@@ -276,30 +283,61 @@ def _refuse_unwritable(out: Path, *inputs: str | Path) -> None:
         OSError: which, and why.
 
     """
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{out}: there is no such folder to write to")
-    if out.is_dir():
-        raise IsADirectoryError(f"{out}: is a directory; name a file")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{out}: this folder may not be written to")
+    refuse_unwritable(out)
+    if target(out) == STDOUT and sys.__stdout__ is None:
+        raise OSError(f"{out}: standard output is closed; name a file")
     for path in inputs:
-        if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
+        if out.is_file() and os.path.exists(path) and os.path.samefile(path, out):
             raise FileExistsError(f"{out}: would overwrite what is read; name another file")
 
 
-def _refuse_unregistered(core: Flow, name: str) -> None:
-    """Find out before the training that a file could not hold a model of the user's own.
+def _refuse_unkeepable(core: Flow, task: Task) -> None:
+    """Find out before the training that its model could not be kept.
 
     Raises:
         ModelError: a part of it is of a class that was not registered.
+        OSError: there is no room for it, here or in the temporary folder.
 
     """
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        size = len(packed(core))
+    except TypeError as error:
+        raise models.ModelError(f"{task.model} cannot be saved: {error}") from error
+    try:
+        refuse_unwritable(task.out, size)
+    except OSError as error:
+        reason = f"{task.out}: {_reason(error, task.out)}; the model takes about {size:,} bytes"
         try:
-            core.save(Path(folder) / "model")
-        except TypeError as error:
-            raise models.ModelError(f"{name} cannot be saved: {error}") from error
+            refuse_unwritable(Path(tempfile.gettempdir()) / "model", size)
+        except OSError:
+            raise OSError(reason) from error
+        print(f"cflows: {reason}: make room before the training ends, or it will be kept in "
+              f"{tempfile.gettempdir()}", file=sys.stderr)  # fmt: skip
+
+
+def _keep(flow: Flow, task: Task) -> None:
+    """Save a trained model; where that fails, in the temporary folder.
+
+    Raises:
+        TrainingError: it could not be saved under its name; says where it is kept.
+
+    """
+    try:
+        flow.save(task.out)
+    except OSError as error:
+        kept = f"its training is kept in {task.checkpoint}: the same command goes on from there"
+        if task.checkpoint is None or not exists(task.checkpoint):
+            kept = "the model could not be kept in the temporary folder either"
+        with contextlib.suppress(OSError):
+            place = Path(tempfile.mkdtemp(prefix="cflows-")) / "model.flow"
+            flow.save(place)
+            kept = f"the model was kept in {place}"
+        raise TrainingError(f"{task.out}: {_reason(error, task.out)}; {kept}") from error
+
+
+def _reason(error: OSError, out: Path) -> str:
+    """What went wrong, in words that do not name the file again."""
+    return error.strerror.lower() if error.strerror else str(error).removeprefix(f"{out}: ")
 
 
 def _core(task: Task, rows: Source, depth: int) -> Flow:
@@ -371,10 +409,10 @@ def _whitened(rows: Tensor | Stream) -> Bijector:
 def _print_scores(flow: Flow, rows: Source) -> None:
     print("log-likelihood of a row in nats, ± 2 standard errors:")
     for name in SPLITS:
-        few = rows.few(name, lambda n: math.ceil(n / SHOWN_ROWS))
+        x, context = rows.few(name, lambda n: math.ceil(n / SHOWN_ROWS))
         # A model of one's own may be in float64.
-        x, context = (part if part is None else part.to(dtype_of(flow)) for part in few)
-        assert x is not None
+        dtype = dtype_of(flow)
+        x, context = x.to(dtype), None if context is None else context.to(dtype)
         log_prob = log_likelihood(flow, x, context).double()
         error = 2 * float(log_prob.std()) / math.sqrt(len(log_prob))
         bits = _bits(rows, log_prob, x)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -150,11 +151,10 @@ def test_a_state_that_does_not_fit(saved):
 def test_a_failed_write_loses_nothing(saved, monkeypatch):
     before = saved.read_bytes()
 
-    def full(content, path):
-        path.write_bytes(b"half")
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         MAF(3).save(saved)
     assert saved.read_bytes() == before

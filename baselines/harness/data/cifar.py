@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cflows.storage import write_beside
+from cflows.atomic_write import write_beside
 
 from . import store
 from .archive import Archive

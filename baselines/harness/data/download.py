@@ -13,6 +13,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from cflows.atomic_write import blaming
+
 from .dataset import DataError
 
 __all__ = ["digest", "download", "refuse_checksum"]
@@ -124,13 +126,14 @@ def _receive(url: str, part: Path) -> bool:
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
         with part.open("ab" if start else "wb") as file, _bar(url, start, total) as bar:
-            _copy(answer, file, bar)
+            _copy(answer, file, bar, part)
     return total is None or _size(part) == total
 
 
-def _copy(answer: IO[bytes], file: IO[bytes], bar: Any) -> None:
+def _copy(answer: IO[bytes], file: IO[bytes], bar: Any, part: Path) -> None:
     while block := answer.read(CHUNK):
-        file.write(block)
+        with blaming(part):
+            file.write(block)
         bar.update(len(block))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cflows.storage import write_beside
+from cflows.atomic_write import write_beside
 
 from . import cifar, idx, store
 from .dataset import DataError

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from cflows.atomic_write import WriteOnly, blaming
+
 from .dataset import DataError, Dataset, Part
 from .download import digest
 from .statistics import moments
@@ -67,20 +69,21 @@ def save(data: Dataset, origin: str) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=place.parent))
     try:
-        splits = {name: _save_split(beside, name, getattr(data, name)) for name in SPLITS}
-        about = {
-            "format": FORMAT,
-            "name": data.name,
-            "columns": list(data.columns),
-            "source": data.source,
-            "licence": data.licence,
-            "kind": data.kind,
-            "subset": data.subset,
-            "origin": origin,
-            "checksum": data.checksum,
-            "splits": splits,
-        }
-        (beside / "manifest.json").write_text(json.dumps(about, indent=1) + "\n")
+        with blaming(place):
+            splits = {name: _save_split(beside, name, getattr(data, name)) for name in SPLITS}
+            about = {
+                "format": FORMAT,
+                "name": data.name,
+                "columns": list(data.columns),
+                "source": data.source,
+                "licence": data.licence,
+                "kind": data.kind,
+                "subset": data.subset,
+                "origin": origin,
+                "checksum": data.checksum,
+                "splits": splits,
+            }
+            (beside / "manifest.json").write_text(json.dumps(about, indent=1) + "\n")
         if place.exists():
             place.rename(beside / "earlier")
         beside.rename(place)
@@ -153,7 +156,8 @@ def verify(name: str) -> None:
 
 def _save_split(folder: Path, name: str, rows: Part) -> dict[str, Any]:
     path = folder / f"{name}.npy"
-    np.save(path, np.asarray(rows, np.float32))
+    with path.open("wb") as file:
+        np.save(WriteOnly(file), np.asarray(rows, np.float32))
     mean, std = moments(rows)
     return {
         "rows": len(rows),
