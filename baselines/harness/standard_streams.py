@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 __all__ = ["failed", "prepared"]
 
@@ -27,12 +27,29 @@ def prepared() -> Iterator[None]:
             output cannot be written for another reason, after one line.
 
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    with ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                setattr(sys, name, stack.enter_context(open(os.devnull, "w")))
+                stack.callback(setattr, sys, name, None)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        with _answered():
+            yield
+
+
+def failed(error: Exception) -> bool:
+    """Whether an error is that of a standard stream, or of a pipe that nobody reads any more.
+
+    That of a file names it.
+    """
+    full = isinstance(error, OSError) and error.errno in FULL and error.filename is None
+    return full or isinstance(error, BrokenPipeError)
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
@@ -50,15 +67,6 @@ def prepared() -> Iterator[None]:
         except OSError:  # what there was to say of it, a line has said
             _discard()
         raise
-
-
-def failed(error: Exception) -> bool:
-    """Whether an error is that of a standard stream, or of a pipe that nobody reads any more.
-
-    That of a file names it.
-    """
-    full = isinstance(error, OSError) and error.errno in FULL and error.filename is None
-    return full or isinstance(error, BrokenPipeError)
 
 
 def _discard() -> None:

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
+import disks
 import pytest
 import torch
 
@@ -258,3 +260,28 @@ def test_no_warning_without_a_reason(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(small(), tmp_path / "c.pt", steps=8)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_checkpoint_behind_a_link(other, tmp_path, whole):
+    """The link stays, also where it leads to another disk, and the one before is a copy."""
+    path, flow = tmp_path / "c.pt", small()
+    with disks.small(tmp_path / "far", 1024) if other else nullcontext(tmp_path / "far") as far:
+        far.mkdir(exist_ok=True)
+        path.symlink_to(far / "n.pt")
+        interrupted(path, at=27)
+        assert path.is_symlink()
+        assert [p.name for p in far.iterdir()] == ["n.pt"]
+        assert (step_of(path), step_of(f"{path}.previous")) == (24, 20)
+        agree(flow, train(flow, path), whole)
+
+
+def test_what_keeps_no_checkpoint_is_refused_before_the_training(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "c.pt.previous").mkdir()
+    long = "c" * 250
+    for name, words in (("pipe", "keeps no checkpoint"), ("c.pt", "previous: is a directory"),
+                        (long, f"{long}.previous"), ("none/c.pt", "no such folder")):  # fmt: skip
+        with pytest.raises(OSError, match=words):
+            train(small(), tmp_path / name, Interrupting(1, fail))
+    assert len(list(tmp_path.iterdir())) == 2
