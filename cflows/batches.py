@@ -13,9 +13,18 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .arrays import Array, as_numbers, as_tensor
 from .flow import Flow, dtype_of
-from .objectives import Batch
+from .identity import settings_of
+from .objectives import WeightedBatch
 
-__all__ = ["Data", "RowSource", "Rows", "drop_pages", "read_scattered", "rows_for"]
+__all__ = [
+    "Data",
+    "RowSource",
+    "Rows",
+    "drop_pages",
+    "read_scattered",
+    "rows_for",
+    "weights_for",
+]
 
 FINGERPRINTED = 1000
 AT_ONCE = 128  # rows between two releases of pages
@@ -56,11 +65,20 @@ class Rows:
         x: (N, D), a tensor, a memory-mapped array or a row source.
         context: (N, C), likewise, or None.
         like: a tensor of the dtype and on the device that batches shall have.
+        weights: (N,) of mean one, or None; kept in memory and on the device.
 
     """
 
-    def __init__(self, name: str, x: Part, context: Part | None, like: Tensor) -> None:
+    def __init__(
+        self,
+        name: str,
+        x: Part,
+        context: Part | None,
+        like: Tensor,
+        weights: Tensor | None = None,
+    ) -> None:
         self.name, self.x, self.context, self.like = name, x, context, like
+        self.weights = None if weights is None else weights.to(like)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -70,7 +88,7 @@ class Rows:
         """Whether a part of them stays on the disk."""
         return not (isinstance(self.x, Tensor) and isinstance(self.context, Tensor | None))
 
-    def take(self, chosen: Tensor) -> Batch:
+    def take(self, chosen: Tensor) -> WeightedBatch:
         """The rows of these indices, an int64 tensor on the CPU or on the device.
 
         Raises:
@@ -78,9 +96,14 @@ class Rows:
 
         """
         x, context = self._parts()
-        return self._gather(*x, chosen), None if context is None else self._gather(*context, chosen)
+        weights = self.weights
+        return (
+            self._gather(*x, chosen),
+            None if context is None else self._gather(*context, chosen),
+            None if weights is None else weights[chosen.to(weights.device)],
+        )
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[WeightedBatch]:
         """All rows in their order, ``size`` at a time."""
         for first in range(0, len(self), size):
             x, context = (
@@ -88,7 +111,8 @@ class Rows:
                 for part in self._parts()
             )
             assert x is not None
-            yield x, context
+            weights = None if self.weights is None else self.weights[first : first + size]
+            yield x, context, weights
 
     def order(self, seed: int) -> Tensor:
         """All indices, shuffled by a generator of their own: the same on every device."""
@@ -101,7 +125,8 @@ class Rows:
     def fingerprint(self) -> list[Any]:
         """Shapes and sums, by which a checkpoint tells these rows from others.
 
-        Streamed rows are summed over a thousand of them, evenly spaced.
+        Streamed rows are summed over a thousand of them, evenly spaced. Weights are told by a
+        digest: their sum is the same for all.
         """
         found: list[Any] = []
         for part in self._parts():
@@ -114,7 +139,7 @@ class Rows:
                 values = torch.from_numpy(np.array(values[::stride], dtype=np.float64))
                 drop_pages(part[1])
             found.append([*part[1].shape, float(values.double().sum())])
-        return found
+        return found if self.weights is None else [*found, settings_of("", self.weights)[""]]
 
     def _parts(self) -> tuple[tuple[str, Part], tuple[str, Part] | None]:
         second = None if self.context is None else (f"{self.name}'s context", self.context)
@@ -136,7 +161,7 @@ class Rows:
         return _finite(name, values, torch.arange(first, first + len(values)))
 
 
-def rows_for(flow: Flow, data: Data, name: str) -> Rows:
+def rows_for(flow: Flow, data: Data, name: str, weights: Any = None) -> Rows:
     """A user's rows for a flow: in its dtype and on its device where they fit in memory; checked.
 
     Args:
@@ -144,11 +169,12 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
         data: rows (N, D), a pair of rows and context (N, C), or a map-style Dataset of one of
             these. Tensors and arrays; a memory-mapped array or a ``RowSource`` is streamed.
         name: what messages call them.
+        weights: as ``weights_for`` takes them, or None.
 
     Raises:
         TypeError: something else was given, or what is given holds no real numbers.
-        ValueError: a shape does not fit, a row has NaN or infinite values, or the rows carry a
-            graph.
+        ValueError: a shape does not fit, a row has NaN or infinite values, the rows carry a graph,
+            or the weights cannot be used.
 
     """
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
@@ -179,7 +205,40 @@ def rows_for(flow: Flow, data: Data, name: str) -> Rows:
     for part, values in zip(names, (x, context), strict=True):
         if isinstance(values, Tensor):
             _finite(part, values, None)
-    return Rows(name, x, context, like)
+    seen = None if weights is None else weights_for(weights, len(x), f"{name}'s weights")
+    return Rows(name, x, context, like, seen)
+
+
+def weights_for(weights: Any, count: int, name: str = "weights") -> Tensor:
+    """A weight for each row, scaled to a mean of one, in double precision: (N,) -> (N,).
+
+    Equal weights become ones, exactly.
+
+    Args:
+        weights: (N,), a tensor, an array, or what numpy makes one of, such as a column of a table.
+        count: N.
+        name: what messages call them.
+
+    Raises:
+        TypeError: they are not real numbers.
+        ValueError: another shape, a weight that is negative or not finite, or none above zero.
+
+    """
+    given = weights if isinstance(weights, Tensor) else np.asarray(weights)
+    values = as_tensor(name, given).double()
+    if values.shape != (count,):
+        raise ValueError(
+            f"{name} must have shape ({count},), one for each row, got {tuple(values.shape)}"
+        )
+    if len(bad := (~(values.isfinite() & (values >= 0))).nonzero()):
+        row = int(bad[0])
+        raise ValueError(
+            f"{name} must be finite and not negative, got {float(values[row]):g} in row {row}"
+        )
+    if not bool((values > 0).any()):
+        raise ValueError(f"{name} are all zero: give at least one row a positive weight")
+    values = values / values.max()
+    return values / values.mean()
 
 
 def _placed(name: str, part: Part | None, like: Tensor) -> Part | None:

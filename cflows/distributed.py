@@ -180,7 +180,7 @@ def check_alike(settings: Callable[[], Any]) -> None:
 
 
 def shared_loss(objective: nn.Module, flow: Any, normed: bool) -> Callable[..., Tensor]:
-    """``(x, context) -> loss`` whose backward pass leaves the whole batch's gradient.
+    """``(x, context, weights) -> loss`` whose backward pass leaves the whole batch's gradient.
 
     Several processes start from the first one's parameters and buffers.
 
@@ -262,8 +262,9 @@ class _Joint(nn.Module):
         super().__init__()
         self.objective, self.flow = objective, flow
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        loss: Tensor = self.objective(self.flow, (x, context))
+    def forward(self, x: Tensor, context: Tensor | None, weights: Tensor | None = None) -> Tensor:
+        weighing = {} if weights is None else {"weights": weights}
+        loss: Tensor = self.objective(self.flow, (x, context), **weighing)
         return loss
 
 

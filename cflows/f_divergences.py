@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .kl import AnyBatch, LogDensity, Objective, draw, score
+from .kl import AnyBatch, LogDensity, Objective, draw, score, weighted_mean
 
 __all__ = ["AlphaDivergence", "ChiSquare", "FDivergence", "JensenShannon"]
 
@@ -91,10 +91,17 @@ class FDivergence(Objective):
         """f*(f'(e^u))."""
         raise TypeError(f"{type(self).__name__} must define conjugate")
 
-    def forward(self, flow: Any, batch: AnyBatch = (None, None)) -> Tensor:
-        """D_f(p || q) in nats, or the critic's lower bound of it."""
+    def forward(
+        self, flow: Any, batch: AnyBatch = (None, None), weights: Tensor | None = None
+    ) -> Tensor:
+        """D_f(p || q) in nats, or the critic's lower bound of it, rows by their weights.
+
+        With a context the draws, one for each row's, count by that row's weight too.
+        """
         rows, context = batch
         if self.critic is None:
+            if weights is not None:
+                raise ValueError(f"{self.name} with a density weighs no rows: leave weights out")
             assert self.log_density is not None
             x, log_q = draw(flow, self.rows, context)
             u = score(self.log_density, x, context) - log_q
@@ -104,7 +111,9 @@ class FDivergence(Objective):
         x = flow.rsample((len(rows),)) if context is None else flow.rsample((), context)
         # Both samples in one call, so that a batch-normalised critic cannot tell them by it.
         u = self._log_ratio(torch.cat([rows, x]), context)
-        return self.slope(u[: len(rows)]).mean() - self.conjugate(u[len(rows) :]).mean()
+        of_rows = weighted_mean(self.slope(u[: len(rows)]), weights)
+        drawn = self.conjugate(u[len(rows) :])
+        return of_rows - weighted_mean(drawn, None if context is None else weights)
 
     def _self_normalised(self, u: Tensor, context: Tensor | None) -> Tensor:
         if context is not None:

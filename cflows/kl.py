@@ -20,7 +20,17 @@ from torch.func import functional_call
 
 from .modes import in_mode
 
-__all__ = ["AnyBatch", "Batch", "ForwardKL", "LogDensity", "Objective", "ReverseKL", "draw"]
+__all__ = [
+    "AnyBatch",
+    "Batch",
+    "ForwardKL",
+    "LogDensity",
+    "Objective",
+    "ReverseKL",
+    "WeightedBatch",
+    "draw",
+    "weighted_mean",
+]
 
 Batch = tuple[Tensor, Tensor | None]
 """Rows x (N, D), and context (N, C) or None."""
@@ -28,12 +38,19 @@ Batch = tuple[Tensor, Tensor | None]
 AnyBatch = tuple[Tensor | None, Tensor | None]
 """The same where rows may be missing, for objectives that need no data."""
 
+WeightedBatch = tuple[Tensor, Tensor | None, Tensor | None]
+"""Rows x (N, D), context (N, C) or None, and weights (N,) of mean one or None."""
+
 LogDensity = Callable[..., Tensor]
 """x (*B, D) -> (*B,), differentiable; with a context it is called with (x, context)."""
 
 
 class Objective(nn.Module):
     """A loss to minimise: ``forward(flow, batch)`` gives a scalar.
+
+    One that can weigh rows has a further argument, ``forward(flow, batch, weights=None)``: weights
+    (N,) whose mean over all training rows is one, so that Σ_i w_i loss_i / N over a batch of N is
+    unbiased. ``fit`` gives it where it was given weights, and refuses these where it is not there.
 
     Attributes:
         needs_data: whether the batch must hold rows; if not, its x may be None.
@@ -70,20 +87,20 @@ class ForwardKL(Objective):
         super().__init__()
         self.penalties = dict(penalties or {})
 
-    def forward(self, flow: Any, batch: Batch) -> Tensor:
-        """-mean log p(x | context), and the penalties."""
+    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """-mean log p(x | context), and the penalties, each row by its weight."""
         if not self.penalties:
             log_prob: Tensor = flow(*batch)
-            return -log_prob.mean()
+            return -weighted_mean(log_prob, weights)
         log_prob, found = flow.log_prob_and_penalties(*batch)
         if missing := self.penalties.keys() - found.keys():
             raise ValueError(
                 f"the flow integrates {sorted(found) or 'no penalty'}, not {sorted(missing)}: "
                 "build it with penalties=(...)"
             )
-        loss: Tensor = -log_prob.mean()
+        loss: Tensor = -weighted_mean(log_prob, weights)
         for name, weight in self.penalties.items():
-            loss = loss + weight * found[name].mean()
+            loss = loss + weight * weighted_mean(found[name], weights)
         return loss
 
 
@@ -152,6 +169,11 @@ class ReverseKL(Objective):
         else:
             x, log_q = draw(flow, self.rows, context)
         return (log_q - score(self.log_density, x, context)).mean()
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Σ_i w_i v_i / N of values (N,): their mean without weights (N,), and with equal ones."""
+    return values.mean() if weights is None else (values * weights).mean()
 
 
 def draw(flow: Any, samples: int | None, context: Tensor | None) -> tuple[Tensor, Tensor]:

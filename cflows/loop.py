@@ -20,7 +20,7 @@ from .checkpoints import read_newest, write_newest
 from .flow import Flow, dtype_of, log_likelihood
 from .history import History, Record
 from .identity import settings_of, unmoved
-from .objectives import Batch
+from .objectives import WeightedBatch
 from .refresh import has_norms, own_batches, preserved, refresh, start_act_norms
 from .schedules import Schedule
 from .solvers import SolverError
@@ -222,7 +222,7 @@ class Run:
         self.step += 1
         self.evaluations += self.flow.evaluations - before
 
-    def _update(self, batch: Batch) -> Tensor:
+    def _update(self, batch: WeightedBatch) -> Tensor:
         """One optimiser step; the loss stays on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
@@ -242,13 +242,13 @@ class Run:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.averaged], 1 - keep)
         return distributed.mean(loss.detach())
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: WeightedBatch) -> Tensor:
         """The loss of this process's rows; a solve that fails in one process fails in all."""
         # Batch norms wait for one another within the pass, where no process may turn back.
         with distributed.together(not self.normed), distributed.whole_batches(self.normed):
             return self.loss(*batch)
 
-    def _batch(self, whole: bool = False) -> Batch:
+    def _batch(self, whole: bool = False) -> WeightedBatch:
         """This process's rows of this step: a function of the seed and the step, to resume by.
 
         Args:
@@ -258,7 +258,8 @@ class Run:
         share: Callable[[Tensor], Tensor] = Tensor.detach if whole else distributed.share
         if self.rows is None:
             like = torch.zeros((), dtype=dtype_of(self.flow), device=self.device)
-            return share(like.expand(cast(int, self.objective.rows), self.flow.features)), None
+            zeros = like.expand(cast(int, self.objective.rows), self.flow.features)
+            return share(zeros), None, None
         epoch, position = divmod(self.step, len(self.rows) // self.batch_size)
         if position == 0 or not hasattr(self, "order"):
             self.order = self.rows.order(hash((self.seed, epoch)) % 2**63)
@@ -334,7 +335,10 @@ class Run:
                     parameter.copy_(value)
 
     def _score(self) -> float | None:
-        """Mean validation log-likelihood; -inf where it cannot be computed, None without rows."""
+        """Mean validation log-likelihood, rows by their weights; None without rows.
+
+        -inf where it cannot be computed.
+        """
         try:
             if self.rows is not None:
                 refresh(self.flow, self.rows)
@@ -342,8 +346,11 @@ class Run:
                 return None
             with distributed.together():
                 found = torch.zeros((), dtype=torch.float64, device=self.device)
-                for part in own_batches(self.held_out, SCORED):
-                    found += log_likelihood(self.flow, *part).double().sum()
+                for x, context, weights in own_batches(self.held_out, SCORED):
+                    log_prob = log_likelihood(self.flow, x, context).double()
+                    if weights is not None:
+                        log_prob = torch.where(weights > 0, weights * log_prob, 0.0)
+                    found += log_prob.sum()
         except SolverError:
             return None if self.held_out is None else -math.inf
         score = float(distributed.total(found)) / len(self.held_out)

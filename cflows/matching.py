@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .bijector import Bijector, Chain
 from .continuous import ODEBijector
-from .kl import Batch, Objective
+from .kl import Batch, Objective, weighted_mean
 
 __all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]
 
@@ -41,7 +41,8 @@ class FlowMatching(Objective):
     "Improving and generalizing flow-based generative models with minibatch optimal transport",
     section 3.4; Pooladian et al. 2023): straighter paths and a calmer loss for an assignment of
     cost O(N³) on the CPU, by SciPy. With a context it is refused: the pairing would make x₀ depend
-    on c, and the flow starts from a base that does not.
+    on c, and the flow starts from a base that does not. So it is with weights, which make the rows
+    another measure than the draws that they are paired with.
 
     **Then maximum likelihood.** Matching is a warm start: a second ``fit`` goes on from it and
     returns what matching reached wherever its own best state is no better on the validation rows.
@@ -78,8 +79,13 @@ class FlowMatching(Objective):
         self.coupling = coupling
         self.additive = coupling == "independent"  # a pairing is of the whole batch
 
-    def forward(self, flow: Any, batch: Batch) -> Tensor:
-        """The mean squared error of the velocity, summed over columns."""
+    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """The mean squared error of the velocity, summed over columns, each row by its weight."""
+        if weights is not None and self.coupling == "optimal":
+            raise ValueError(
+                'coupling="optimal" pairs each row with one draw, whatever its weight: use '
+                'coupling="independent" with weights'
+            )
         before, block, behind = split_at_block(flow)
         x, context = flow.bijector.broadcast(*batch)
         with torch.no_grad():
@@ -93,7 +99,7 @@ class FlowMatching(Objective):
         s = (s + torch.arange(len(end), dtype=end.dtype, device=end.device)) / len(end)
         place = torch.lerp(start, end, s.unsqueeze(-1))
         velocity = _velocity(block, s, place, context if block.context_features else None)
-        return (velocity - (end - start)).square().sum(-1).mean()
+        return weighted_mean((velocity - (end - start)).square().sum(-1), weights)
 
     @staticmethod
     def _pairing(start: Tensor, end: Tensor, context: Tensor | None) -> Tensor:

@@ -2,6 +2,9 @@ r"""Integral probability metrics: distances of two samples, where no density is 
 
 A flow that is only sampled from can be trained by them. Each batch brings N rows, and the flow
 draws N. With a context the joint samples (x, c) are compared, the same c on both sides.
+
+Weights of the rows make these a weighted sample; with a context the draws, one for each row's, have
+the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class MMD(Objective):
     Args:
         widths: the σ, in the data's units; None for the median heuristic: ``factors`` times the
             median distance between the rows of the batch (section 8 there, of the rows alone so
-            that the kernel does not follow the flow).
+            that the kernel does not follow the flow, each counted once whatever its weight).
         factors: of the median.
 
     Raises:
@@ -60,7 +63,7 @@ class MMD(Objective):
         self.widths = None if widths is None else tuple(widths)
         self.factors = tuple(factors)
 
-    def forward(self, flow: Any, batch: Batch) -> Tensor:
+    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """The unbiased estimate of MMD² from N rows and N draws, N at least 2."""
         drawn, rows = _samples(flow, batch)
         widths: Sequence[float] | Tensor
@@ -68,7 +71,9 @@ class MMD(Objective):
             widths = median_distance(rows) * rows.new_tensor(self.factors)
         else:
             widths = self.widths
-        return mmd(drawn, rows, widths, paired=batch[1] is not None)
+        paired = batch[1] is not None
+        of_draws = weights if paired else None
+        return mmd(drawn, rows, widths, paired=paired, x_weights=of_draws, y_weights=weights)
 
 
 class SlicedWasserstein(Objective):
@@ -108,17 +113,29 @@ class SlicedWasserstein(Objective):
             )
         self.projections, self.order = projections, order
 
-    def forward(self, flow: Any, batch: Batch) -> Tensor:
-        """SW_p^p between N rows and N draws."""
+    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """SW_p^p between N rows and N draws; a batch counts by the mean of its weights."""
         drawn, rows = _samples(flow, batch)
         directions = torch.randn(
             self.projections, rows.shape[1], dtype=rows.dtype, device=rows.device
         )
         directions = directions / directions.norm(dim=1, keepdim=True)
-        return sliced_wasserstein(drawn, rows, directions, self.order)
+        if weights is None:
+            return sliced_wasserstein(drawn, rows, directions, self.order)
+        of_draws = torch.ones_like(weights) if batch[1] is None else weights
+        found = weighted_sliced_wasserstein(drawn, rows, of_draws, weights, directions, self.order)
+        return weights.mean() * found
 
 
-def mmd(x: Tensor, y: Tensor, widths: Sequence[float] | Tensor, *, paired: bool = False) -> Tensor:
+def mmd(
+    x: Tensor,
+    y: Tensor,
+    widths: Sequence[float] | Tensor,
+    *,
+    paired: bool = False,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+) -> Tensor:
     """The unbiased estimate of MMD² between two samples (Gretton et al. 2012, equation 3).
 
     Args:
@@ -127,6 +144,9 @@ def mmd(x: Tensor, y: Tensor, widths: Sequence[float] | Tensor, *, paired: bool 
         widths: σ of the Gaussian kernels, whose mean is the kernel.
         paired: whether x_i and y_i depend on one another, with M = N: k(x_i, y_i) is then left out
             (equation 4).
+        x_weights: (M,), of mean one over what x was taken from; a pair of rows counts by the
+            product of its weights, over M (M - 1) as without them.
+        y_weights: (N,), likewise.
 
     Raises:
         ValueError: a sample has fewer than two rows.
@@ -145,10 +165,11 @@ def mmd(x: Tensor, y: Tensor, widths: Sequence[float] | Tensor, *, paired: bool 
     centre = y.mean(0).detach()
     x, y = x - centre, y - centre
     rates = 0.5 / torch.as_tensor(widths, dtype=x.dtype, device=x.device).square()
-    same = _mean_off_diagonal(x, x, rates) + _mean_off_diagonal(y, y, rates)
-    if paired:
-        return same - 2 * _mean_off_diagonal(x, y, rates)
-    return same - 2 * _kernel(x, y, rates).mean()
+    along_x, along_y = _kernel(x, x, rates), _kernel(y, y, rates)
+    across = _weighted(_kernel(x, y, rates), x_weights, y_weights)
+    same = _mean_off_diagonal(_weighted(along_x, x_weights, x_weights))
+    same = same + _mean_off_diagonal(_weighted(along_y, y_weights, y_weights))
+    return same - 2 * (_mean_off_diagonal(across) if paired else across.mean())
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor, order: float = 2.0) -> Tensor:
@@ -156,6 +177,46 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor, order: float = 
     along_x, along_y = (sample @ directions.mT for sample in (x, y))
     gap = along_x.sort(dim=0).values - along_y.sort(dim=0).values
     return (gap.square() if order == 2 else gap.abs().pow(order)).mean()
+
+
+def weighted_sliced_wasserstein(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor,
+    y_weights: Tensor,
+    directions: Tensor,
+    order: float = 2.0,
+) -> Tensor:
+    """``sliced_wasserstein`` of x (M, D) and y (N, D), each row by its share of the weights.
+
+    On a line the quantile functions are steps: between two neighbouring jumps of either the gap is
+    one number.
+
+    Example:
+        >>> import torch
+        >>> from cflows.metrics import weighted_sliced_wasserstein
+        >>> x, y = torch.tensor([[0.0], [0.0], [3.0]]), torch.tensor([[0.0], [3.0]])
+        >>> shares = torch.ones(3), torch.tensor([2.0, 1.0])
+        >>> weighted_sliced_wasserstein(x, y, *shares, torch.ones(1, 1))
+        tensor(0.)
+
+    """
+    steps = []
+    for sample, weights in ((x, x_weights), (y, y_weights)):
+        values, at = (sample @ directions.mT).T.contiguous().sort(dim=1)
+        least = torch.finfo(weights.dtype).tiny
+        ends = weights[at].cumsum(1) / weights.sum().clamp(min=least)
+        steps.append((values, ends.contiguous()))
+    cuts = torch.cat([ends for _, ends in steps], dim=1).sort(dim=1).values
+    pieces = cuts.diff(dim=1, prepend=torch.zeros_like(cuts[:, :1]))
+    middles = (cuts - pieces / 2).contiguous()
+    along_x, along_y = (
+        values.gather(1, torch.searchsorted(ends, middles).clamp(max=values.shape[1] - 1))
+        for values, ends in steps
+    )
+    gap = along_x - along_y
+    costs = gap.square() if order == 2 else gap.abs().pow(order)
+    return (pieces * costs).sum(1).mean()
 
 
 @torch.no_grad()
@@ -190,6 +251,10 @@ def _kernel(x: Tensor, y: Tensor, rates: Tensor) -> Tensor:
     return total / len(rates)
 
 
-def _mean_off_diagonal(x: Tensor, y: Tensor, rates: Tensor) -> Tensor:
-    kernel = _kernel(x, y, rates)
-    return (kernel.sum() - kernel.diagonal().sum()) / (len(x) * (len(x) - 1))
+def _weighted(kernel: Tensor, of_rows: Tensor | None, of_columns: Tensor | None) -> Tensor:
+    kernel = kernel if of_rows is None else kernel * of_rows.unsqueeze(1)
+    return kernel if of_columns is None else kernel * of_columns
+
+
+def _mean_off_diagonal(kernel: Tensor) -> Tensor:
+    return (kernel.sum() - kernel.diagonal().sum()) / (len(kernel) * (len(kernel) - 1))

@@ -1,14 +1,15 @@
 """Training objectives by name: modules whose ``forward(flow, batch)`` is the loss to minimise.
 
 A batch is a pair (x, context) with x (N, D) and context (N, C) or None; an objective with
-``needs_data`` False takes (None, None) too. ``OBJECTIVES`` are the names that ``fit`` knows.
+``needs_data`` False takes (None, None) too. Those that weigh rows take ``weights`` (N,) after it.
+``OBJECTIVES`` are the names that ``fit`` knows.
 Called without arguments, those that need some say which.
 """
 
 from __future__ import annotations
 
 from .f_divergences import AlphaDivergence, ChiSquare, FDivergence, JensenShannon
-from .kl import AnyBatch, Batch, ForwardKL, LogDensity, Objective, ReverseKL
+from .kl import AnyBatch, Batch, ForwardKL, LogDensity, Objective, ReverseKL, WeightedBatch
 from .matching import FlowMatching
 from .metrics import MMD, SlicedWasserstein
 
@@ -27,6 +28,7 @@ __all__ = [
     "Objective",
     "ReverseKL",
     "SlicedWasserstein",
+    "WeightedBatch",
 ]
 
 OBJECTIVES: dict[str, type[Objective]] = {

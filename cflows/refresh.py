@@ -16,7 +16,7 @@ from .distributed import gathered, processes, share
 from .flow import Flow
 from .modes import evaluating
 from .normalization import ActNorm, BatchNorm
-from .objectives import Batch
+from .objectives import Batch, WeightedBatch
 
 __all__ = ["has_norms", "own_batches", "preserved", "refresh", "start_act_norms"]
 
@@ -26,11 +26,12 @@ Moments = tuple[int, Tensor, Tensor]
 """Count, mean and sum of squares about it."""
 
 
-def own_batches(rows: Rows, size: int) -> Iterator[Batch]:
+def own_batches(rows: Rows, size: int) -> Iterator[WeightedBatch]:
     """All rows in their order, of ``size`` at a time this process's share."""
-    for x, context in rows.batches(size * processes()):
+    for x, *others in rows.batches(size * processes()):
         if len(share(x)):
-            yield share(x), None if context is None else share(context)
+            context, weights = (None if part is None else share(part) for part in others)
+            yield share(x), context, weights
 
 
 def has_norms(flow: Flow) -> bool:
@@ -39,7 +40,7 @@ def has_norms(flow: Flow) -> bool:
 
 
 @torch.no_grad()
-def start_act_norms(flow: Flow, objective: nn.Module, batch: Batch, seed: int) -> None:
+def start_act_norms(flow: Flow, objective: nn.Module, batch: WeightedBatch, seed: int) -> None:
     """Initialise every ``ActNorm`` as training on this batch would; change nothing else."""
     parts = [part for part in flow.modules() if isinstance(part, ActNorm)]
     if all(bool(part.initialised) for part in parts):
@@ -48,7 +49,7 @@ def start_act_norms(flow: Flow, objective: nn.Module, batch: Batch, seed: int) -
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         twin = deepcopy(flow)
-        objective(twin, batch)
+        objective(twin, batch[:2])
     for part, started in zip(flow.modules(), twin.modules(), strict=True):
         if isinstance(part, ActNorm):
             part.load_state_dict(started.state_dict())
@@ -62,7 +63,8 @@ def refresh(flow: Flow, rows: Rows) -> None:
     from the data side to the base side, each over all rows (Papamakarios et al. 2017, appendix B).
     In memory the rows walk along, one pass of ``inverse`` in all; streamed rows start from the
     data for every batch norm. Draws no random numbers: the flow is in evaluation mode. Several
-    processes take a part of the rows each.
+    processes take a part of the rows each. Each row counts once, whatever its weight, as it does
+    in training's batches: a layer's coordinates are no part of what is fitted.
 
     Reached are the batch norms of a bijector that is one, or a Chain, nested as deep as one likes;
     one inside of anything else, such as ``Inverse``, keeps its running averages.
@@ -77,11 +79,11 @@ def refresh(flow: Flow, rows: Rows) -> None:
     if last < 0:
         return
     with evaluating(flow):
-        walking = None if rows.streamed else list(own_batches(rows, BATCH))
+        walking = None if rows.streamed else list(_unweighted(rows))
         passed: list[Bijector] = []
         for part in parts[: last + 1]:
             if isinstance(part, BatchNorm):
-                batches = own_batches(rows, BATCH) if walking is None else iter(walking)
+                batches = _unweighted(rows) if walking is None else iter(walking)
                 done = passed if walking is None else []
                 _store(part, (_through(done, x, context) for x, context in batches))
             if walking is None:
@@ -104,6 +106,11 @@ def preserved(flow: Flow) -> Iterator[None]:
         for norm, buffers in zip(norms, before, strict=True):
             for buffer, value in zip(norm.buffers(), buffers, strict=True):
                 buffer.copy_(value)
+
+
+def _unweighted(rows: Rows) -> Iterator[Batch]:
+    for x, context, _ in own_batches(rows, BATCH):
+        yield x, context
 
 
 def _from_data_to_base(bijector: nn.Module) -> list[Bijector]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -44,6 +45,8 @@ def fit(
     train: Data | None,
     validation: Data | None = None,
     *,
+    weights: Any = None,
+    validation_weights: Any = None,
     objective: str | nn.Module = "forward_kl",
     steps: int | None = None,
     seconds: float | None = None,
@@ -91,6 +94,12 @@ def fit(
             batch by batch, and gives the same bits as in memory. None for an objective that needs
             no data.
         validation: likewise; None to keep the last state.
+        weights: (N,), not negative, how much each training row counts: event or importance weights,
+            or the number of times that it was seen. They are scaled to a mean of one over the rows,
+            and a batch's loss is Σ_i w_i loss_i / N over its N rows; equal weights are none. Kept
+            in memory, also beside rows that are not. The statistics of batch norms and the start of
+            act norms count each row once. For objectives whose ``forward`` takes ``weights``.
+        validation_weights: likewise, of the validation log-likelihood; None counts each row once.
         objective: a name in ``objectives.OBJECTIVES``, or a module with ``forward(flow, batch)``.
             One with ``needs_data = False`` may train without rows, on batches of ``rows`` zeros.
         steps: optimiser steps at most; 2000 where neither steps nor seconds is given.
@@ -170,8 +179,14 @@ def fit(
         raise ValueError(f"{type(goal).__name__} needs training rows, got None")
     flow.to(place)
     _check_trains(flow, goal)
-    rows = None if train is None else rows_for(flow, train, "train")
-    held_out = None if validation is None else rows_for(flow, validation, "validation")
+    if weights is not None:
+        _check_weighs(goal)
+    if validation_weights is not None and validation is None:
+        raise ValueError("validation_weights need validation rows, got None")
+    rows = None if train is None else rows_for(flow, train, "train", weights)
+    held_out = (
+        None if validation is None else rows_for(flow, validation, "validation", validation_weights)
+    )
     run = Run(
         flow=flow,
         objective=goal.to(place),
@@ -226,6 +241,19 @@ def _check_trains(flow: Flow, objective: nn.Module) -> None:
         raise ValueError(
             "the flow was built within torch.inference_mode, and can take no gradient: build it "
             "outside"
+        )
+
+
+def _check_weighs(objective: nn.Module) -> None:
+    name = type(objective).__name__
+    if not getattr(objective, "needs_data", True):
+        raise ValueError(
+            f"{name} learns from no rows, so there is nothing to weigh: leave weights out"
+        )
+    if "weights" not in inspect.signature(objective.forward).parameters:
+        raise ValueError(
+            f"{name} does not weigh rows: give its forward an argument, "
+            "forward(flow, batch, weights=None), and count each row by it"
         )
 
 
