@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import constraints
 
+from .pickling import Pickled
 from .storage import register
 
 __all__ = ["Bijector", "Chain", "Inverse"]
@@ -25,7 +26,7 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 _NOTED = threading.local()
 
 
-class Bijector(nn.Module, ABC):
+class Bijector(Pickled, ABC):
     """An invertible, differentiable map x = f(z; context) of R^D to R^D.
 
     Subclasses write the two methods that return a log-determinant; ``forward`` and ``inverse``

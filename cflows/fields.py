@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .layers import ACTIVATIONS, LAYERS, Activation, Silu, TimeFeatures, TimeLayer
+from .pickling import Pickled
 from .storage import register
 
 __all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
@@ -25,7 +26,7 @@ CONTEXTS = ("additive", "gate")
 
 
 @register
-class MLP(nn.Module):
+class MLP(Pickled):
     """A multilayer perceptron whose layers see the time (Grathwohl et al. 2019, section 4.1).
 
     h_0 = x,  h_l = s(layer_l(t, h_{l-1})),  f = layer_L(t, h_{L-1}). The last weights start at

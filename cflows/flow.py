@@ -18,6 +18,7 @@ from .bijector import Bijector, may_read, refuse_low_precision
 from .distributed import agree_on_steps
 from .distribution import FlowDistribution, leading
 from .modes import evaluating
+from .pickling import Pickled
 from .storage import register, save
 from .trajectory import trajectory
 
@@ -25,7 +26,7 @@ __all__ = ["Flow", "FlowDistribution", "evaluating", "log_likelihood"]
 
 
 @register
-class Flow(nn.Module):
+class Flow(Pickled):
     """The distribution of x = f(z; context) with z from a base.
 
     log p(x) = log p_base(f⁻¹(x)) + log|det df⁻¹/dx|   (Papamakarios et al. 2021, equation 4)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .pickling import Pickled
+
 __all__ = [
     "ACTIVATIONS",
     "LAYERS",
@@ -135,7 +137,7 @@ class TimeFeatures(nn.Module):
         return torch.cat([t, torch.sin(angle), torch.cos(angle)], dim=-1)
 
 
-class TimeLayer(nn.Module):
+class TimeLayer(Pickled):
     """An affine layer y = gate(t) * (W(t) h) + shift(t), * elementwise.
 
     Args:

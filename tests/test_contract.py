@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -337,12 +339,33 @@ def test_float32_round_trip(device):
         assert error < 1e-2, f"{name}: {error}"
 
 
-def test_a_flow_can_be_pickled_and_copied():
-    import copy
-
-    flow = perturbed(FLOWS["maf-random-tanh"](D, 0))
-    x = torch.randn(3, D, dtype=torch.float64)
-    twin = copy.deepcopy(flow)
-    assert torch.equal(twin.log_prob(x), flow.log_prob(x))
+@pytest.mark.parametrize("name", ALL)
+def test_pickles_and_copies_are_the_same_in_every_respect(name, dtype, device):
+    constructors = FLOWS if name.startswith("flow:") else BIJECTORS
+    module = perturbed(constructors[name.removeprefix("flow:")](D, 0), dtype, device)
+    x = data(name, getattr(module, "bijector", module), 3, D, dtype=dtype, device=device)
+    expected = module.log_prob(x) if isinstance(module, Flow) else module.inverse(x)
+    list(module.modules())[-1].train()
+    for parameter in list(module.parameters())[:1]:
+        parameter.requires_grad_(False)
     buffer = io.BytesIO()
-    torch.save(twin.state_dict(), buffer)
+    torch.save(module, buffer)
+    buffer.seek(0)
+    for twin in (
+        pickle.loads(pickle.dumps(module)),
+        pickle.loads(pickle.dumps(copy.deepcopy(module))),
+        torch.load(buffer, weights_only=False),
+    ):
+        assert [type(p).__name__ for p in twin.modules()] == [
+            type(p).__name__ for p in module.modules()
+        ]
+        assert [p.training for p in twin.modules()] == [p.training for p in module.modules()]
+        assert [(n, p.requires_grad) for n, p in twin.named_parameters()] == [
+            (n, p.requires_grad) for n, p in module.named_parameters()
+        ]
+        state, kept = module.state_dict(), twin.state_dict()
+        assert state.keys() == kept.keys()
+        assert all(torch.equal(state[n], kept[n]) and state[n].dtype == kept[n].dtype for n in kept)
+        twin.eval()
+        found = twin.log_prob(x) if isinstance(twin, Flow) else twin.inverse(x)
+        assert torch.equal(found, expected)

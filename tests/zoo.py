@@ -174,6 +174,9 @@ FLOWS: dict[str, Callable[[int, int], Flow]] = {
         base=Normal(d, learnable=True),
         evaluation_solver=TIGHT,
     ),
+    "ffjord-spectral": lambda d, c: FFJORD(
+        d, context_features=c, hidden=(8,), field={"spectral": True}, evaluation_solver=TIGHT
+    ),
     "maf": lambda d, c: MAF(d, context_features=c, layers=3, **SMALL),
     "maf-random-tanh": lambda d, c: MAF(
         d, context_features=c, layers=3, order="random", activation="tanh", **SMALL

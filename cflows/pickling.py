@@ -1,0 +1,62 @@
+"""Pickles of modules whose weights are parametrised, for joblib, spawned processes, torch.save."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+__all__ = ["Pickled"]
+
+COMPAT = "torch.nn.utils.parametrizations"
+
+
+class Pickled(nn.Module):
+    """A module that can be pickled with ``torch.nn.utils.parametrize`` at work anywhere within it.
+
+    Torch gives each module that it parametrises (spectral norm, weight norm, ...) a class made for
+    that one instance, which no unpickler could find. What is written instead is the class before,
+    the names of the parametrised tensors, and all that the module holds.
+
+    Example:
+        >>> import pickle, torch
+        >>> from cflows import FFJORD
+        >>> flow = FFJORD(2, hidden=(8,), field={"spectral": True}).eval()
+        >>> again = pickle.loads(pickle.dumps(flow))
+        >>> x = torch.zeros(1, 2)
+        >>> bool(again.log_prob(x) == flow.log_prob(x))
+        True
+
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        for part in self.modules():
+            if parametrize.is_parametrized(part):
+                # Of this instance alone: torch made the class for it.
+                type(part).__reduce_ex__ = _reduced  # type: ignore[assignment, method-assign]
+        if parametrize.is_parametrized(self):
+            return _reduced(self, protocol)
+        return super().__reduce_ex__(protocol)
+
+
+def _reduced(module: nn.Module, protocol: Any) -> Any:
+    names = list(getattr(module, "parametrizations"))  # noqa: B009, mypy takes it for a tensor
+    base = parametrize.type_before_parametrizations(module)
+    # Weight norm leaves a local function there, for the state of its predecessor.
+    hooks = module._load_state_dict_pre_hooks
+    kept = {key: hook for key, hook in hooks.items() if getattr(hook, "__module__", "") != COMPAT}
+    state = {**module.__dict__, "_load_state_dict_pre_hooks": OrderedDict(kept)}
+    return _restored, (base, names), state
+
+
+def _restored(base: type[nn.Module], names: list[str]) -> nn.Module:
+    """A module of this class with these tensors parametrised, whose contents are still to come."""
+    module = base.__new__(base)
+    nn.Module.__init__(module)
+    for name in names:
+        module.register_parameter(name, nn.Parameter(torch.empty(0)))
+        parametrize.register_parametrization(module, name, nn.Identity())
+    return module
