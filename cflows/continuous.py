@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .bijector import Bijector
+from .bijector import Bijector, may_read
 from .divergence import (
     DIVERGENCES,
     PROBES,
@@ -28,6 +29,7 @@ from .grids import RightHandSide, Slope, SolveStats, Stage
 from .penalties import PENALTIES, rates
 from .solvers import GRADIENTS, SIZES, Adaptive, Lagged, Solver, solve
 from .storage import register
+from .tracing import exported, transformed
 
 __all__ = ["ODEBijector"]
 
@@ -41,19 +43,25 @@ class ODEBijector(Bijector):
     the field T f(sT, x), so that T is a parameter like any other.
 
     Training and evaluation are specified apart: ``.training`` picks ``training_solver`` and
-    ``divergence``, or ``evaluation_solver`` and the exact trace. ``override`` changes both.
+    ``divergence``, or ``evaluation_solver`` and ``evaluation_divergence``. ``override`` changes
+    both.
 
     Args:
         field: f(t, x, context), an ``MLP`` or any module; ``features`` and ``context_features`` are
-            read from it.
+            read from it. It is called with t a scalar, x (N, D) and context (N, C) or None, in
+            solves and in flow matching alike.
         end_time: T, in the field's unit of time.
         trainable_end_time: whether log T is a parameter.
         divergence: in training, ``"exact"``, ``"hutchinson"``, ``"hutch++"``, or ``"auto"``, which
             is exact where that costs about what the estimate costs, else Hutchinson's.
         probe: ``"rademacher"`` or ``"gaussian"``.
-        probes: products an evaluation of an estimate takes.
+        probes: products that an estimate takes at each evaluation of the field.
         training_solver: ``Lagged``, ``FixedGrid`` or ``Adaptive``.
         evaluation_solver: likewise.
+        evaluation_divergence: the trace in evaluation, exact by default. An estimate leaves
+            log-densities unbiased, with noise of which ``torch.manual_seed`` decides; for fields in
+            hundreds of dimensions that are no ``MLP``, whose exact trace takes D products.
+        evaluation_probes: products of that estimate; None for ``probes``.
         gradient: ``"backprop"`` through the solver; ``"checkpoint"``, the same with each step of a
             grid computed again on the way back; ``"adjoint"``, for adaptive solves.
         penalties: names in ``penalties.PENALTIES`` that ``collecting`` integrates along the path.
@@ -64,7 +72,8 @@ class ODEBijector(Bijector):
 
     Attributes:
         stats: what the last solve did, a ``SolveStats``.
-        evaluations_made: field evaluations since the bijector was built.
+        evaluations_made: field evaluations since the bijector was built. Neither follows a solve
+            that torch.func transforms, or that torch.compile or torch.export record.
         steps: of the next ``Lagged`` solve, 0 for an adaptive one; saved with the state.
 
     Example:
@@ -94,6 +103,8 @@ class ODEBijector(Bijector):
         probes: int = 1,
         training_solver: Solver = Lagged("dopri5", 1e-3),  # noqa: B008, immutable
         evaluation_solver: Solver = Adaptive("dopri5", 1e-5, 1e-5),  # noqa: B008, immutable
+        evaluation_divergence: str = "exact",
+        evaluation_probes: int | None = None,
         gradient: str = "backprop",
         penalties: Sequence[str] = (),
         steer: float = 0.0,
@@ -105,8 +116,10 @@ class ODEBijector(Bijector):
             raise ValueError(f"end_time must be positive and finite, got {end_time}")
         if not 0 <= steer < end_time:
             raise ValueError(f"steer must lie in [0, end_time), got {steer}")
-        if probes < 1:
-            raise ValueError(f"probes must be at least 1, got {probes}")
+        evaluation_probes = probes if evaluation_probes is None else evaluation_probes
+        for name, count in (("probes", probes), ("evaluation_probes", evaluation_probes)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
         _known("probe", probe, PROBES)
         _known("gradient", gradient, GRADIENTS)
         for name in penalties:
@@ -123,8 +136,12 @@ class ODEBijector(Bijector):
         else:
             self.register_buffer("log_end_time", log_end_time)
         self.divergence = _known("divergence", divergence, DIVERGENCES)
+        self.evaluation_divergence = _known(
+            "evaluation_divergence", evaluation_divergence, DIVERGENCES
+        )
         self.probe = probe
         self.probes = probes
+        self.evaluation_probes = evaluation_probes
         self.training_solver = training_solver
         self.evaluation_solver = evaluation_solver
         self.gradient = gradient
@@ -269,12 +286,16 @@ class ODEBijector(Bijector):
         batch = start.shape[:-1]
         x = start.reshape(-1, self.features)
         if context is not None:
-            context = context.reshape(len(x), self.context_features)
+            context = context.reshape(x.shape[0], self.context_features)
         penalties = self.penalties if traced and self._collected is not None else ()
-        self.review()
+        watched = may_read(x)
+        if not (self._reviewed or transformed() or exported()):
+            self.review()
+        stats = SolveStats()
+        if watched:
+            self.stats = stats
         # A parametrised weight (spectral norm) is computed once for a solve, not at each call.
         with parametrize.cached():
-            self.stats = SolveStats()
             x, total, _ = solve(
                 self._right_hand_side(x, context, span[0], traced, penalties),
                 x,
@@ -284,10 +305,12 @@ class ODEBijector(Bijector):
                 steps=self.steps,
                 gradient=self.gradient,
                 parameters=[*self.parameters(), *([] if context is None else [context])],
-                stats=self.stats,
+                stats=stats,
             )
-        self.evaluations_made += self.stats.nfe
-        self._reviewed = not isinstance(self.solver, Lagged)
+        # An integer that changes at each call would have torch.compile begin anew each time.
+        if watched:
+            self.evaluations_made += stats.nfe
+            self._reviewed = not isinstance(self.solver, Lagged)
         x = x.reshape(*batch, self.features)
         if total is None:
             return x, None
@@ -319,11 +342,7 @@ class ODEBijector(Bijector):
                     yield frozen, end_time
             else:
                 for t in (times * end_time).unbind():
-                    yield partial(scaled, t, end_time), end_time
-
-        def scaled(t: Tensor, end_time: Tensor, state: Tensor) -> Tensor:
-            velocity: Tensor = end_time * self.field(t, state, context)
-            return velocity
+                    yield ForeignField(self.field, t, context, end_time), end_time
 
         def at(times: Tensor) -> Iterator[Stage]:
             for field, end_time in fields(times):
@@ -344,21 +363,41 @@ class ODEBijector(Bijector):
 
     def _scheme(self, rows: int) -> str:
         """How the divergence is taken: ``"exact"``, ``"hutchinson"`` or ``"hutch++"``."""
-        scheme: str = self._override.get(
-            "divergence", self.divergence if self.training else "exact"
-        )
+        default = self.divergence if self.training else self.evaluation_divergence
+        scheme: str = self._override.get("divergence", default)
         if scheme == "auto":
-            scheme = "exact" if exact_is_cheap(self.field, rows, self.probes) else "hutchinson"
+            # Of one row among many, or of a program for any number, nobody knows the batch.
+            known = None if transformed() or exported() else rows
+            cheap = exact_is_cheap(self.field, known, self._probes())
+            scheme = "exact" if cheap else "hutchinson"
         return scheme
+
+    def _probes(self) -> int:
+        return self.probes if self.training else self.evaluation_probes
 
     def _draw(self, x: Tensor, first: Callable[[], Any]) -> Tensor | None:
         """Probes for a solve that begins at x with the field ``first()``; None: the exact trace."""
-        scheme = self._scheme(len(x))
+        scheme = self._scheme(x.shape[0])
         if scheme == "exact":
             return None
         if scheme == "hutch++":
-            return orthonormal_probes(first(), x, self.probe, max(2, self.probes))
-        return draw_probes(x, self.probe, self.probes)
+            return orthonormal_probes(first(), x, self.probe, max(2, self._probes()))
+        return draw_probes(x, self.probe, self._probes())
+
+
+@dataclass(frozen=True)
+class ForeignField:
+    """T f(t, x, context) at one time, of a field that is called as it is."""
+
+    field: nn.Module
+    t: Tensor
+    context: Tensor | None
+    end_time: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        velocity: Tensor = self.end_time * self.field(self.t, x, self.context)
+        return velocity
 
 
 def _stage(

@@ -8,7 +8,7 @@ tr J = Σ_j d₁_j (W₁ W₂)_jj. With two, J = W₃ diag(d₂) W₂ diag(d₁)
 
 where C is one matrix for all rows: zero variance at the price of one more product. Deeper ones
 take a tangent for each unit of their narrowest layer, since tr(AB) = tr(BA); other modules take D
-vector-Jacobian products in one batch.
+vector-Jacobian products. Both go in chunks of bounded memory.
 
 **By probes.** E[vᵀ J v] = tr J for any v with E[v vᵀ] = I (Hutchinson 1990). Rademacher entries
 give the least variance, 2 (‖S‖² - Σ S_ii²) with S the symmetric part of J. Hutch++ (Meyer et al.
@@ -22,16 +22,19 @@ the integrand would be noise in time, and an adaptive solver would shrink its st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from .fields import MLP, FrozenMLP, Linearized, pushforward
+from .tracing import recorded, transformed
 
 __all__ = [
     "DIVERGENCES",
@@ -49,6 +52,8 @@ DIVERGENCES = ("auto", "exact", "hutchinson", "hutch++")
 PROBES = ("rademacher", "gaussian")
 CHUNK = 2**24
 """Numbers that one chunk of tangents may hold."""
+FOREIGN_CHUNK = 2**21
+"""Of the states' size, for a module whose inner layers may be many times as wide."""
 
 
 def value_and_divergence(
@@ -99,11 +104,45 @@ def linearize(f: Callable[[Tensor], Tensor], x: Tensor) -> Local:
     """
     if isinstance(f, FrozenMLP):
         return PerceptronLocal(f.linearize(x))
+    if transformed() or recorded():
+        return TransformedLocal(f, x)
     keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        if not (keep and x.requires_grad):
-            x = x.detach().requires_grad_()
-        return ModuleLocal(f(x), x, keep)
+    if not (keep and x.requires_grad):
+        x = x.detach().requires_grad_()
+    return ModuleLocal(f, x, keep)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within the block scaled dot-product attention takes no fused kernel.
+
+    The gradient of a divergence differentiates the field twice, and these have one derivative only.
+    """
+    if recorded():
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+        return
+    # The same as sdpa_kernel at a tenth of its time, which every stage of a solve would pay.
+    kernels: Any = torch.backends.cuda
+    before = [
+        kernels.flash_sdp_enabled(),
+        kernels.mem_efficient_sdp_enabled(),
+        kernels.cudnn_sdp_enabled(),
+        kernels.math_sdp_enabled(),
+    ]
+    switches = [
+        kernels.enable_flash_sdp,
+        kernels.enable_mem_efficient_sdp,
+        kernels.enable_cudnn_sdp,
+        kernels.enable_math_sdp,
+    ]
+    try:
+        for switch, wanted in zip(switches, (False, False, False, True), strict=True):
+            switch(wanted)
+        yield
+    finally:
+        for switch, wanted in zip(switches, before, strict=True):
+            switch(wanted)
 
 
 class Local:
@@ -156,7 +195,7 @@ class PerceptronLocal(Local):
 
     def diagonal(self) -> Tensor:
         """Diagonal of J, by D tangents."""
-        diagonal = _diagonal(self.factors.weights, self.factors.diagonals, len(self.value))
+        diagonal = _diagonal(self.factors.weights, self.factors.diagonals, self.value.shape[0])
         return diagonal if self.factors.residual is None else diagonal - self.factors.residual
 
     def exact_trace(self) -> Tensor:
@@ -172,7 +211,7 @@ class PerceptronLocal(Local):
             assert diagonals[1] is not None
             trace = ((diagonals[1] @ pairing) * diagonals[0]).sum(-1)
         else:
-            trace = _diagonal(*_narrowest_first(weights, diagonals), len(self.value)).sum(-1)
+            trace = _diagonal(*_narrowest_first(weights, diagonals), self.value.shape[0]).sum(-1)
         if self.factors.residual is None:
             return trace
         return trace - self.value.shape[-1] * self.factors.residual
@@ -181,13 +220,20 @@ class PerceptronLocal(Local):
 class ModuleLocal(Local):
     """Any module, by vector-Jacobian products."""
 
-    def __init__(self, value: Tensor, x: Tensor, keep: bool) -> None:
-        self.value, self.x, self.keep = value, x, keep
+    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor, keep: bool) -> None:
+        self.f, self.x, self.keep = f, x, keep
+        with torch.enable_grad(), twice_differentiable():
+            self.value = f(x)
 
     def products(self, vectors: Tensor) -> Tensor:
         """vᵀ J."""
         if not self.value.requires_grad:
             return torch.zeros_like(vectors)
+        chunks = [vectors] if self.keep else torch.split(vectors, _at_once(self.x))
+        products = [self._products(chunk) for chunk in chunks]
+        return products[0] if len(products) == 1 else torch.cat(products)
+
+    def _products(self, vectors: Tensor) -> Tensor:
         with torch.enable_grad():
             # One product runs faster without the batching.
             batched = len(vectors) > 1
@@ -203,14 +249,49 @@ class ModuleLocal(Local):
         return products if batched else products.unsqueeze(0)
 
     def diagonal(self) -> Tensor:
-        """Diagonal of J, by D products in one batch."""
-        basis = torch.eye(self.x.shape[-1], dtype=self.x.dtype, device=self.x.device)
-        products = self.products(basis.unsqueeze(1).expand(-1, *self.x.shape))
-        return products.diagonal(dim1=0, dim2=2)
+        """Diagonal of J, by D products in chunks."""
+        size = self.x.shape[-1]
+        basis = torch.eye(size, dtype=self.x.dtype, device=self.x.device).unsqueeze(1)
+        step = _at_once(self.x)
+
+        def chunk(first: int, local: ModuleLocal) -> Tensor:
+            vectors = basis[first : first + step].expand(-1, *self.x.shape)
+            return local.products(vectors)[..., first : first + step].diagonal(dim1=0, dim2=2)
+
+        def again(first: int, x: Tensor) -> Tensor:
+            # The value too: its graph will be gone when the chunk's turn comes on the way back.
+            return chunk(first, ModuleLocal(self.f, x, self.keep))
+
+        if step >= size or not self.keep:
+            parts = [chunk(first, self) for first in range(0, size, step)]
+        else:
+            parts = [_recomputed(again, first, self.x) for first in range(0, size, step)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def finished(self, value: Tensor) -> Tensor:
         """The value, detached where gradients were not asked for."""
         return value if self.keep else value.detach()
+
+
+class TransformedLocal(Local):
+    """Any module where torch.autograd.grad cannot be called: in torch.func and compilation."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.x = x
+        with twice_differentiable():
+            pulled: Any = torch.func.vjp(f, x)
+        self.value, self.pull_back = pulled
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """vᵀ J."""
+        products: Tensor = torch.func.vmap(lambda vector: self.pull_back(vector)[0])(vectors)
+        return products
+
+    def diagonal(self) -> Tensor:
+        """Diagonal of J, by D products."""
+        basis = torch.eye(self.x.shape[-1], dtype=self.x.dtype, device=self.x.device)
+        products = self.products(basis.unsqueeze(1).expand(-1, *self.x.shape))
+        return products.diagonal(dim1=0, dim2=2)
 
 
 def is_perceptron(field: object) -> TypeGuard[MLP]:
@@ -266,12 +347,13 @@ def orthonormal_probes(
     return torch.cat([span, loose], dim=-1).movedim(-1, 0).contiguous()
 
 
-def exact_is_cheap(field: nn.Module, rows: int, probes: int = 1) -> bool:
+def exact_is_cheap(field: nn.Module, rows: int | None, probes: int = 1) -> bool:
     """Whether an evaluation with the exact trace costs at most 1.5 times one with the probes.
 
     Counted in multiplications a row: P for the value, P a probe; for the exact trace the diagonals
     of one hidden layer are nothing, two take H₁ H₂ and D H₁ H₂ shared by all rows, more take a
-    tangent for each unit of the narrowest layer.
+    tangent for each unit of the narrowest layer. Where the number of rows is not known (None), it
+    is taken to be large.
     """
     if not is_perceptron(field):
         return False
@@ -282,7 +364,7 @@ def exact_is_cheap(field: nn.Module, rows: int, probes: int = 1) -> bool:
     if len(sizes) == 2 and not varies:
         trace = 0.0
     elif len(sizes) == 3 and not varies:
-        trace = sizes[1] + widths[0] * sizes[1] / max(rows, 1)
+        trace = sizes[1] + (0.0 if rows is None else widths[0] * sizes[1] / max(rows, 1))
     else:
         trace = float(min(widths) * (one_pass - sizes[0]))
     return one_pass + trace <= 1.5 * one_pass * (1 + probes)
@@ -297,7 +379,7 @@ def _narrowest_first(
     return weights[start:] + weights[:start], diagonals[start:] + diagonals[:start]
 
 
-def _diagonal(weights: list[Tensor], diagonals: list[Tensor | None], rows: int) -> Tensor:
+def _diagonal(weights: list[Tensor], diagonals: list[Tensor | None], rows: Any) -> Tensor:
     """Diagonal of diag(d_L) W_L ... diag(d_1) W_1, (N, size), by tangents in chunks."""
     size = weights[0].shape[-1]
     basis = torch.eye(size, dtype=weights[0].dtype, device=weights[0].device).unsqueeze(1)
@@ -309,12 +391,24 @@ def _diagonal(weights: list[Tensor], diagonals: list[Tensor | None], rows: int) 
         image = pushforward(weights, diagonals, basis[first : first + step])
         return image[..., first : first + step].diagonal(dim1=0, dim2=2)
 
-    if step >= size:
+    if isinstance(rows, torch.SymInt) or step >= size:  # an exported program serves any number
         return chunk(0)
-    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     recompute = torch.is_grad_enabled()
-    parts = [
-        checkpoint(chunk, first, **settings) if recompute else chunk(first)
-        for first in range(0, size, step)
-    ]
-    return torch.cat([part for part in parts if part is not None], dim=-1)
+    return torch.cat(
+        [
+            _recomputed(chunk, first) if recompute else chunk(first)
+            for first in range(0, size, step)
+        ],
+        dim=-1,
+    )
+
+
+def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The function's value, computed again on the way back."""
+    value: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return value
+
+
+def _at_once(x: Tensor) -> int:
+    """How many products of a module of unknown make are taken at once."""
+    return max(1, FOREIGN_CHUNK // max(1, x.numel()))

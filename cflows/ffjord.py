@@ -57,11 +57,13 @@ class FFJORD(Flow):
         end_time: T.
         trainable_end_time: whether T is learned.
         divergence: the trace in training, ``"auto"``, ``"exact"``, ``"hutchinson"`` or
-            ``"hutch++"``; evaluation is exact. ``flow.using(divergence=..., solver=...)`` overrides
-            both.
+            ``"hutch++"``. ``flow.using(divergence=..., solver=...)`` overrides it in training and
+            in evaluation.
         probe: ``"rademacher"`` or ``"gaussian"``.
         training_solver: ``Lagged``, ``FixedGrid`` or ``Adaptive``.
         evaluation_solver: likewise.
+        evaluation_divergence: the trace in evaluation, exact by default; see ``ODEBijector``.
+        evaluation_probes: how many probes an estimate takes there; None for as many as in training.
         gradient: ``"backprop"``, ``"checkpoint"`` or ``"adjoint"``.
         penalties: what ``log_prob_and_penalties`` integrates along the path, see
             ``cflows.penalties``.
@@ -97,6 +99,8 @@ class FFJORD(Flow):
         probe: str = "rademacher",
         training_solver: Solver = Lagged("dopri5", 1e-3),  # noqa: B008, immutable
         evaluation_solver: Solver = Adaptive("dopri5", 1e-5, 1e-5),  # noqa: B008, immutable
+        evaluation_divergence: str = "exact",
+        evaluation_probes: int | None = None,
         gradient: str = "backprop",
         penalties: Sequence[str] = (),
         batch_norm: bool = False,
@@ -124,6 +128,8 @@ class FFJORD(Flow):
                 probe=probe,
                 training_solver=training_solver,
                 evaluation_solver=evaluation_solver,
+                evaluation_divergence=evaluation_divergence,
+                evaluation_probes=evaluation_probes,
                 gradient=gradient,
                 penalties=penalties,
                 **(ode or {}),

@@ -138,7 +138,7 @@ class Estimate:
         error = self.x / (1 + x.square().mean(1).sqrt())
         if self.total is not None and total is not None:
             error = torch.maximum(error, self.total / (1 + total[:, 0].abs()))
-        worst = error.topk(math.ceil(0.01 * len(error))).values[-1]
+        worst = error.topk(math.ceil(0.01 * error.shape[0])).values[-1]
         return worst + 0 * error.sum()
 
 

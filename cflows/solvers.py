@@ -24,6 +24,7 @@ from .first_order import first_order_only, refused
 from .grids import Grid, RightHandSide, SolveStats
 from .storage import register
 from .tableaus import TABLEAUS
+from .tracing import exported, transformed
 
 __all__ = [
     "ADAPTIVE",
@@ -235,6 +236,7 @@ def solve(
 
     Raises:
         SolverError: the solve left the numbers, its steps vanished, or max_nfe was passed.
+        RuntimeError: an adaptive solve within a torch.func transform or torch.export.
 
     """
     stats = SolveStats() if stats is None else stats
@@ -244,6 +246,12 @@ def solve(
         solver = Adaptive("dopri5", solver.tolerance, solver.tolerance)
         stats.status = "adaptive"
     if isinstance(solver, Adaptive):
+        if transformed() or exported():
+            raise RuntimeError(
+                "an adaptive solve looks at its values, which torch.func transforms and "
+                "torch.export do not show it: build the flow with a FixedGrid solver, or call it "
+                'under flow.using(solver=FixedGrid("dopri5", 16))'
+            )
         system = _System(rhs, x.shape[1], integrals, solver, span, stats)
         y = torch.cat([x, x.new_zeros(len(x), integrals)], dim=1) if integrals else x
         y = system.solved(y, parameters, gradient == "adjoint")
@@ -251,7 +259,9 @@ def solve(
     else:
         lagged = isinstance(solver, Lagged)
         count = steps if lagged else solver.steps  # type: ignore[union-attr]
-        grid = Grid(TABLEAUS[solver.method], count, span, lagged, stats)
+        # What estimates the error of many solves at once would outlive the transform.
+        estimates = lagged and not (transformed() or exported())
+        grid = Grid(TABLEAUS[solver.method], count, span, estimates, stats)
         x, total = grid.solved(rhs, x, recompute=gradient == "checkpoint")
     return x, total, stats
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from zoo import ForeignField, perturbed
 
 from cflows import (
@@ -13,11 +14,15 @@ from cflows import (
     Adaptive,
     FixedGrid,
     Flow,
+    Lagged,
     ODEBijector,
     SolverError,
     continuous,
+    fit,
     load,
+    log_likelihood,
 )
+from cflows.divergence import ModuleLocal
 from cflows.solvers import solve
 from cflows.tableaus import TABLEAUS
 
@@ -316,3 +321,128 @@ def test_bad_solvers():
         Adaptive("dopri5", rtol=-1.0)
     with pytest.raises(TypeError, match="integer attribute"):
         ODEBijector(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("scheme", ["hutchinson", "hutch++"])
+def test_evaluation_may_estimate(tmp_path, scheme):
+    model = flow(
+        evaluation_divergence=scheme, evaluation_probes=4, evaluation_solver=FixedGrid("rk4", 8)
+    )
+    n = 4000
+    x = torch.randn(1, 3, dtype=torch.float64).expand(n, 3)
+    found = log_likelihood(model, x)
+    with model.using(divergence="exact"):
+        exact = log_likelihood(model, x[:1])
+    error = found.std() / math.sqrt(n)
+    assert 0 < error < 0.05
+    assert (found.mean() - exact).abs() < 4 * error
+    model.save(tmp_path / "flow.pt")
+    for evaluate in (model.log_prob, model.distribution().log_prob, load(tmp_path / "flow.pt")):
+        torch.manual_seed(4)
+        first = evaluate(x)
+        torch.manual_seed(4)
+        assert torch.equal(evaluate(x), first), "torch's seed decides"
+        assert not torch.equal(evaluate(x), first)
+
+
+def test_probes_of_evaluation_are_those_of_training_unless_told_otherwise(monkeypatch):
+    counts = []
+    original = continuous.draw_probes
+    monkeypatch.setattr(continuous, "draw_probes", lambda *a: counts.append(a[2]) or original(*a))
+    x = torch.randn(2, 3, dtype=torch.float64)
+    for own, expected in ((None, 3), (5, 5)):
+        model = flow(
+            divergence="hutchinson", evaluation_divergence="hutchinson", evaluation_probes=own,
+            evaluation_solver=FixedGrid("rk4", 2), ode={"probes": 3},
+        )  # fmt: skip
+        model.log_prob(x)
+        model.train().log_prob(x)
+        assert counts == [expected, 3]
+        counts.clear()
+
+
+def test_fit_validates_by_the_divergence_of_evaluation():
+    model = Flow(ODEBijector(ForeignField(3, 0), evaluation_divergence="hutchinson"))
+    calls = []
+    model.bijector.field.register_forward_hook(lambda *_: calls.append(1))
+    original = ModuleLocal.diagonal
+    ModuleLocal.diagonal = None
+    try:
+        history = fit(model, torch.randn(40, 3), torch.randn(9, 3), steps=2, progress=False)
+    finally:
+        ModuleLocal.diagonal = original
+    assert calls
+    assert math.isfinite(history.best_validation)
+
+
+FIELDS = {
+    "closed form": lambda: MLP(3, hidden=(8,)),
+    "tangents": lambda: MLP(3, hidden=(4, 8, 4)),
+    "foreign": lambda: ForeignField(3, 0),
+}
+GRIDS = [FixedGrid("rk4", 3), Lagged("rk4", 1e-3)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("solver", GRIDS)
+@pytest.mark.parametrize("training", [False, True])
+def test_scores_by_row(name, solver, training):
+    ode = ODEBijector(FIELDS[name](), divergence="exact", training_solver=solver,
+                      evaluation_solver=solver)  # fmt: skip
+    model = perturbed(Flow(ode)).train(training)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    found = vmap(grad(model.log_prob))(x)
+    curved = vmap(jacrev(grad(model.log_prob)))(x)
+    fixed = FixedGrid(solver.method, ode.steps if isinstance(solver, Lagged) else solver.steps)
+    with model.using(solver=fixed):
+        (expected,) = torch.autograd.grad(model.log_prob(x).sum(), x, create_graph=True)
+    torch.testing.assert_close(found, expected)
+    rows = [torch.autograd.grad(expected[:, k].sum(), x, retain_graph=True)[0] for k in range(3)]
+    torch.testing.assert_close(curved, torch.stack(rows, dim=1))
+    torch.testing.assert_close(jacrev(model.log_prob)(x).sum(1), expected)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_an_ensemble_by_vmap(name):
+    models = [
+        Flow(ODEBijector(FIELDS[name](), evaluation_solver=GRIDS[0])).double().eval()
+        for _ in range(2)
+    ]
+    parameters, buffers = stack_module_state(models)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    found = vmap(lambda p, b: functional_call(models[0], (p, b), (x,)))(parameters, buffers)
+    torch.testing.assert_close(found, torch.stack([model.log_prob(x) for model in models]))
+
+
+@pytest.mark.parametrize("transform", [grad, jacrev, lambda f: vmap(grad(f))])
+def test_adaptive_solves_are_refused_by_transforms(transform):
+    model = perturbed(Flow(ODEBijector(MLP(3, hidden=(8,)))))
+    x = torch.randn(2, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="FixedGrid") as caught:
+        transform(lambda x: model.log_prob(x).sum())(x)
+    assert "\n" not in str(caught.value)
+
+
+class Score(nn.Module):
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x):
+        return self.flow.log_prob(x)
+
+
+@pytest.mark.parametrize("name", ["closed form", "tangents"])
+@pytest.mark.parametrize("training", [False, True])
+def test_export_with_a_batch_of_any_size(name, training):
+    ode = ODEBijector(FIELDS[name](), training_solver=GRIDS[0], evaluation_solver=GRIDS[0])
+    ode.divergence = "exact" if name == "tangents" else "auto"
+    model = perturbed(Flow(ode)).train(training)
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    x = torch.randn(8, 3, dtype=torch.float64)
+    program = torch.export.export(Score(model), (x,), dynamic_shapes=({0: rows},)).module()
+    for n in (8, 40, 300):
+        x = torch.randn(n, 3, dtype=torch.float64)
+        torch.testing.assert_close(program(x), model.log_prob(x))
+    with model.using(solver=TIGHT), pytest.raises(RuntimeError, match="FixedGrid"):
+        torch.export.export(Score(model), (x,), strict=False)

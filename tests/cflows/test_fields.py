@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from zoo import ForeignField, perturbed
 
@@ -367,3 +368,74 @@ def test_a_field_with_a_forward_of_its_own_is_not_taken_apart():
 def test_bad_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         MLP(2, **arguments)
+
+
+class Convolution(nn.Module):
+    """A field of images, written for a scalar time."""
+
+    features = 16
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, t, x, context=None):
+        h = torch.cat([x.view(-1, 1, 4, 4), t.expand(len(x), 1, 4, 4)], 1)
+        return self.outer(torch.tanh(self.inner(h))).flatten(1)
+
+
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_products_of_a_foreign_module_go_in_chunks(monkeypatch, at_once):
+    f = perturbed(Convolution())
+    t = torch.tensor(0.3, dtype=torch.float64)
+    x = torch.randn(N, 16, dtype=torch.float64, requires_grad=True)
+    probes = draw_probes(x, count=7)
+    sizes = []
+    whole = torch.autograd.grad
+    results = []
+    for chunk in (2**21, at_once * N * 16):
+        monkeypatch.setattr("cflows.divergence.FOREIGN_CHUNK", chunk)
+        value, trace = value_and_divergence(f, t, x)
+        gradients = whole(trace.square().sum() + value.sin().sum(), [x, *f.parameters()])
+        with torch.no_grad(), monkeypatch.context() as patch:
+            patch.setattr(
+                torch.autograd,
+                "grad",
+                lambda y, x, v, **k: sizes.append(v.numel() // x.numel()) or whole(y, x, v, **k),
+            )
+            without = value_and_divergence(f, t, x)
+            estimated = value_and_divergence(f, t, x, None, probes)
+        results.append([value, trace, *gradients, *without, *estimated])
+    assert sizes[:2] == [16, 7]
+    assert max(sizes[2:]) == at_once
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class Attention(nn.Module):
+    """A field whose attention would take a fused kernel, which has one derivative."""
+
+    features = 12
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.attention = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+
+    def forward(self, t, x, context=None):
+        h = torch.cat([x.view(-1, 4, 3), t.expand(len(x), 4, 1)], -1)
+        return self.outer(self.attention(self.inner(h))).flatten(1)
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_attention_can_be_differentiated_twice(probe):
+    f = perturbed(Attention(), torch.float32)
+    x, t = torch.randn(5, 12), torch.tensor(0.3)
+    before = torch.backends.cuda.flash_sdp_enabled()
+    value, trace = value_and_divergence(f, t, x, None, draw_probes(x) if probe else None)
+    (value.sum() + trace.sum()).backward()
+    assert all(p.grad is not None for p in f.attention.parameters())
+    assert torch.backends.cuda.flash_sdp_enabled() == before
+    if not probe:
+        expected = jacobians(f, t, x, None).diagonal(dim1=1, dim2=2).sum(-1)
+        torch.testing.assert_close(trace, expected, rtol=1e-4, atol=1e-4)
