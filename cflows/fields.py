@@ -1,8 +1,9 @@
 """Vector fields f(t, x, context): the right-hand sides of continuous flows.
 
-A field is any ``nn.Module`` that maps a time t, a scalar or (*B,), a state x (*B, D) and an
-optional context (*B, C) to a velocity (*B, D). ``MLP`` adds what makes a solve and its divergence
-cheap: it can be frozen at all times of a solve at once, and it gives its Jacobian in factors.
+A field is any ``nn.Module`` that maps a time t, a scalar, a state x (N, D) and an optional context
+(N, C) to a velocity (N, D). ``MLP`` takes a time of each row's own as well, and adds what makes a
+solve and its divergence cheap: it can be frozen at all times of a solve at once, and it gives its
+Jacobian in factors.
 """
 
 from __future__ import annotations

@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bijector import Bijector, Chain
+from .bijector import Bijector, Chain, may_read
 from .continuous import ODEBijector
+from .fields import MLP
 from .kl import Batch, Objective, weighted_mean
 
 __all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]
 
 COUPLINGS = ("independent", "optimal")
+TIMES = 16
+"""Times of a batch for a field that takes one at a time; enough that no variance is seen of it."""
 
 
 class FlowMatching(Objective):
@@ -35,7 +38,9 @@ class FlowMatching(Objective):
     Fixed maps behind the field, such as a whitening, are undone first, so that x₁ is what the
     field's flow shall end at; those in front of it are applied to the base's draws. The times of a
     batch are stratified, s_i = (i + u_i) / N, which leaves the mean what it is and takes variance
-    out. A trained end time takes part.
+    out. A field that is no ``MLP`` takes a scalar time, as in a solve: it is called ``TIMES`` times
+    on a part of the rows each, with a time for all of them; or once, with times (N,), where its
+    attribute ``time_by_row`` is true. A trained end time takes part.
 
     ``"optimal"`` pairs each batch's x₀ and x₁ at the least total |x₁ - x₀|² (Tong et al. 2024,
     "Improving and generalizing flow-based generative models with minibatch optimal transport",
@@ -95,10 +100,15 @@ class FlowMatching(Objective):
             start = _through(before, start.to(end), context, "forward")
             if self.coupling == "optimal":
                 start = start[self._pairing(start, end, context)]
-        s = torch.rand(len(end), dtype=end.dtype, device=end.device)
-        s = (s + torch.arange(len(end), dtype=end.dtype, device=end.device)) / len(end)
-        place = torch.lerp(start, end, s.unsqueeze(-1))
-        velocity = _velocity(block, s, place, context if block.context_features else None)
+        times, sizes = _times(block, end)
+        rows = (
+            times
+            if sizes is None
+            else torch.cat([t.expand(k) for t, k in zip(times.unbind(), sizes, strict=True)])
+        )
+        place = torch.lerp(start, end, rows.unsqueeze(-1))
+        context = context if block.context_features else None
+        velocity = _velocity(block, times, sizes, place, context)
         return weighted_mean((velocity - (end - start)).square().sum(-1), weights)
 
     @staticmethod
@@ -186,10 +196,38 @@ def _through(parts: Any, value: Tensor, context: Tensor | None, method: str) -> 
     return value
 
 
-def _velocity(block: ODEBijector, s: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
-    """T f(sT, x, c), the velocity of the block's solve over [0, 1], at a time of each row's own."""
+def _times(block: ODEBijector, x: Tensor) -> tuple[Tensor, list[int] | None]:
+    """Stratified times in [0, 1], and how many rows take each; None where each row has its own."""
+    n = len(x)
+    if _by_row(block.field) or n == 0:
+        s = torch.rand(n, dtype=x.dtype, device=x.device)
+        return (s + torch.arange(n, dtype=x.dtype, device=x.device)) / n, None
+    # A stratum is as wide as its part of the rows, so that the mean over rows has no bias.
+    parts = min(n, TIMES)
+    edges = torch.arange(parts + 1) * n // parts
+    first, size = edges[:-1].to(x), edges.diff()
+    s = torch.rand(parts, dtype=x.dtype, device=x.device)
+    return (first + s * size.to(x)) / n, size.tolist()
+
+
+def _by_row(field: torch.nn.Module) -> bool:
+    """Whether a field takes a time of each row's own, (N,)."""
+    own = isinstance(field, MLP) and type(field).forward is MLP.forward
+    return own or bool(getattr(field, "time_by_row", False))
+
+
+def _velocity(
+    block: ODEBijector, s: Tensor, sizes: list[int] | None, x: Tensor, context: Tensor | None
+) -> Tensor:
+    """T f(sT, x, c), the velocity of the block's solve over [0, 1], at the times of the rows."""
     end_time = block.end_time
-    block.evaluations_made += 1
+    if may_read(x):
+        block.evaluations_made += 1
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=block.low_precision):
-        velocity: Tensor = block.field(s * end_time, x, context)
+        if sizes is None:
+            velocity: Tensor = block.field(s * end_time, x, context)
+        else:
+            contexts = [None] * len(sizes) if context is None else torch.split(context, sizes)
+            parts = zip((s * end_time).unbind(), torch.split(x, sizes), contexts, strict=True)
+            velocity = torch.cat([block.field(*part) for part in parts])
     return end_time * velocity.to(x.dtype)

@@ -285,3 +285,84 @@ def test_bfloat16_keeps_the_losss_dtype():
     assert loss.dtype == torch.float32
     exact = FlowMatching()(film(), (rows(50), None))
     assert exact.dtype == torch.float32
+
+
+class Scalar(nn.Module):
+    """A field written for the time of a solve, a scalar; what it saw is kept."""
+
+    def __init__(self, features, way, context_features=0):
+        super().__init__()
+        self.features, self.context_features, self.way = features, context_features, way
+        self.rate = nn.Parameter(torch.ones(()))
+        self.seen = []
+
+    def forward(self, t, x, context=None):
+        self.seen.append((t, x, context))
+        n = len(x)
+        time = {
+            "product": lambda: t * x,
+            "column": lambda: t.expand(n, 1) * x,
+            "joined": lambda: torch.cat([x, t * torch.ones_like(x[:, :1])], 1)[:, -1:] * x,
+            "image": lambda: (x.view(n, 1, 2, 2) * t.expand(n, 1, 2, 2)).flatten(1),
+            "set": lambda: (x.view(n, 4, 1) * t.expand(n, 4, 1)).flatten(1),
+            "branch": lambda: t * x if t >= 0 else x,
+        }[self.way]()
+        return self.rate * time
+
+
+@pytest.mark.parametrize("way", ["product", "column", "joined", "image", "set", "branch"])
+@pytest.mark.parametrize("n", [4, 7, 40])
+def test_fields_that_take_a_scalar_time(way, n):
+    flow = Flow(solved(Scalar(4, way), end_time=1.5)).double()
+    x = torch.randn(n, 4).double()
+    torch.manual_seed(5)
+    loss = FlowMatching()(flow, (x, None))
+    seen = flow.bijector.field.seen
+    assert len(seen) == min(n, 16)
+    assert all(t.dim() == 0 for t, *_ in seen)
+    assert flow.evaluations == 1
+    s = torch.cat([(t / 1.5).expand(len(part)) for t, part, _ in seen])
+    # Strata in the order of the rows, each as wide as its part of them.
+    low = torch.cat([torch.full((len(part),), 1.0) for _, part, _ in seen]).cumsum(0) - 1
+    assert ((n * s - low).abs() <= max(len(part) for _, part, _ in seen)).all()
+    torch.manual_seed(5)
+    z = flow.base.sample((n,))
+    place = torch.lerp(z, x, s[:, None])
+    torch.testing.assert_close(torch.cat([part for _, part, _ in seen]), place)
+    error = 1.5 * (1.5 * s[:, None] * place) - (x - z)
+    torch.testing.assert_close(loss, error.square().sum(1).mean())
+    loss.backward()
+    assert flow.bijector.field.rate.grad != 0
+
+
+def test_times_of_a_batch_have_no_bias():
+    flow = Flow(solved(Scalar(1, "product")))
+    x, field = torch.randn(37, 1), flow.bijector.field
+    for _ in range(300):
+        FlowMatching()(flow, (x, None))
+    s = torch.cat([t.expand(len(part)) for t, part, _ in field.seen])
+    assert s.mean().item() == pytest.approx(0.5, abs=2e-3)
+    assert s.square().mean().item() == pytest.approx(1 / 3, abs=2e-3)
+    assert s.amin() >= 0
+    assert s.amax() <= 1
+
+
+def test_a_field_that_says_so_takes_a_time_of_each_rows_own():
+    class ByRow(Scalar):
+        time_by_row = True
+
+        def forward(self, t, x, context=None):
+            self.seen.append((t, x, context))
+            return self.rate * t.unsqueeze(-1) * x
+
+    flow = Flow(solved(ByRow(3, "")))
+    FlowMatching()(flow, (torch.randn(50, 3), None))
+    ((t, _, _),) = flow.bijector.field.seen
+    assert t.shape == (50,)
+
+
+def test_each_part_of_the_rows_has_its_context():
+    field = Scalar(2, "column", context_features=1)
+    flow, c = Flow(solved(field)), torch.arange(40.0)[:, None]
+    FlowMatching()(flow, (torch.randn(40, 2), c))
+    assert torch.equal(torch.cat([context for *_, context in field.seen]), c)
