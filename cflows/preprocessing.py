@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .arrays import Array
-from .batches import Data, RowSource, drop_pages
+from .batches import Data, RowSource, drop_pages, weights_for
 from .bijector import Bijector, Chain
 from .elementwise import Affine
 from .flow import Flow, dtype_of
@@ -32,15 +32,17 @@ CHUNK = 2**22  # numbers that are read at a time
 RowsOnDisk = Array | RowSource
 
 
-def standardise(rows: Tensor | RowsOnDisk) -> Affine:
+def standardise(rows: Tensor | RowsOnDisk, *, weights: Any = None) -> Affine:
     """Map of each column on its own: x = mean + std z.
 
     Args:
         rows: the training rows, (N, D), N at least 2: a tensor, or a memory-mapped array or row
             source, which is read in chunks and gives a map in float32.
+        weights: (N,), how much each row counts in mean and std, as ``fit`` takes them.
 
     Raises:
-        ValueError: a column is constant or not finite; the message names it.
+        ValueError: a column is constant or not finite; the message names it. Or weights that
+            ``fit`` refuses.
 
     Example:
         >>> import torch
@@ -50,17 +52,21 @@ def standardise(rows: Tensor | RowsOnDisk) -> Affine:
 
     """
     dtype = _dtype(rows)
-    if isinstance(rows, Tensor):
+    if isinstance(rows, Tensor) and weights is None:
         mean, std = rows.double().mean(0), rows.double().std(0, correction=0)
     else:
-        mean, covariance = _mean_and_covariance(rows)
+        mean, covariance = _mean_and_covariance(rows, weights)
         std = covariance.diagonal().sqrt()
     _check_spread(std)
     return Affine(mean.to(dtype), std.to(dtype))
 
 
 def whiten(
-    rows: Tensor | RowsOnDisk, floor: float | None = None, *, kind: str = "zca"
+    rows: Tensor | RowsOnDisk,
+    floor: float | None = None,
+    *,
+    kind: str = "zca",
+    weights: Any = None,
 ) -> Whitening:
     """Map to zero mean and identity covariance: x = mean + A z with A Aᵀ = Σ.
 
@@ -76,6 +82,7 @@ def whiten(
             how many: log-densities then count a spread in directions in which the rows have less.
             None refuses rows that have no density, those with a direction below 1e-8.
         kind: ``"zca"`` or ``"pca"``.
+        weights: (N,), how much each row counts in mean and covariance, as ``fit`` takes them.
 
     Raises:
         ValueError: a column is constant or not finite, or, without a floor, a linear combination of
@@ -96,7 +103,7 @@ def whiten(
     if floor is not None and not 0 < floor < 1:
         raise ValueError(f"floor must lie between 0 and 1, got {floor}")
     dtype = _dtype(rows)
-    mean, std, correlation = _moments(rows)
+    mean, std, correlation = _moments(rows, weights)
     eigenvalues, vectors = torch.linalg.eigh(correlation)
     eigenvalues = _floored(eigenvalues, floor)
     eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
@@ -269,35 +276,43 @@ class Whitening(Bijector):
         return z, -self.log_abs_det.expand(x.shape[:-1])
 
 
-def _moments(rows: Tensor | RowsOnDisk) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(rows: Tensor | RowsOnDisk, weights: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (D,), standard deviation (D,) and correlation (D, D), in double precision."""
-    if isinstance(rows, Tensor):
+    if isinstance(rows, Tensor) and weights is None:
         exact = rows.double()
         mean, std = exact.mean(0), exact.std(0, correction=0)
         _check_spread(std)
         correlation = torch.cov(((exact - mean) / std).T, correction=0).reshape(len(std), -1)
         return mean, std, correlation
-    mean, covariance = _mean_and_covariance(rows)
+    mean, covariance = _mean_and_covariance(rows, weights)
     std = covariance.diagonal().sqrt()
     _check_spread(std)
     return mean, std, covariance / std.outer(std)
 
 
-def _mean_and_covariance(rows: RowsOnDisk) -> tuple[Tensor, Tensor]:
+def _mean_and_covariance(rows: Tensor | RowsOnDisk, weights: Any) -> tuple[Tensor, Tensor]:
     """Two readings: sums of squares that are not taken around the mean would cancel."""
-    mean = torch.stack([chunk.sum(0) for chunk in _chunks(rows)]).sum(0) / len(rows)
+    given = np.ones(len(rows)) if weights is None else weights
+    counted = weights_for(given, len(rows)).unsqueeze(1)
+    sums = [(chunk * of).sum(0) for chunk, of in _chunks(rows, counted)]
+    mean = torch.stack(sums).sum(0) / len(rows)
     squares = mean.new_zeros(len(mean), len(mean))
-    for chunk in _chunks(rows):
+    for chunk, of in _chunks(rows, counted):
         centred = chunk - mean
-        squares += centred.T @ centred
+        squares += (centred * of).T @ centred
     return mean, squares / len(rows)
 
 
-def _chunks(rows: RowsOnDisk) -> Iterator[Tensor]:
+def _chunks(rows: Tensor | RowsOnDisk, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     size = max(1, CHUNK // rows.shape[1])
     for first in range(0, len(rows), size):
-        yield torch.from_numpy(np.array(rows[first : first + size], dtype=np.float64))
-        drop_pages(rows)
+        part = rows[first : first + size]
+        if isinstance(part, Tensor):
+            chunk = part.double()
+        else:
+            chunk = torch.from_numpy(np.array(part, dtype=np.float64))
+            drop_pages(rows)
+        yield chunk, weights[first : first + size].to(chunk.device)
 
 
 def _dtype(rows: Tensor | RowsOnDisk) -> torch.dtype:

@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .batches import weights_for
 from .bijector import Bijector
 from .flow import Flow, log_likelihood
 from .preprocessing import behind, choose, standardise, whiten
@@ -109,11 +110,15 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     history_: History
     preprocess_: str
 
-    def fit(self, X: Any, y: Any = None) -> DensityEstimator:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DensityEstimator:
         """Train a new flow on the rows of X, (N, D); y is there for the interface.
 
+        A row counts by its sample weight, (N,), in the map in front, in training and in the
+        validation that chooses the best state; one of weight zero is left out. Equal weights are
+        none.
+
         Raises:
-            ValueError: a parameter or X cannot be used; the message says which.
+            ValueError: a parameter, X or a weight cannot be used; the message says which.
             TrainingError: the training came to no end.
 
         """
@@ -123,13 +128,21 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         core, steps, learning_rate = self._resolved(seed)
         names = getattr(self, "feature_names_in_", None)
         columns = None if names is None else [str(name) for name in names]
-        rows, validation = self._split(torch.tensor(X, dtype=getattr(torch, self.dtype)), seed)
+        given = torch.tensor(X, dtype=getattr(torch, self.dtype))
+        given, weights = self._weighed(given, sample_weight)
+        kept, held_out = self._split(len(given), seed)
+        rows = given[kept]
+        validation = None if held_out is None else given[held_out]
         training: dict[str, Any] = {
             "batch_size": self.batch_size,
             "learning_rate": learning_rate,
             "seed": seed,
             "device": self.device,
             "progress": self.progress,
+            "weights": None if weights is None else weights[kept],
+            "validation_weights": None
+            if weights is None or held_out is None
+            else weights[held_out],
         }
 
         def build(data_end: Bijector | None) -> Flow:
@@ -157,9 +170,17 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         log_prob: Matrix = log_likelihood(self.flow_, rows).double().numpy()
         return log_prob
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """Mean log-density of a row in nats: the higher the better, whatever the number of rows."""
-        return float(self.score_samples(X).mean())
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Mean log-density of a row in nats: the higher the better, whatever the number of rows.
+
+        Each row counts by its sample weight, (N,).
+        """
+        log_prob = self.score_samples(X)
+        if sample_weight is None:
+            return float(log_prob.mean())
+        weights = weights_for(sample_weight, len(log_prob), "sample_weight").numpy()
+        seen = weights > 0
+        return float((weights[seen] * log_prob[seen]).sum() / len(weights))
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
@@ -221,12 +242,26 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             learning_rate if self.learning_rate is None else self.learning_rate,
         )
 
-    def _split(self, rows: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        held_out = int(self.validation_fraction * len(rows))
-        if held_out < 2 or len(rows) - held_out < 2:
+    @staticmethod
+    def _weighed(
+        rows: torch.Tensor, sample_weight: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The rows that count, and how much; no weights where they are equal."""
+        if sample_weight is None:
             return rows, None
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        return rows[order[held_out:]], rows[order[:held_out]]
+        weights = weights_for(sample_weight, len(rows), "sample_weight")
+        rows, weights = rows[weights > 0], weights[weights > 0]
+        if len(rows) < 2:
+            raise ValueError("sample_weight leaves one row: give at least two a positive weight")
+        return rows, None if bool((weights == weights[0]).all()) else weights
+
+    def _split(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The numbers of the training rows, in their order where there are no others, and those."""
+        held_out = int(self.validation_fraction * count)
+        if held_out < 2 or count - held_out < 2:
+            return torch.arange(count), None
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        return order[held_out:], order[:held_out]
 
     def _data_end(
         self,
@@ -238,9 +273,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     ) -> tuple[str, Bijector | None]:
         if self.preprocess == "none":
             return "none", None
+        weights = training["weights"]
         maps: dict[str, Callable[[torch.Tensor], Bijector]] = {
-            "standardise": standardise,
-            "whiten": lambda rows: whiten(rows, FLOOR),
+            "standardise": lambda rows: standardise(rows, weights=weights),
+            "whiten": lambda rows: whiten(rows, FLOOR, weights=weights),
         }
         if self.preprocess != "auto":
             return self.preprocess, maps[self.preprocess](rows)
