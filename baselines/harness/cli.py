@@ -127,6 +127,8 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
         help="a data set, or a .csv, .npy or .npz file")  # fmt: skip
     add("--context", nargs="+", metavar="COLUMN", default=[],
         help="columns that are given to the model and not modelled")  # fmt: skip
+    add("--weights", metavar="COLUMN", help="the column that says how much each row counts, "
+        "not negative and not modelled; in training, validation and the figures")  # fmt: skip
     _add_dequantise(command)
     add("--out", required=True, type=_output, metavar="MODEL",
         help="the model's file; one that is there is replaced by the whole new one")  # fmt: skip
@@ -306,6 +308,7 @@ def _fit(options: argparse.Namespace, command: str) -> int:
         checkpoint=options.checkpoint,
         quick=options.quick,
         context=tuple(options.context),
+        weights=options.weights,
         dequantise=options.dequantise,
     )
     with processes.joined(task.device):

@@ -85,6 +85,7 @@ class Task:
         checkpoint: a path, or None.
         quick: the model's few steps in place of its own.
         context: columns that are given to the model and not modelled.
+        weights: the column that says how much each row counts, and is not modelled; or None.
         dequantise: noise for quantised columns, as ``data.files.read`` takes it.
 
     """
@@ -101,6 +102,7 @@ class Task:
     checkpoint: Path | None = None
     quick: bool = False
     context: tuple[str, ...] = ()
+    weights: str | None = None
     dequantise: Width | None = None
 
 
@@ -124,7 +126,9 @@ def train(task: Task) -> None:
         if target(task.checkpoint) == target(task.out):
             raise FileExistsError(f"{task.out}: cannot be the checkpoint too; name another file")
         refuse_unusable(task.checkpoint)
-    rows = open_rows(task.data, context=task.context, dequantise=task.dequantise)
+    rows = open_rows(
+        task.data, context=task.context, weights=task.weights, dequantise=task.dequantise
+    )
     depth = max(settings.depths) if task.depth is None else task.depth
     steps = task.steps
     if steps is None and (task.seconds is None or task.quick):
@@ -151,7 +155,13 @@ def train(task: Task) -> None:
         if isinstance(rows.rows, Dataset) and rows.rows.note:
             print(rows.rows.note)
     inside = rows.train()
-    held_out = rows.standardised(rows.few("validation", lambda n: max(1, n // VALIDATION_ROWS)))
+
+    def seldom(n: int) -> int:
+        return max(1, n // VALIDATION_ROWS)
+
+    held_out = rows.standardised(rows.few("validation", seldom))
+    training["weights"] = rows.weights_of("train", lambda _: 1)
+    training["validation_weights"] = rows.weights_of("validation", seldom)
     name, data_end = _data_end(task.preprocess, build, inside, held_out, steps, training)
     flow = build(data_end)
     history = fit(
@@ -379,8 +389,8 @@ def _data_end(
 ) -> tuple[str, Bijector | None]:
     """The map that was asked for, or the one that a tenth of the steps behind each speaks for."""
     maps: dict[str, Callable[[Tensor | Stream], Bijector]] = {
-        "standardise": standardise,
-        "whiten": _whitened,
+        "standardise": lambda rows: standardise(rows, weights=training["weights"]),
+        "whiten": lambda rows: _whitened(rows, training["weights"]),
     }
     if wanted == "none":
         return "no preprocessing", None
@@ -395,12 +405,12 @@ def _data_end(
     return chosen.name, chosen.map
 
 
-def _whitened(rows: Tensor | Stream) -> Bijector:
+def _whitened(rows: Tensor | Stream, weights: Tensor | None) -> Bijector:
     """Whitening with a floor, whose warning becomes a line of the command."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        fitted = whiten(rows, FLOOR)
+        fitted = whiten(rows, FLOOR, weights=weights)
     for warning in caught:
         print(f"cflows: {warning.message}", file=sys.stderr)
     return fitted
@@ -409,14 +419,23 @@ def _whitened(rows: Tensor | Stream) -> Bijector:
 def _print_scores(flow: Flow, rows: Source) -> None:
     print("log-likelihood of a row in nats, ± 2 standard errors:")
     for name in SPLITS:
-        x, context = rows.few(name, lambda n: math.ceil(n / SHOWN_ROWS))
+
+        def seldom(n: int) -> int:
+            return math.ceil(n / SHOWN_ROWS)
+
+        x, context = rows.few(name, seldom)
         # A model of one's own may be in float64.
         dtype = dtype_of(flow)
         x, context = x.to(dtype), None if context is None else context.to(dtype)
         log_prob = log_likelihood(flow, x, context).double()
+        mean = log_prob.mean()
         error = 2 * float(log_prob.std()) / math.sqrt(len(log_prob))
+        if (weights := rows.weights_of(name, seldom)) is not None:
+            shares = weights.double() / weights.double().sum()
+            mean = (shares * log_prob).sum()
+            error = 2 * float((shares * (log_prob - mean)).square().sum().sqrt())
         bits = _bits(rows, log_prob, x)
-        print(f"  {name.replace('train', 'training'):10} {float(log_prob.mean()):10.3f} "
+        print(f"  {name.replace('train', 'training'):10} {float(mean):10.3f} "
               f"± {error:.3f}   {len(x):,} rows{bits}")  # fmt: skip
     checked = slice(likelihood.CHECKED_ROWS)
     context = None if context is None else context[checked]

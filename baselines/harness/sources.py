@@ -15,7 +15,7 @@ from baselines.harness.data import DataError, Dataset
 from baselines.harness.data.dataset import listed, nearest
 from baselines.harness.data.files import stream
 from baselines.harness.data.quantised import Width
-from baselines.harness.data.rows import SplitName
+from baselines.harness.data.rows import SPLITS, SplitName
 from baselines.harness.data.streams import Stream, Streamed
 from cflows import Affine, standardise
 
@@ -30,6 +30,7 @@ class Source:
     Args:
         rows: checked by ``open_rows``.
         context: names of columns that are given to the model and not modelled; may be empty.
+        weights: the column that says how much each row counts, or None.
 
     Attributes:
         columns: names of the features.
@@ -38,9 +39,11 @@ class Source:
 
     """
 
-    def __init__(self, rows: Dataset | Streamed, context: Sequence[str]) -> None:
-        self.rows, self.context = rows, tuple(context)
-        self.columns = tuple(name for name in rows.columns if name not in context)
+    def __init__(
+        self, rows: Dataset | Streamed, context: Sequence[str], weights: str | None = None
+    ) -> None:
+        self.rows, self.context, self.weights = rows, tuple(context), weights
+        self.columns = tuple(c for c in rows.columns if c not in context and c != weights)
         self._places = [rows.columns.index(name) for name in self.columns]
         self._context_places = [rows.columns.index(name) for name in self.context]
         self.context_map: Affine | None = None
@@ -58,6 +61,21 @@ class Source:
         loc, scale = self.context_map.loc.numpy(), self.context_map.scale.numpy()
         return x, replace(context, loc=loc, scale=scale)
 
+    def weights_of(self, name: SplitName, distance: Callable[[int], int]) -> Tensor | None:
+        """The weights of the rows that ``few`` gives; None where all count alike.
+
+        Raises:
+            DataError: none of them is positive.
+
+        """
+        if self.weights is None:
+            return None
+        found = self._spaced(name, distance)[:, self.rows.columns.index(self.weights)]
+        if not bool((found > 0).any()):
+            raise DataError(f"{self.rows.source}: no {name} row has a positive weight in the "
+                            f"column {self.weights!r}; give more rows that count")  # fmt: skip
+        return found
+
     def few(self, name: SplitName, distance: Callable[[int], int]) -> Rows:
         """Rows of a split, evenly spaced, in the units of the table.
 
@@ -66,12 +84,7 @@ class Source:
             distance: from the number of rows to that between two of them.
 
         """
-        if isinstance(self.rows, Streamed):
-            part = self.rows.part(name, range(len(self.rows.columns)))
-            values = torch.from_numpy(part[:: distance(len(part))])
-        else:
-            split = getattr(self.rows, name)
-            values = torch.from_numpy(np.array(split[:: distance(len(split))], np.float32))
+        values = self._spaced(name, distance)
         context = values[:, self._context_places] if self.context else None
         return values[:, self._places], context
 
@@ -82,6 +95,13 @@ class Source:
             return x, None
         return x, self.context_map.inverse(context)
 
+    def _spaced(self, name: SplitName, distance: Callable[[int], int]) -> Tensor:
+        if isinstance(self.rows, Streamed):
+            part = self.rows.part(name, range(len(self.rows.columns)))
+            return torch.from_numpy(part[:: distance(len(part))])
+        split = getattr(self.rows, name)
+        return torch.from_numpy(np.array(split[:: distance(len(split))], np.float32))
+
     def _whole(self, places: Sequence[int]) -> Tensor | Stream:
         if isinstance(self.rows, Streamed):
             return self.rows.part("train", places)
@@ -91,12 +111,19 @@ class Source:
         return torch.from_numpy(values).float()
 
 
-def open_rows(name: str, *, context: Sequence[str] = (), dequantise: Width | None = None) -> Source:
+def open_rows(
+    name: str,
+    *,
+    context: Sequence[str] = (),
+    weights: str | None = None,
+    dequantise: Width | None = None,
+) -> Source:
     """Open a data set or a file, a large .npy file without loading it; check it for training.
 
     Args:
         name: a registered name, or a file.
         context: the columns that are given to the model and not modelled.
+        weights: the column that says how much each row counts, and is not modelled.
         dequantise: as ``files.read`` takes it; files alone.
 
     Raises:
@@ -104,18 +131,43 @@ def open_rows(name: str, *, context: Sequence[str] = (), dequantise: Width | Non
 
     """
     context = tuple(dict.fromkeys(context))
+    spared = context if weights is None else (*context, weights)
+    if weights in context:
+        raise DataError(f"{name}: the column {weights!r} is named by --context and --weights; "
+                        "leave it out of one")  # fmt: skip
     rows: Dataset | Streamed | None = None
     if name not in data.names():
-        rows = stream(Path(name), dequantise=dequantise, spared=context)
+        rows = stream(Path(name), dequantise=dequantise, spared=spared)
     if rows is None:
-        rows = data.load(name, dequantise=dequantise, spared=context)
+        rows = data.load(name, dequantise=dequantise, spared=spared)
     if twice := [column for column in rows.columns if rows.columns.count(column) > 1]:
         raise DataError(f"{rows.source}: two columns are called {twice[0]!r}; rename one")
-    if missing := [column for column in context if column not in rows.columns]:
-        raise DataError(f"{name}: has no column {missing[0]!r} for --context; "
+    if missing := [column for column in spared if column not in rows.columns]:
+        option = "--context" if missing[0] in context else "--weights"
+        raise DataError(f"{name}: has no column {missing[0]!r} for {option}; "
                         f"{nearest(missing[0], rows.columns)}its columns are "
                         f"{listed(rows.columns, 20)}")  # fmt: skip
-    if len(context) == len(rows.columns):
-        raise DataError(f"{name}: every column is named by --context; leave one at least to model")
+    if len(spared) == len(rows.columns):
+        option = "--context" if weights is None else "--context or --weights"
+        raise DataError(f"{name}: every column is named by {option}; leave one at least to model")
     checks.refuse_single_precision(rows)
-    return Source(rows, context)
+    if weights is not None:
+        _refuse_negative(name, rows, weights)
+    return Source(rows, context, weights)
+
+
+def _refuse_negative(name: str, rows: Dataset | Streamed, weights: str) -> None:
+    """Name the first row of a file, in its order, whose weight is below zero."""
+    at = rows.columns.index(weights)
+    if isinstance(rows, Streamed):
+        values = np.asarray(rows.array[:, at])
+    elif name in data.names():
+        values = np.concatenate([getattr(rows, split)[:, at] for split in SPLITS])
+    else:
+        values = data.table(Path(name))[0][:, at]
+    if (values < 0).any():
+        row = int((values < 0).argmax())
+        raise DataError(
+            f"{name}: the weight {weights!r} is {values[row]:g} in row {row + 1} "
+            "below the header; weights must not be negative: drop or mend this row"
+        )
