@@ -133,6 +133,13 @@ def same_run(folder):
 
 
 @case
+def weighted_rows(folder):
+    counted = {"weights": rows()[:, 0].exp(), "validation_weights": torch.arange(17)}
+    flow, history = trained("maf", 10, **counted)
+    return values(flow), torch.tensor([record.validation for record in history.records])
+
+
+@case
 def own_probes(folder):
     return gradient(trained("ffjord, probes", 1)[0])
 
@@ -292,6 +299,11 @@ def test_a_run_of_two_processes_is_that_of_one(both, kind):
         found["records"], torch.tensor(lines, dtype=torch.float64), atol=1e-6, rtol=0
     )
     assert torch.equal(found["state"], both[1]["same_run"][kind]["state"])
+
+
+def test_weighted_rows_count_alike_in_two_processes_and_in_one(both):
+    for found, expected in zip(both[0]["weighted_rows"], CASES["weighted_rows"](None), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_each_process_draws_its_own_probes(both, monkeypatch):
