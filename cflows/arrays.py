@@ -29,7 +29,8 @@ def as_tensor(name: str, values: Tensor | Array) -> Tensor:
 
     Raises:
         TypeError: they are not real numbers, or sparse.
-        ValueError: they carry a graph, which the second of two steps would look for in vain.
+        ValueError: they carry a graph, which the second of two steps would look for in vain; or
+            some are masked.
 
     """
     if not isinstance(values, Tensor):
@@ -49,8 +50,14 @@ def as_numbers(name: str, values: Array) -> Array:
 
     Raises:
         TypeError: it does not hold real numbers.
+        ValueError: it has masked values, which torch would take for what lies under the mask.
 
     """
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} has masked values: drop such rows, as numpy.ma.compress_rows(x) does, or fill "
+            "them in"
+        )
     if values.dtype.names is not None:
         raise TypeError(
             f"{name} is a structured array with the fields {', '.join(values.dtype.names)}: give "

@@ -156,7 +156,9 @@ class Rows:
     def _read(self, name: str, part: Part, chosen: slice, first: int) -> Tensor:
         if isinstance(part, Tensor):
             return part[chosen]
-        values = torch.from_numpy(as_numbers(name, np.array(part[chosen]))).to(self.like)
+        values = torch.from_numpy(as_numbers(name, np.array(part[chosen], subok=True))).to(
+            self.like
+        )
         drop_pages(part)
         return _finite(name, values, torch.arange(first, first + len(values)))
 
@@ -224,7 +226,7 @@ def weights_for(weights: Any, count: int, name: str = "weights") -> Tensor:
         ValueError: another shape, a weight that is negative or not finite, or none above zero.
 
     """
-    given = weights if isinstance(weights, Tensor) else np.asarray(weights)
+    given = weights if isinstance(weights, Tensor) else np.asanyarray(weights)
     values = as_tensor(name, given).double()
     if values.shape != (count,):
         raise ValueError(

@@ -155,7 +155,8 @@ def choose(
         build: a fitted map -> a new flow that ends in it, with the same first weights each time.
         train: (N, D), or a pair of rows and context, as ``fit`` takes them.
         validation: (N', D), likewise.
-        maps: functions rows -> map, by name; the first wins a tie. They see no context.
+        maps: functions rows -> map, by name; the first wins a tie. They see neither context
+            nor weights.
         steps: optimiser steps behind each map.
         settings: further keywords of ``fit``; a warm-up lasts a tenth of the steps at most.
 

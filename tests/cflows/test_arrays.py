@@ -42,6 +42,7 @@ ALIKE = {
     "column by column": np.asfortranarray(X),
     "objects": X.astype(object),
     "the widest float": X.astype(np.longdouble),
+    "a mask of nothing": np.ma.array(X),
     "broadcast": np.broadcast_to(X, X.shape),
     "a dataset": TensorDataset(torch.from_numpy(X)),
 }
@@ -90,6 +91,7 @@ REFUSED = {
     "times": (np.zeros((9, 2), "M8[s]"), TypeError, "not real numbers"),
     "complex": (X.astype(complex), TypeError, "not real numbers"),
     "a complex tensor": (rows().cfloat(), TypeError, "train is complex"),
+    "a mask": (np.ma.masked_greater(X, 1), ValueError, "train has masked values: drop such rows"),
     "sparse": (rows().to_sparse(), TypeError, "no dense tensor: give"),
     "a graph": (rows() * torch.ones((), requires_grad=True), ValueError, r"detach\(\) it"),
     "a leaf": (rows().requires_grad_(), ValueError, "train carries a graph"),

@@ -256,6 +256,7 @@ REFUSED = {
     "nan": ({"weights": ONES / (torch.arange(64) != 5)}, "got inf in row 5"),
     "zero": ({"weights": 0 * ONES}, "train's weights are all zero"),
     "graph": ({"weights": ONES.clone().requires_grad_()}, "carries a graph"),
+    "a mask": ({"weights": np.ma.masked_greater(np.arange(64), 9)}, "weights has masked values"),
     "no validation": ({"validation_weights": ONES}, "need validation rows"),
     "validation": ({"validation": rows(), "validation_weights": -ONES}, "validation's weights"),
     "words": ({"weights": ["a"] * 64}, "not real numbers"),
