@@ -21,6 +21,8 @@ from cflows import Affine, standardise
 
 __all__ = ["Rows", "Source", "open_rows"]
 
+AT_ONCE = 100_000
+
 Rows = tuple[Tensor, Tensor | None]
 
 
@@ -70,7 +72,15 @@ class Source:
         """
         if self.weights is None:
             return None
-        found = self._spaced(name, distance)[:, self.rows.columns.index(self.weights)]
+        at = self.rows.columns.index(self.weights)
+        if isinstance(self.rows, Streamed):
+            part = self.rows.part(name, [at])
+            chosen = np.arange(0, len(part), distance(len(part)))
+            pieces = range(0, len(chosen), AT_ONCE)  # whole rows are read for the one column
+            values = np.concatenate([part[chosen[first : first + AT_ONCE]] for first in pieces])
+            found = torch.from_numpy(values[:, 0])
+        else:
+            found = self._spaced(name, distance)[:, at]
         if not bool((found > 0).any()):
             raise DataError(f"{self.rows.source}: no {name} row has a positive weight in the "
                             f"column {self.weights!r}; give more rows that count")  # fmt: skip
@@ -160,7 +170,7 @@ def _refuse_negative(name: str, rows: Dataset | Streamed, weights: str) -> None:
     """Name the first row of a file, in its order, whose weight is below zero."""
     at = rows.columns.index(weights)
     if isinstance(rows, Streamed):
-        values = np.asarray(rows.array[:, at])
+        values = np.concatenate([chunk[:, at] for _, chunk in rows.chunks()])
     elif name in data.names():
         values = np.concatenate([getattr(rows, split)[:, at] for split in SPLITS])
     else:
@@ -168,6 +178,6 @@ def _refuse_negative(name: str, rows: Dataset | Streamed, weights: str) -> None:
     if (values < 0).any():
         row = int((values < 0).argmax())
         raise DataError(
-            f"{name}: the weight {weights!r} is {values[row]:g} in row {row + 1} "
-            "below the header; weights must not be negative: drop or mend this row"
+            f"{name}: the weight {weights!r} is {values[row]:g} in row {row + 1}, a "
+            "header not counted; weights must not be negative: drop or mend this row"
         )

@@ -7,6 +7,8 @@ import pytest
 
 import cflows
 from baselines.harness import cli
+from baselines.harness.data import DataError, files
+from baselines.harness.sources import open_rows
 
 
 def run(*arguments):
@@ -33,7 +35,7 @@ def test_rows_count_by_a_column_that_is_not_modelled(preprocess, tmp_path, capsy
 @pytest.mark.parametrize(
     ("weights", "options", "message"),
     [
-        (np.where(np.arange(400) == 7, -1, 1), ("w",), "'w' is -1 in row 8 below the header"),
+        (np.where(np.arange(400) == 7, -1, 1), ("w",), "'w' is -1 in row 8, a header not counted"),
         (np.arange(400) == 0, ("w",), "row has a positive weight in the column 'w'"),
         (np.arange(400) % 3, ("v",), "has no column 'v' for --weights"),
         (np.arange(400) % 3, ("w", "--context", "w"), "named by --context and --weights"),
@@ -52,3 +54,21 @@ def test_weights_that_cannot_be_used_are_named_in_one_line(
     assert message in told
     assert told.count("\n") == 1
     assert not (tmp_path / "m").exists()
+
+
+def test_weights_of_a_streamed_file_stay_with_their_rows(tmp_path, monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(400, 3))
+    rows[:, 2] = np.abs(rows[:, 0])
+    np.save(tmp_path / "t.npy", rows)
+    monkeypatch.setattr(files, "STREAMED_BYTES", 1000)
+    monkeypatch.setattr("baselines.harness.sources.AT_ONCE", 70)
+    found = open_rows(str(tmp_path / "t.npy"), weights="x2")
+    for name, step in (("train", 1), ("validation", 3)):
+        x, _ = found.few(name, lambda _, step=step: step)
+        weights = found.weights_of(name, lambda _, step=step: step)
+        assert x.shape == (len(weights), 2)
+        np.testing.assert_array_equal(weights, x[:, 0].abs())
+    rows[17, 2] = -2
+    np.save(tmp_path / "t.npy", rows)
+    with pytest.raises(DataError, match="'x2' is -2 in row 18"):
+        open_rows(str(tmp_path / "t.npy"), weights="x2")

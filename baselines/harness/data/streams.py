@@ -105,7 +105,7 @@ class Streamed:
         one = self.array[self.split.rows("train", np.array([0]))[0]].astype(np.float64)
         largest, change, sums, squares = np.zeros((4, d))
         varies = np.zeros(d, bool)
-        for first, values in self._chunks():
+        for first, values in self.chunks():
             self._refuse_not_finite(first, values)
             exact = values.astype(np.float64)
             if not varies.all():
@@ -146,7 +146,8 @@ class Streamed:
         """Rows of a chunk: whole blocks of the split."""
         return max(1, CHUNK // len(self.columns) // BLOCK) * BLOCK
 
-    def _chunks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def chunks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """The file's rows as they are, some at a time, with the number of the first."""
         for first in range(0, len(self.array), self._size):
             yield first, np.array(self.array[first : first + self._size])
             drop_pages(self.array)
