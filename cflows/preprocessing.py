@@ -293,18 +293,23 @@ def _moments(rows: Tensor | RowsOnDisk, weights: Any) -> tuple[Tensor, Tensor, T
 
 def _mean_and_covariance(rows: Tensor | RowsOnDisk, weights: Any) -> tuple[Tensor, Tensor]:
     """Two readings: sums of squares that are not taken around the mean would cancel."""
-    given = np.ones(len(rows)) if weights is None else weights
-    counted = weights_for(given, len(rows)).unsqueeze(1)
-    sums = [(chunk * of).sum(0) for chunk, of in _chunks(rows, counted)]
+    counted = None if weights is None else weights_for(weights, len(rows)).unsqueeze(1)
+    sums = [_counted(chunk, of).sum(0) for chunk, of in _chunks(rows, counted)]
     mean = torch.stack(sums).sum(0) / len(rows)
     squares = mean.new_zeros(len(mean), len(mean))
     for chunk, of in _chunks(rows, counted):
         centred = chunk - mean
-        squares += (centred * of).T @ centred
+        squares += _counted(centred, of).T @ centred
     return mean, squares / len(rows)
 
 
-def _chunks(rows: Tensor | RowsOnDisk, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _counted(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values if weights is None else values * weights
+
+
+def _chunks(
+    rows: Tensor | RowsOnDisk, weights: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     size = max(1, CHUNK // rows.shape[1])
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
@@ -313,7 +318,7 @@ def _chunks(rows: Tensor | RowsOnDisk, weights: Tensor) -> Iterator[tuple[Tensor
         else:
             chunk = torch.from_numpy(np.array(part, dtype=np.float64))
             drop_pages(rows)
-        yield chunk, weights[first : first + size].to(chunk.device)
+        yield chunk, None if weights is None else weights[first : first + size].to(chunk.device)
 
 
 def _dtype(rows: Tensor | RowsOnDisk) -> torch.dtype:
