@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,13 @@ from .divergence import (
 )
 from .grids import RightHandSide, Slope, SolveStats, Stage
 from .penalties import PENALTIES, rates
-from .solvers import GRADIENTS, SIZES, Adaptive, Lagged, Solver, solve
+from .solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
 from .storage import register
-from .tracing import exported, transformed
+from .tracing import exported, recorded, transformed
 
 __all__ = ["ODEBijector"]
+
+T = TypeVar("T")
 
 
 @register
@@ -277,6 +279,14 @@ class ODEBijector(Bijector):
     def _flow(
         self, start: Tensor, context: Tensor | None, span: tuple[float, float], *, traced: bool
     ) -> tuple[Tensor, Tensor | None]:
+        if recorded() and not (exported() or isinstance(self.solver, FixedGrid)):
+            # Steps that follow the values are no graph: such a solve is left as it is.
+            return _as_it_is(self._solved, start, context, span, traced)
+        return self._solved(start, context, span, traced)
+
+    def _solved(
+        self, start: Tensor, context: Tensor | None, span: tuple[float, float], traced: bool
+    ) -> tuple[Tensor, Tensor | None]:
         start, context = self.broadcast(start, context)
         if start.dtype not in (torch.float32, torch.float64):
             raise TypeError(
@@ -383,6 +393,12 @@ class ODEBijector(Bijector):
         if scheme == "hutch++":
             return orthonormal_probes(first(), x, self.probe, max(2, self._probes()))
         return draw_probes(x, self.probe, self._probes())
+
+
+def _as_it_is(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function from compiled code without compiling it."""
+    disabled: Callable[..., T] = torch.compiler.disable(function)
+    return disabled(*arguments)
 
 
 @dataclass(frozen=True)
