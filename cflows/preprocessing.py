@@ -6,6 +6,8 @@ They are fitted in double precision, whatever the rows are in.
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,10 +23,10 @@ from .elementwise import Affine
 from .flow import Flow, dtype_of
 from .loop import TrainingError
 from .solvers import SolverError
-from .storage import register
+from .storage import LoadError, register
 from .training import fit
 
-__all__ = ["MAPS", "Choice", "Whitening", "behind", "choose", "standardise", "whiten"]
+__all__ = ["MAPS", "Choice", "Whitening", "behind", "choose", "extent", "standardise", "whiten"]
 
 NO_DIRECTION = 1e-8  # an eigenvalue below this, relative to the largest, is rounding
 CHUNK = 2**22  # numbers that are read at a time
@@ -129,12 +131,14 @@ class Choice(NamedTuple):
         name: of the map that is kept.
         map: fitted to the training rows.
         scores: the mean validation log-likelihood behind each map; -inf where it could not be had.
+        seconds: that it took, those of a training that was interrupted included.
 
     """
 
     name: str
     map: Bijector
     scores: dict[str, float]
+    seconds: float = 0.0
 
 
 def choose(
@@ -144,6 +148,7 @@ def choose(
     maps: Mapping[str, Callable[[Any], Bijector]] = MAPS,
     *,
     steps: int = 200,
+    checkpoint: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Choice:
     """Train the same flow behind each map for the same steps, and keep the map that won.
@@ -158,11 +163,14 @@ def choose(
         maps: functions rows -> map, by name; the first wins a tie. They see neither context
             nor weights.
         steps: optimiser steps behind each map.
+        checkpoint: a path, from which each map's training has its own, PATH.NAME: a choice that was
+            interrupted goes on from these. They are left for the caller to remove.
         settings: further keywords of ``fit``; a warm-up lasts a tenth of the steps at most.
 
     Raises:
         ValueError: no map can be fitted to these rows; the message is the last map's.
         TrainingError: no training came to an end; likewise.
+        LoadError: a checkpoint belongs to another run.
 
     Example:
         >>> import torch
@@ -180,11 +188,20 @@ def choose(
     found: dict[str, Bijector] = {}
     scores: dict[str, float] = {}
     failure: Exception = ValueError("maps is empty: give one at least")
+    seconds = 0.0
     for name, fit_map in maps.items():
         scores[name] = float("-inf")
+        own = None if checkpoint is None else f"{os.fspath(checkpoint)}.{name}"
+        started = time.perf_counter()
         try:
             data_end = fit_map(rows)
-            best = fit(build(data_end), train, validation, steps=steps, **settings).best_validation
+            history = fit(
+                build(data_end), train, validation, steps=steps, checkpoint=own, **settings
+            )
+            best = history.best_validation
+            seconds += max(history.seconds, time.perf_counter() - started)
+        except LoadError:
+            raise  # another run's checkpoint is no reason to leave out a map
         except (ValueError, TrainingError, SolverError) as error:
             failure = error
             continue
@@ -194,7 +211,33 @@ def choose(
     if not found:
         raise failure
     name = max(found, key=lambda key: scores[key])
-    return Choice(name, found[name], scores)
+    return Choice(name, found[name], scores, seconds)
+
+
+def extent(rows: Tensor | RowsOnDisk) -> Tensor:
+    """The lowest and the highest value of each column and its standard deviation, (3, D).
+
+    Args:
+        rows: (N, D), as ``standardise`` takes them.
+
+    Example:
+        >>> import torch
+        >>> from cflows.preprocessing import extent
+        >>> extent(torch.tensor([[1.0, 0.0], [3.0, 8.0]]))
+        tensor([[1., 0.],
+                [3., 8.],
+                [1., 4.]])
+
+    """
+    if isinstance(rows, Tensor):
+        low, high = rows.aminmax(dim=0)
+        spread = rows.double().std(0, correction=0)
+    else:
+        ends = [chunk.aminmax(dim=0) for chunk in _chunks(rows)]
+        low = torch.stack([end.min for end in ends]).amin(0)
+        high = torch.stack([end.max for end in ends]).amax(0)
+        spread = _mean_and_covariance(rows)[1].diagonal().sqrt()
+    return torch.stack([part.to(_dtype(rows)) for part in (low, high, spread)])
 
 
 def behind(core: Flow, data_end: Bijector | None) -> Flow:

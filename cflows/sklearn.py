@@ -20,8 +20,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .batches import weights_for
 from .bijector import Bijector
+from .few_rows import LEAST, for_few_rows
 from .flow import Flow, log_likelihood
-from .preprocessing import behind, choose, standardise, whiten
+from .preprocessing import behind, choose, extent, standardise, whiten
 from .table import TableFlow
 from .training import fit
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["DensityEstimator"]
 
 FLOOR = 1e-6
+LEAST_HELD_OUT = 10
+TRAINED = 20  # steps, of fewer of which nothing is expected
 BY_NAME = "baselines.harness.models"
 DRAWN_AT_ONCE = 10_000
 
@@ -47,14 +50,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             (features, depth) -> Flow of one's own for white data. A name is looked up in
             ``baselines`` when ``fit`` is called: this package does not import that one.
         depth: layers or blocks; None for the deepest setting of a comparison.
-        steps: optimiser steps at most; None for the model's own number.
-        learning_rate: Adam's; None for the model's own.
+        steps: optimiser steps at most; None for the model's own number, or fewer below 5000 rows,
+            see ``few_rows.for_few_rows``.
+        learning_rate: Adam's; None for the model's own, or a lower one, likewise.
         batch_size: rows a step.
         preprocess: the map in front of X, ``"whiten"`` (by correlation, with a floor),
             ``"standardise"``, ``"auto"`` for the one that does better on validation rows, or
             ``"none"``.
-        validation_fraction: share of the rows that chooses the best state; 0, or fewer than two
-            rows, keeps the last state.
+        validation_fraction: share of the rows that chooses the best state, at least 10 rows where
+            that is no more than a fifth of them. 0, or fewer than 10 rows in all, keeps the last
+            state.
         dtype: ``"float64"``, as scikit-learn computes, or ``"float32"``, which is faster and wants
             columns whose spread is not small beside their distance from zero.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for the GPU where there is one.
@@ -106,7 +111,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.progress = progress
 
-    flow_: Flow
+    flow_: TableFlow
     history_: History
     preprocess_: str
 
@@ -125,7 +130,6 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self._check_parameters()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        core, steps, learning_rate = self._resolved(seed)
         names = getattr(self, "feature_names_in_", None)
         columns = None if names is None else [str(name) for name in names]
         given = torch.tensor(X, dtype=getattr(torch, self.dtype))
@@ -133,6 +137,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         kept, held_out = self._split(len(given), seed)
         rows = given[kept]
         validation = None if held_out is None else given[held_out]
+        core, steps, learning_rate = self._resolved(
+            seed, len(rows), 1 if validation is None else LEAST
+        )
         training: dict[str, Any] = {
             "batch_size": self.batch_size,
             "learning_rate": learning_rate,
@@ -145,9 +152,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             else weights[held_out],
         }
 
-        def build(data_end: Bijector | None) -> Flow:
+        def build(data_end: Bijector | None) -> TableFlow:
             flow = behind(core(), data_end)
-            return TableFlow(flow.bijector, flow.base, columns).to(rows.dtype)
+            named = TableFlow(flow.bijector, flow.base, columns, extent=extent(rows))
+            return named.to(rows.dtype)
 
         self.preprocess_, data_end = self._data_end(build, rows, validation, steps, training)
         flow = build(data_end)
@@ -160,6 +168,12 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             **training,
         )
         self.flow_ = flow.cpu()
+        if self.history_.gain == 0 and steps >= TRAINED:
+            warnings.warn(
+                "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, "
+                "more rows",
+                stacklevel=2,
+            )
         return self
 
     def score_samples(self, X: Any) -> Matrix:
@@ -187,6 +201,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Matrix:
         """Draw rows in the units of X, (n_samples, D); None draws anew each time.
 
+        A warning says how many lie far outside of the rows that the flow was trained on.
+
         Raises:
             ValueError: n_samples is less than 1.
 
@@ -203,7 +219,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 self.flow_.sample(min(DRAWN_AT_ONCE, n - first))
                 for first in range(0, n, DRAWN_AT_ONCE)
             ]
-        drawn: Matrix = torch.cat(parts).double().numpy()
+        together = torch.cat(parts)
+        outside = self.flow_.outside(together)
+        if outside is not None and outside.far:
+            warnings.warn(str(outside), stacklevel=2)
+        drawn: Matrix = together.double().numpy()
         return drawn
 
     def _check_parameters(self) -> None:
@@ -222,7 +242,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if self.depth is not None and self.depth < 1:
             raise ValueError(f"depth must be at least 1, got {self.depth}")
 
-    def _resolved(self, seed: int) -> tuple[Callable[[], Flow], int, float]:
+    def _resolved(self, seed: int, rows: int, least: int) -> tuple[Callable[[], Flow], int, float]:
         """A maker of the flow for white data, the same each time; its steps and learning rate."""
         depth, steps, learning_rate = self.depth, 2000, 1e-3
         make = self.model
@@ -236,6 +256,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 torch.manual_seed(seed)
                 return make(self.n_features_in_, depth)
 
+        steps, learning_rate = for_few_rows(steps, learning_rate, rows, least)
         return (
             core,
             steps if self.steps is None else self.steps,
@@ -258,6 +279,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _split(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The numbers of the training rows, in their order where there are no others, and those."""
         held_out = int(self.validation_fraction * count)
+        if self.validation_fraction:
+            held_out = max(held_out, min(LEAST_HELD_OUT, count // 5))
         if held_out < 2 or count - held_out < 2:
             return torch.arange(count), None
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

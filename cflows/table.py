@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,35 @@ from .bijector import Bijector
 from .flow import Flow
 from .storage import register
 
-__all__ = ["TableFlow"]
+__all__ = ["Outside", "TableFlow"]
+
+
+class Outside(NamedTuple):
+    """How many rows lie outside of those that a flow was trained on.
+
+    Attributes:
+        rows: their number.
+        beyond: of those, how many leave the range of the training rows in a column.
+        far: how many leave one by more than it is wide, or hold no number.
+        distance: from the range, of the row that leaves it most, in standard deviations of the
+            training rows; negative where none does.
+        column: in which it does.
+
+    """
+
+    rows: int
+    beyond: int
+    far: int
+    distance: float
+    column: str
+
+    def __str__(self) -> str:
+        """What there is to say where some are far."""
+        return (
+            f"{self.far:,} of {self.rows:,} draws lie far outside of the training rows, the "
+            f"furthest {self.distance:.3g} standard deviations, in {self.column!r}: fewer layers, "
+            "a lower learning rate or more rows hold the tails"
+        )
 
 
 @register
@@ -27,6 +57,9 @@ class TableFlow(Flow):
         context_columns: C names, likewise; c0, c1, ... by default.
         context_loc: (C,), what is subtracted from the context; 0 by default.
         context_scale: (C,), what it is divided by, positive; 1 by default.
+        extent: (3, D), the lowest and the highest value of each column and its standard deviation
+            in the training rows (``preprocessing.extent``), by which ``outside`` counts; None where
+            they are not known.
 
     Raises:
         ValueError: another number of names or of values than features, or one name twice.
@@ -40,6 +73,7 @@ class TableFlow(Flow):
 
     context_loc: Tensor
     context_scale: Tensor
+    extent: Tensor | None
 
     def __init__(
         self,
@@ -49,6 +83,7 @@ class TableFlow(Flow):
         context_columns: Sequence[str] | None = None,
         context_loc: Sequence[float] | Tensor | None = None,
         context_scale: Sequence[float] | Tensor | None = None,
+        extent: Sequence[Sequence[float]] | Tensor | None = None,
     ) -> None:
         super().__init__(bijector, base)
         d, c = bijector.features, bijector.context_features
@@ -63,6 +98,36 @@ class TableFlow(Flow):
             )
         self.register_buffer("context_loc", loc.detach().clone(), persistent=c > 0)
         self.register_buffer("context_scale", scale.detach().clone(), persistent=c > 0)
+        known = None if extent is None else torch.as_tensor(extent).detach().clone()
+        if known is not None and known.shape != (3, d):
+            raise ValueError(f"extent must have shape (3, {d}), got {tuple(known.shape)}")
+        self.register_buffer("extent", known)
+
+    def outside(self, x: Tensor) -> Outside | None:
+        """Count the rows that lie outside of the training rows, None where their extent is unknown.
+
+        Args:
+            x: (N, D), draws as a rule.
+
+        Example:
+            >>> import torch
+            >>> from cflows import Affine, TableFlow
+            >>> flow = TableFlow(Affine([0.0], [1.0]), extent=[[-2.0], [2.0], [1.0]])
+            >>> flow.outside(torch.tensor([[0.0], [3.0], [-9.0]]))
+            Outside(rows=3, beyond=2, far=1, distance=7.0, column='x0')
+
+        """
+        if self.extent is None:
+            return None
+        low, high, spread = self.extent.to(x)
+        over = torch.maximum(x - high, low - x)
+        beyond, far = (over > 0).any(-1), ~(over <= high - low).all(-1)
+        distance = (over / spread).nan_to_num(nan=math.inf, posinf=math.inf).amax(0)
+        column = int(distance.argmax())
+        return Outside(
+            len(x), int(beyond.sum()), int(far.sum()), float(distance[column]),
+            self.columns[column],
+        )  # fmt: skip
 
     def trajectory(
         self, start: Tensor, times: Sequence[float], context: Tensor | None = None

@@ -343,7 +343,7 @@ def _trained(
         "device": cell.device,
         "progress": False,
     }
-    name, end, chosen_in = data_end.fitted(
+    name, end, chosen_in, _ = data_end.fitted(
         cell.preprocess,
         lambda end: _built(cell, end),
         train,

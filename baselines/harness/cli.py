@@ -134,14 +134,16 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
         help="the model's file; one that is there is replaced by the whole new one")  # fmt: skip
     add("--depth", type=int, metavar="N", help="default: the model's deepest in a comparison")
     add("--steps", type=int, metavar="N",
-        help="default: the model's own, or as many as --seconds allow")  # fmt: skip
-    add("--seconds", type=float, metavar="S", help="training seconds at most, beside the choice "
-        "that --preprocess auto makes")  # fmt: skip
+        help="default: the model's own, below 5000 rows fewer, or as many as --seconds "
+        "allow")  # fmt: skip
+    add("--seconds", type=float, metavar="S", help="training seconds at most, of which the "
+        "choice that --preprocess auto makes takes about a fifth")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
     add("--preprocess", choices=["auto", "standardise", "whiten", "none"], default="auto",
         help="the map of the rows; auto (default) tries both on validation rows")  # fmt: skip
     add("--checkpoint", type=Path, metavar="PATH",
-        help="kept while training; where it is, the same command goes on")  # fmt: skip
+        help="kept while training, the choice of the map beside it in PATH.map; where they are, "
+        "the same command goes on")  # fmt: skip
     add("--quick", action="store_true", help="few steps: a first look")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
@@ -393,6 +395,11 @@ def _what_is_left(options: argparse.Namespace, command: str) -> str:
     if options.run in (_score, _sample) or (options.run is _fit and options.checkpoint is None):
         hint = "; with --checkpoint PATH it could go on" if options.run is _fit else ""
         return f"nothing was written{hint}"
+    if options.run is _fit:
+        from . import single
+
+        if not single.goes_on(options.checkpoint):
+            return f"nothing was trained yet, the same command begins anew:\n  {command}"
     return f"nothing is lost: the same command goes on where it stopped:\n  {command}"
 
 

@@ -8,6 +8,8 @@ written is written beside its place and renamed: it is there whole, or as it was
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import os
 import sys
@@ -21,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.harness import likelihood, models
+from baselines import InversionError
+from baselines.harness import data_end, likelihood, models
 from baselines.harness.data import DataError, Dataset
 from baselines.harness.data.dataset import listed
 from baselines.harness.data.quantised import Width
@@ -41,10 +44,11 @@ from cflows import (
     Bijector,
     Flow,
     LoadError,
+    ODEBijector,
+    SolverError,
     TableFlow,
     TrainingError,
     behind,
-    choose,
     fit,
     load,
     log_likelihood,
@@ -52,12 +56,16 @@ from cflows import (
     whiten,
 )
 from cflows.atomic_write import STDOUT, refuse_unwritable, target
+from cflows.batches import Data, rows_for
 from cflows.checkpoints import exists, refuse_unusable
 from cflows.distributed import leads
+from cflows.few_rows import for_few_rows
 from cflows.flow import dtype_of
-from cflows.storage import again, packed
+from cflows.preprocessing import extent
+from cflows.storage import again, configuration_of, packed
+from cflows.table import Outside
 
-__all__ = ["PREPROCESS", "Task", "sample", "score", "train"]
+__all__ = ["PREPROCESS", "Task", "goes_on", "sample", "score", "train"]
 
 PREPROCESS = ("auto", "standardise", "whiten", "none")
 FLOOR = 1e-6  # a direction of a thousandth of the largest spread: what float32 still inverts
@@ -65,6 +73,10 @@ VALIDATION_ROWS = 2000
 VALIDATIONS = 20
 SHOWN_ROWS = 10_000  # of the training rows, whose likelihood is only compared with the others'
 DRAWN_AT_ONCE = 10_000
+DRAWN_NUMBERS = 1_000_000  # of the draws behind a training, at most
+NO_GAIN = (
+    "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, more rows"
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Task:
         depth: layers or blocks; None for the deepest setting of a comparison.
         steps: optimiser steps at most; None for the model's own, or for none where seconds are
             given.
-        seconds: training seconds at most, without those of the choice of a map.
+        seconds: training seconds at most, those of the choice of a map included.
         seed: of the first weights and of the training.
         preprocess: one of ``PREPROCESS``.
         device: ``"cpu"`` or ``"cuda"``.
@@ -130,13 +142,16 @@ def train(task: Task) -> None:
         task.data, context=task.context, weights=task.weights, dequantise=task.dequantise
     )
     depth = max(settings.depths) if task.depth is None else task.depth
+    inside = rows.train()
+    own = settings.quick_steps if task.quick else settings.steps
+    usual, learning_rate = for_few_rows(own, settings.learning_rate, len(inside[0]))
     steps = task.steps
     if steps is None and (task.seconds is None or task.quick):
-        steps = settings.quick_steps if task.quick else settings.steps
+        steps = usual
     training: dict[str, Any] = {
         "objective": settings.objective,
         "patience": settings.patience,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": learning_rate,
         "warmup": settings.warmup_of(steps),
         "seed": task.seed,
         "device": task.device,
@@ -154,7 +169,6 @@ def train(task: Task) -> None:
             print(f"cflows: {note}", file=sys.stderr)
         if isinstance(rows.rows, Dataset) and rows.rows.note:
             print(rows.rows.note)
-    inside = rows.train()
 
     def seldom(n: int) -> int:
         return max(1, n // VALIDATION_ROWS)
@@ -162,19 +176,19 @@ def train(task: Task) -> None:
     held_out = rows.standardised(rows.few("validation", seldom))
     training["weights"] = rows.weights_of("train", lambda _: 1)
     training["validation_weights"] = rows.weights_of("validation", seldom)
-    name, data_end = _data_end(task.preprocess, build, inside, held_out, steps, training)
-    flow = build(data_end)
+    name, end, chosen_in = _data_end(task, build, inside, held_out, steps, training)
+    flow = build(end)
     history = fit(
         flow,
         inside,
         held_out,
         steps=steps,
-        seconds=task.seconds,
+        seconds=None if task.seconds is None else max(task.seconds - chosen_in, 1e-9),
         validate_every=None if steps is None else max(1, steps // VALIDATIONS),
         checkpoint=task.checkpoint,
         **training,
     )
-    flow = _named(flow, rows).to(task.device)
+    flow = _named(flow, rows, extent(inside[0])).to(task.device)
     if not leads():
         return
     _keep(flow, task)
@@ -183,7 +197,10 @@ def train(task: Task) -> None:
         f"{history.seconds:.1f} s, ended by {history.stopped}; the state of step "
         f"{history.best_step} is kept"
     )
+    if history.gain == 0:
+        print(f"cflows: {NO_GAIN}", file=sys.stderr)
     _print_scores(flow, rows)
+    _print_draws(flow, rows, task)
     print(f"the model: {task.out}")
 
 
@@ -269,6 +286,8 @@ def sample(
     if lost:
         raise DataError(f"{lost} of {len(x)} samples are not finite, so none is written: train "
                         f"{model} anew, with more rows or fewer layers")  # fmt: skip
+    if isinstance(flow, TableFlow):
+        _warn_of(flow.outside(x))
     write(out, x if seen is None else torch.cat([x, seen], 1), all_columns(flow))
     print(f"{len(x):,} samples of {listed(columns(flow), 20)}: {out}", file=beside_the_rows(out))
 
@@ -372,37 +391,68 @@ def _conditional(core: Flow, task: Task, features: int) -> Flow:
         raise models.ModelError(f"{task.model} takes no context; leave --context out") from error
 
 
-def _named(flow: Flow, rows: Source) -> TableFlow:
+def _named(flow: Flow, rows: Source, seen: Tensor) -> TableFlow:
     if rows.context_map is None:
-        return TableFlow(flow.bijector, flow.base, rows.columns)
+        return TableFlow(flow.bijector, flow.base, rows.columns, extent=seen)
     loc, scale = rows.context_map.loc, rows.context_map.scale
-    return TableFlow(flow.bijector, flow.base, rows.columns, rows.context, loc, scale)
+    return TableFlow(flow.bijector, flow.base, rows.columns, rows.context, loc, scale, seen)
 
 
 def _data_end(
-    wanted: str,
+    task: Task,
     build: Callable[[Bijector | None], Flow],
     train: tuple[Tensor | Stream, Tensor | Stream | None],
     validation: Rows,
     steps: int | None,
     training: dict[str, Any],
-) -> tuple[str, Bijector | None]:
-    """The map that was asked for, or the one that a tenth of the steps behind each speaks for."""
-    maps: dict[str, Callable[[Tensor | Stream], Bijector]] = {
-        "standardise": lambda rows: standardise(rows, weights=training["weights"]),
-        "whiten": lambda rows: _whitened(rows, training["weights"]),
-    }
-    if wanted == "none":
-        return "no preprocessing", None
-    if wanted in maps:
-        return wanted, maps[wanted](train[0])
-    total = 1000 if steps is None else steps
-    chosen = choose(
-        build, train, validation, maps, steps=min(total, max(50, total // 10)), **training
+) -> tuple[str, Bijector | None, float]:
+    """The map that was asked for, or the one that a part of the training behind each speaks for.
+
+    The third is what the choice has taken of the seconds.
+    """
+    if task.preprocess == "none":
+        return "no preprocessing", None, 0.0
+    found = data_end.fitted(
+        task.preprocess,
+        build,
+        train,
+        validation,
+        None if task.checkpoint is None else choice_beside(task.checkpoint),
+        steps=steps,
+        seconds=task.seconds,
+        maps={
+            "whiten": lambda rows: _whitened(rows, training["weights"]),
+            "standardise": lambda rows: standardise(rows, weights=training["weights"]),
+        },
+        run=_run(build(None), train, validation, training),
+        **training,
     )
-    scores = ", ".join(f"{value:.3f} ({name})" for name, value in chosen.scores.items())
-    print(f"validation log-likelihood after a few steps: {scores}")
-    return chosen.name, chosen.map
+    if found.scores and leads():
+        scores = ", ".join(f"{value:.3f} ({name})" for name, value in found.scores.items())
+        print(f"validation log-likelihood after a few steps: {scores}")
+    return found.name, found.map, found.seconds
+
+
+def choice_beside(checkpoint: Path) -> Path:
+    """Where the choice of the map is kept for a training of that checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.name}.map")
+
+
+def goes_on(checkpoint: Path) -> bool:
+    """Whether the same command would go on where one that was interrupted has stopped."""
+    return exists(checkpoint) or data_end.begun(choice_beside(checkpoint))
+
+
+def _run(core: Flow, train: Data, validation: Data, training: dict[str, Any]) -> str:
+    """What two runs share where one may take over the other's choice: all but when they end."""
+    model = [configuration_of(part) for part in (core, core.bijector, core.base)]
+    rows = [rows_for(core, part, "the rows").fingerprint() for part in (train, validation)]
+    settings = [training[name] for name in ("objective", "learning_rate", "seed")]
+    settings += [
+        weights if weights is None else float(weights.double().sum())
+        for weights in (training["weights"], training["validation_weights"])
+    ]
+    return hashlib.sha256(json.dumps([model, rows, settings]).encode()).hexdigest()
 
 
 def _whitened(rows: Tensor | Stream, weights: Tensor | None) -> Bijector:
@@ -442,6 +492,30 @@ def _print_scores(flow: Flow, rows: Source) -> None:
     gap = likelihood.solver_gap(flow, x[checked], log_prob[checked], context)
     if gap is not None:
         print(f"  solver gap, mean / max: {float(gap.mean()):.0e} / {float(gap.max()):.0e}")
+
+
+def _print_draws(flow: TableFlow, rows: Source, task: Task) -> None:
+    """How many of some draws leave the training rows: the likelihood does not show these."""
+    n = max(100, min(SHOWN_ROWS, DRAWN_NUMBERS // flow.features))
+    if any(isinstance(part, ODEBijector) for part in flow.modules()):
+        n = max(100, n // 10)
+    _, seen = rows.few("train", lambda count: math.ceil(count / n))
+    if seen is not None:
+        seen = seen.repeat(math.ceil(n / len(seen)), 1)[:n]
+    try:
+        outside = flow.outside(_drawn(flow, n, seen, task.seed, task.device))
+    except (InversionError, SolverError) as error:
+        print(f"cflows: the model is kept, and cannot be drawn from: {error}", file=sys.stderr)
+        return
+    if outside is not None:
+        print(f"{n:,} draws: {outside.beyond:,} leave the range of the training rows in a column, "
+              f"{outside.far:,} by more than it is wide")  # fmt: skip
+        _warn_of(outside)
+
+
+def _warn_of(outside: Outside | None) -> None:
+    if outside is not None and outside.far:
+        print(f"cflows: {outside}", file=sys.stderr)
 
 
 def _bits(rows: Source, log_prob: Tensor, x: Tensor) -> str:
