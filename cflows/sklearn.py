@@ -58,8 +58,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             ``"standardise"``, ``"auto"`` for the one that does better on validation rows, or
             ``"none"``.
         validation_fraction: share of the rows that chooses the best state, at least 10 rows where
-            that is no more than a fifth of them. 0, or fewer than 10 rows in all, keeps the last
-            state.
+            that is no more than a fifth of them. 0, or a share of fewer than two rows, keeps the
+            last state, of fewer steps.
         dtype: ``"float64"``, as scikit-learn computes, or ``"float32"``, which is faster and wants
             columns whose spread is not small beside their distance from zero.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for the GPU where there is one.
@@ -279,10 +279,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _split(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The numbers of the training rows, in their order where there are no others, and those."""
         held_out = int(self.validation_fraction * count)
-        if self.validation_fraction:
-            held_out = max(held_out, min(LEAST_HELD_OUT, count // 5))
         if held_out < 2 or count - held_out < 2:
             return torch.arange(count), None
+        held_out = max(held_out, min(LEAST_HELD_OUT, count // 5))
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         return order[held_out:], order[:held_out]
 
