@@ -6,6 +6,7 @@
 from ._version import __version__
 from .bases import Base, Logistic, MixtureOfGaussians, Normal, StudentT
 from .bijector import Bijector, Chain, Inverse
+from .bounded import Bounded
 from .continuous import ODEBijector
 from .distributed import ProcessError
 from .divergence import value_and_divergence
@@ -21,7 +22,7 @@ from .loop import TrainingError
 from .matching import FlowMatching
 from .metrics import MMD, SlicedWasserstein
 from .normalization import ActNorm, BatchNorm
-from .preprocessing import Whitening, behind, choose, standardise, whiten
+from .preprocessing import Whitening, behind, choose, inside, standardise, whiten
 from .schedules import Constant, Cosine, Plateau, Schedule
 from .solvers import Adaptive, FixedGrid, Lagged, SolverError
 from .squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
@@ -42,6 +43,7 @@ __all__ = [
     "Base",
     "BatchNorm",
     "Bijector",
+    "Bounded",
     "Chain",
     "ChiSquare",
     "Constant",
@@ -89,6 +91,7 @@ __all__ = [
     "behind",
     "choose",
     "fit",
+    "inside",
     "load",
     "log_likelihood",
     "register",

@@ -397,7 +397,7 @@ class ODEBijector(Bijector):
 
 def _as_it_is(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function from compiled code without compiling it."""
-    disabled: Callable[..., T] = torch.compiler.disable(function)
+    disabled: Callable[..., T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return disabled(*arguments)
 
 

@@ -6,10 +6,12 @@ They are fitted in double precision, whatever the rows are in.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,17 @@ from .solvers import SolverError
 from .storage import LoadError, register
 from .training import fit
 
-__all__ = ["MAPS", "Choice", "Whitening", "behind", "choose", "extent", "standardise", "whiten"]
+__all__ = [
+    "MAPS",
+    "Choice",
+    "Whitening",
+    "behind",
+    "choose",
+    "extent",
+    "inside",
+    "standardise",
+    "whiten",
+]
 
 NO_DIRECTION = 1e-8  # an eigenvalue below this, relative to the largest, is rounding
 CHUNK = 2**22  # numbers that are read at a time
@@ -233,10 +245,10 @@ def extent(rows: Tensor | RowsOnDisk) -> Tensor:
         low, high = rows.aminmax(dim=0)
         spread = rows.double().std(0, correction=0)
     else:
-        ends = [chunk.aminmax(dim=0) for chunk in _chunks(rows)]
+        ends = [chunk.aminmax(dim=0) for chunk, _ in _chunks(rows, None)]
         low = torch.stack([end.min for end in ends]).amin(0)
         high = torch.stack([end.max for end in ends]).amax(0)
-        spread = _mean_and_covariance(rows)[1].diagonal().sqrt()
+        spread = _mean_and_covariance(rows, None)[1].diagonal().sqrt()
     return torch.stack([part.to(_dtype(rows)) for part in (low, high, spread)])
 
 
@@ -257,6 +269,58 @@ def behind(core: Flow, data_end: Bijector | None) -> Flow:
     if data_end is None:
         return core
     return Flow(Chain(core.bijector, data_end.to(dtype=dtype_of(core))), core.base)
+
+
+def inside(
+    bounds: Bijector | None, fit_map: Callable[[Any], Bijector]
+) -> Callable[[Any], Bijector]:
+    """The same map, fitted to the rows as they are behind their bounds: x = bounds(map(z)).
+
+    Args:
+        bounds: such as a ``Bounded``; None leaves the map as it is.
+        fit_map: ``standardise``, ``whiten``, or another function rows -> map.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Bounded, inside, standardise
+        >>> waiting = torch.tensor([[1.0], [4.0]])
+        >>> end = inside(Bounded([0.0], [None]), standardise)(waiting)
+        >>> end(torch.zeros(1, 1))  # exp of the mean logarithm
+        tensor([[2.0000]])
+
+    """
+    if bounds is None:
+        return fit_map
+
+    def fitted(rows: Any) -> Bijector:
+        exact = copy.deepcopy(bounds).double().eval()
+        if isinstance(rows, Tensor):
+            seen: Any = exact.to(rows.device).inverse(rows.double()).to(rows.dtype)
+        else:
+            seen = _Unbounded(rows, exact)
+        return Chain(fit_map(seen), copy.deepcopy(bounds).to(_dtype(rows)))
+
+    return fitted
+
+
+@dataclass(frozen=True)
+class _Unbounded:
+    """Rows on the disk, seen through the inverse of their bounds."""
+
+    rows: RowsOnDisk
+    bounds: Bijector
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: Any) -> Array:
+        seen = self.bounds.inverse(torch.from_numpy(np.array(self.rows[chosen], dtype=np.float64)))
+        drop_pages(self.rows)
+        return seen.numpy()
 
 
 @register

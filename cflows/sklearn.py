@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .batches import weights_for
 from .bijector import Bijector
+from .bounded import Bounded
 from .few_rows import LEAST, for_few_rows
 from .flow import Flow, log_likelihood
-from .preprocessing import behind, choose, extent, standardise, whiten
+from .preprocessing import behind, choose, extent, inside, standardise, whiten
 from .table import TableFlow
 from .training import fit
 
@@ -38,6 +40,8 @@ BY_NAME = "baselines.harness.models"
 DRAWN_AT_ONCE = 10_000
 
 Matrix = npt.NDArray[np.float64]
+Pair = tuple[float | None, float | None]
+Bounds = Mapping[Any, Pair] | Sequence[Pair]
 
 
 class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -57,6 +61,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         preprocess: the map in front of X, ``"whiten"`` (by correlation, with a floor),
             ``"standardise"``, ``"auto"`` for the one that does better on validation rows, or
             ``"none"``.
+        bounds: (lower, upper) of columns that no row and no sample leaves, None where there is no
+            such end: a pair for each column, or a dictionary by the names of X's columns (by their
+            numbers, where there are none).
         validation_fraction: share of the rows that chooses the best state, at least 10 rows where
             that is no more than a fifth of them. 0, or a share of fewer than two rows, keeps the
             last state, of fewer steps.
@@ -93,6 +100,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: float | None = None,
         batch_size: int = 512,
         preprocess: str = "whiten",
+        bounds: Bounds | None = None,
         validation_fraction: float = 0.1,
         dtype: str = "float64",
         device: str = "cpu",
@@ -105,6 +113,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.preprocess = preprocess
+        self.bounds = bounds
         self.validation_fraction = validation_fraction
         self.dtype = dtype
         self.device = device
@@ -130,6 +139,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self._check_parameters()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._refuse_outside(X)
         names = getattr(self, "feature_names_in_", None)
         columns = None if names is None else [str(name) for name in names]
         given = torch.tensor(X, dtype=getattr(torch, self.dtype))
@@ -263,6 +273,33 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             learning_rate if self.learning_rate is None else self.learning_rate,
         )
 
+    def _bounded(self) -> Bounded | None:
+        if self.bounds is None:
+            return None
+        names: list[Any] = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
+        pairs = self.bounds
+        if isinstance(pairs, Mapping):
+            if unknown := [name for name in pairs if name not in names]:
+                raise ValueError(f"bounds has {unknown[0]!r}, which is no column of X")
+            pairs = [pairs.get(name, (None, None)) for name in names]
+        if len(pairs) != len(names):
+            raise ValueError(f"bounds must have a pair for each of {len(names)} columns")
+        return Bounded([low for low, _ in pairs], [high for _, high in pairs])
+
+    def _refuse_outside(self, X: Matrix) -> None:
+        bounds = self._bounded()
+        if bounds is None:
+            return
+        exact = bounds.double()
+        for column, (values, low, high) in enumerate(
+            zip(X.T, exact.low.tolist(), exact.high.tolist(), strict=True)
+        ):
+            if (outside := values[~((values > low) & (values < high))]).size:
+                raise ValueError(
+                    f"column {column} of X has {outside.size:,} rows on or outside of its bounds, "
+                    f"such as {outside[0]:g}: widen them, or drop these rows"
+                )
+
     @staticmethod
     def _weighed(
         rows: torch.Tensor, sample_weight: Any
@@ -293,12 +330,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         steps: int,
         training: dict[str, Any],
     ) -> tuple[str, Bijector | None]:
+        bounds = self._bounded()
         if self.preprocess == "none":
-            return "none", None
+            return "none", bounds
         weights = training["weights"]
         maps: dict[str, Callable[[torch.Tensor], Bijector]] = {
-            "standardise": lambda rows: standardise(rows, weights=weights),
-            "whiten": lambda rows: whiten(rows, FLOOR, weights=weights),
+            "standardise": inside(bounds, partial(standardise, weights=weights)),
+            "whiten": inside(bounds, partial(whiten, floor=FLOOR, weights=weights)),
         }
         if self.preprocess != "auto":
             return self.preprocess, maps[self.preprocess](rows)

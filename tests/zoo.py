@@ -47,6 +47,7 @@ from cflows import (
     Affine,
     BatchNorm,
     Bijector,
+    Bounded,
     Chain,
     DiagonalScale,
     ElementwiseAffine,
@@ -299,6 +300,10 @@ BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
     "exp": lambda d, c: Exp(d),
     "log": lambda d, c: Log(d),
     "softplus": lambda d, c: Softplus(d),
+    "bounded": lambda d, c: Bounded(
+        [(-1.0, None, 0.5, None)[k % 4] for k in range(d)],
+        [(2.0, None, None, 3.0)[k % 4] for k in range(d)],
+    ),
     "residual": lambda d, c: Residual(d, context_features=c, hidden=(12, 12)),
     "residual-elu": lambda d, c: Residual(
         d, context_features=c, hidden=(12, 3, 12), activation="elu", log_det="exact"
@@ -339,7 +344,7 @@ DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "log": torch.exp,
 }
 # Whose forward does not reach all of R^D: inverse takes values of forward only.
-PARTIAL_RANGE = {"softsign", "tanh", "sigmoid", "sigmoid-alpha", "exp", "softplus"}
+PARTIAL_RANGE = {"softsign", "tanh", "sigmoid", "sigmoid-alpha", "exp", "softplus", "bounded"}
 NO_PARAMETERS = {"affine", "whitening", "leaky-relu", *DOMAINS, *PARTIAL_RANGE}
 NORMALIZATIONS = {"act-norm", "act-norm-channels", "batch-norm", "batch-norm-moving"}
 NO_CONTEXT = {

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from baselines.harness import claims, data, data_end, likelihood, memory, models, quality, sampling
 from baselines.harness.data import Width
+from baselines.harness.data.bounds import Pair, bounded
 from baselines.harness.data.dequantise import Pixels
 from baselines.harness.statistics import mean_and_error
-from cflows import Bijector, Flow, __version__, fit, load, whiten
+from cflows import Bijector, Flow, __version__, fit, inside, load, whiten
 from cflows.atomic_write import write_whole
 
 __all__ = [
@@ -90,6 +91,7 @@ class Cell:
         warmup: steps over which the learning rate rises.
         origin: what ``models.find`` knows a model of the user's own by, or ""; no part of the key,
             since the configuration holds its text.
+        bounds: of each column, or None where none has any; then no part of the key.
 
     """
 
@@ -119,6 +121,7 @@ class Cell:
     schedule: str = "cosine"
     warmup: int = 0
     origin: str = ""
+    bounds: tuple[Pair, ...] | None = None
 
     @property
     def found(self) -> str:
@@ -128,7 +131,9 @@ class Cell:
     @property
     def key(self) -> str:
         """The folder's name: readable, and unique by a hash of the configuration."""
-        indirect = ("source", "dequantise", "pixels", "origin")
+        indirect = ["source", "dequantise", "pixels", "origin"]
+        if self.bounds is None:
+            indirect.append("bounds")
         decisive = {name: value for name, value in asdict(self).items() if name not in indirect}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name, model = (
@@ -244,7 +249,8 @@ def flow_of(cell: Cell, out: Path) -> Flow:
         return load(folder / "model.pt").to(cell.device)
     # Of parts that are not registered, so that only its function can build it.
     name = json.loads((folder / RESULT).read_text())["map"]
-    flow = _built(cell, data_end.MAPS[name](_rows(cell)[0]))
+    fit_map = inside(bounded(cell.bounds), data_end.MAPS[name])
+    flow = _built(cell, fit_map(_rows(cell)[0]))
     flow.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
     return flow.to(cell.device).eval()
 
@@ -289,7 +295,8 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
     train, validation, test = _rows(cell)
     result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
     if cell.model == models.GAUSSIAN:
-        flow = models.build(cell.model, None, whiten(train), cell.seed).to(cell.device)
+        end = inside(bounded(cell.bounds), whiten)(train)
+        flow = models.build(cell.model, None, end, cell.seed).to(cell.device)
     else:
         # Evenly spaced, since neighbouring rows of a validation set may come from one place.
         stride = max(1, len(validation) // cell.validation_rows)
@@ -349,6 +356,7 @@ def _trained(
         train,
         validation,
         folder / "map.json",
+        maps={name: inside(bounded(cell.bounds), f) for name, f in data_end.MAPS.items()},
         steps=_usual_steps(cell),
         seconds=cell.seconds,
         **settings,

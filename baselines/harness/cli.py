@@ -10,9 +10,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import processes, standard_streams
+
+if TYPE_CHECKING:
+    from .data.bounds import Pair
 
 __all__ = ["main"]
 
@@ -130,6 +133,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     add("--weights", metavar="COLUMN", help="the column that says how much each row counts, "
         "not negative and not modelled; in training, validation and the figures")  # fmt: skip
     _add_dequantise(command)
+    _add_bounds(command)
     add("--out", required=True, type=_output, metavar="MODEL",
         help="the model's file; one that is there is replaced by the whole new one")  # fmt: skip
     add("--depth", type=int, metavar="N", help="default: the model's deepest in a comparison")
@@ -154,6 +158,22 @@ def _add_dequantise(command: argparse.ArgumentParser) -> None:
         help="add uniform noise to the quantised columns of a file, as wide as the column's own "
         "steps, or of this width",
     )  # fmt: skip
+
+
+def _add_bounds(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--bounds", nargs="+", type=_bound, default=[], metavar="COLUMN=LOW:HIGH",
+        help="columns that no row and no sample leaves, as in wait=0: share=0:1",
+    )  # fmt: skip
+
+
+def _bound(text: str) -> tuple[str, Pair]:
+    from .data.bounds import parse
+
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _width(text: str) -> float | str:
@@ -212,6 +232,7 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
         help="data sets, or .csv, .npy and .npz files "
         f"(default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
     _add_dequantise(command)
+    _add_bounds(command)
     add("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS),
         help="names, the papers' presets such as maf-power among them, or functions of your own, "
         f"FILE.py:FUNCTION or MODULE:FUNCTION (default: {' '.join(DEFAULT_MODELS)})")  # fmt: skip
@@ -284,6 +305,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             command=command,
             preprocess=options.preprocess,
             dequantise=options.dequantise,
+            bounds=dict(options.bounds),
             parameters=options.parameters,
             patience=options.patience or PATIENCE,
             executor=options.executor,
@@ -312,6 +334,7 @@ def _fit(options: argparse.Namespace, command: str) -> int:
         context=tuple(options.context),
         weights=options.weights,
         dequantise=options.dequantise,
+        bounds=dict(options.bounds),
     )
     with processes.joined(task.device):
         single.train(task)

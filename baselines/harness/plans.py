@@ -23,6 +23,7 @@ from typing import Any
 from baselines.harness import cells, data, depth, models, user_models, widths
 from baselines.harness.cells import Cell
 from baselines.harness.data import Width
+from baselines.harness.data.bounds import Bounds, refuse_unknown, within
 
 __all__ = [
     "COMPARISONS",
@@ -65,6 +66,7 @@ class Plan:
             nothing is chosen, and ``"auto"`` is ``"whiten"``.
         command: as it was typed, for the manifest.
         dequantise: noise for quantised columns of files, as ``data.load`` takes it.
+        bounds: of columns, by name.
         parameters: how many each model shall have, in widths that are solved for; ``"equal"`` for
             the median of the models' own numbers on a data set; None for the models' own widths.
             Beside a budget it is a second view: each model is trained in both.
@@ -89,6 +91,7 @@ class Plan:
     command: str
     preprocess: str = "auto"
     dequantise: Width | None = None
+    bounds: Bounds = field(default_factory=dict)
     parameters: int | str | None = None
     patience: int = cells.PATIENCE
     executor: str = "local"
@@ -131,9 +134,11 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
 
     Raises:
         ModelError: a model is not known, or cannot have the depth or the parameters asked for.
+        DataError: a row lies outside of its column's bounds, or no column is called as they are.
 
     """
     listed: list[Cell] = []
+    refuse_unknown((rows.columns for _, rows in sets.values()), plan.bounds)
     preprocess = "whiten" if plan.quick and plan.preprocess == "auto" else plan.preprocess
     deepest_only = plan.comparison in ("likelihood", "sampling")
     for name, (source, rows) in sets.items():
@@ -143,6 +148,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
             "checksum": rows.checksum,
             "device": plan.device,
             "dequantise": plan.dequantise if rows.kind == "file" else None,
+            "bounds": within(rows, rows.columns, plan.bounds),
             "validations": QUICK_VALIDATIONS if plan.quick else cells.VALIDATIONS,
             "pixels": rows.pixels and (rows.pixels.levels, rows.pixels.alpha),
         }

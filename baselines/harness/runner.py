@@ -211,6 +211,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
         "hidden": {cell.key: list(cell.hidden) for cell in todo if cell.hidden},
         "quick": plan.quick,
         "dequantise": plan.dequantise,
+        "bounds": dict(plan.bounds),
         "versions": {
             "python": platform.python_version(),
             "cflows": cflows.__version__,

@@ -16,7 +16,8 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from baselines import InversionError
 from baselines.harness import data_end, likelihood, models
 from baselines.harness.data import DataError, Dataset
+from baselines.harness.data.bounds import Bounds, bounded, refuse_unknown, within
 from baselines.harness.data.dataset import listed
 from baselines.harness.data.quantised import Width
 from baselines.harness.data.rows import SPLITS
@@ -42,6 +44,7 @@ from baselines.harness.exchange import (
 from baselines.harness.sources import Rows, Source, open_rows
 from cflows import (
     Bijector,
+    Bounded,
     Flow,
     LoadError,
     ODEBijector,
@@ -50,6 +53,7 @@ from cflows import (
     TrainingError,
     behind,
     fit,
+    inside,
     load,
     log_likelihood,
     standardise,
@@ -99,6 +103,7 @@ class Task:
         context: columns that are given to the model and not modelled.
         weights: the column that says how much each row counts, and is not modelled; or None.
         dequantise: noise for quantised columns, as ``data.files.read`` takes it.
+        bounds: of columns, by name.
 
     """
 
@@ -116,6 +121,7 @@ class Task:
     context: tuple[str, ...] = ()
     weights: str | None = None
     dequantise: Width | None = None
+    bounds: Bounds = field(default_factory=dict)
 
 
 def train(task: Task) -> None:
@@ -141,10 +147,12 @@ def train(task: Task) -> None:
     rows = open_rows(
         task.data, context=task.context, weights=task.weights, dequantise=task.dequantise
     )
+    refuse_unknown([rows.columns], task.bounds)
+    bounds = bounded(within(rows.rows, rows.columns, task.bounds))
     depth = max(settings.depths) if task.depth is None else task.depth
-    inside = rows.train()
+    training_rows = rows.train()
     own = settings.quick_steps if task.quick else settings.steps
-    usual, learning_rate = for_few_rows(own, settings.learning_rate, len(inside[0]))
+    usual, learning_rate = for_few_rows(own, settings.learning_rate, len(training_rows[0]))
     steps = task.steps
     if steps is None and (task.seconds is None or task.quick):
         steps = usual
@@ -176,11 +184,11 @@ def train(task: Task) -> None:
     held_out = rows.standardised(rows.few("validation", seldom))
     training["weights"] = rows.weights_of("train", lambda _: 1)
     training["validation_weights"] = rows.weights_of("validation", seldom)
-    name, end, chosen_in = _data_end(task, build, inside, held_out, steps, training)
+    name, end, chosen_in = _data_end(task, build, training_rows, held_out, steps, training, bounds)
     flow = build(end)
     history = fit(
         flow,
-        inside,
+        training_rows,
         held_out,
         steps=steps,
         seconds=None if task.seconds is None else max(task.seconds - chosen_in, 1e-9),
@@ -188,7 +196,7 @@ def train(task: Task) -> None:
         checkpoint=task.checkpoint,
         **training,
     )
-    flow = _named(flow, rows, extent(inside[0])).to(task.device)
+    flow = _named(flow, rows, extent(training_rows[0])).to(task.device)
     if not leads():
         return
     _keep(flow, task)
@@ -405,13 +413,14 @@ def _data_end(
     validation: Rows,
     steps: int | None,
     training: dict[str, Any],
+    bounds: Bounded | None,
 ) -> tuple[str, Bijector | None, float]:
     """The map that was asked for, or the one that a part of the training behind each speaks for.
 
     The third is what the choice has taken of the seconds.
     """
     if task.preprocess == "none":
-        return "no preprocessing", None, 0.0
+        return "no preprocessing", bounds, 0.0
     found = data_end.fitted(
         task.preprocess,
         build,
@@ -421,10 +430,10 @@ def _data_end(
         steps=steps,
         seconds=task.seconds,
         maps={
-            "whiten": lambda rows: _whitened(rows, training["weights"]),
-            "standardise": lambda rows: standardise(rows, weights=training["weights"]),
+            "whiten": inside(bounds, partial(_whitened, weights=training["weights"])),
+            "standardise": inside(bounds, partial(standardise, weights=training["weights"])),
         },
-        run=_run(build(None), train, validation, training),
+        run=_run(build(bounds), train, validation, training),
         **training,
     )
     if found.scores and leads():
