@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn import functional as F
 
-from .bijector import Bijector, may_read
+from .bijector import Bijector, within
 from .storage import register
 
 __all__ = ["Bounded"]
@@ -57,13 +58,20 @@ class Bounded(Bijector):
                 "where there is none"
             )
         super().__init__(len(lower))
-        low = torch.tensor([-math.inf if bound is None else bound for bound in lower])
-        high = torch.tensor([math.inf if bound is None else bound for bound in upper])
+        low = torch.tensor([-math.inf if bound is None else float(bound) for bound in lower])
+        high = torch.tensor([math.inf if bound is None else float(bound) for bound in upper])
         for column, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
             if not a < b:
                 raise ValueError(f"column {column} has no room between {a:g} and {b:g}")
         self.register_buffer("low", low)
         self.register_buffer("high", high)
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """The box of the bounds."""
+        box = constraints.interval(self.low, self.high)  # type: ignore[no-untyped-call]
+        joint: constraints.Constraint = constraints.independent(box, 1)  # type: ignore[no-untyped-call]
+        return joint
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The value inside of the bounds."""
@@ -80,8 +88,13 @@ class Bounded(Bijector):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log(x - l), -log(u - x), log(x - l) - log(u - x), or x."""
         x, _ = self.broadcast(x, context)
-        self._check_range(x)
-        x = x.clamp(*self._innermost())
+        x = within(
+            x,
+            (x >= self.low) & (x <= self.high),
+            self.forward(torch.zeros_like(self.low)),
+            "{value:g} is outside of the bounds of its column: widen them, or drop these rows",
+            check=not self.training,
+        ).clamp(*self._innermost())
         below, above, both = self._kinds()
         from_low = torch.where(below | both, x - self.low, 1).log()
         from_high = torch.where(above | both, self.high - x, 1).log()
@@ -126,16 +139,3 @@ class Bounded(Bijector):
         high = torch.minimum(torch.nextafter(self.high, -infinity), self.high - tiny)
         free = ~(self.low.isfinite() | self.high.isfinite())
         return torch.where(free, -infinity, low), torch.where(free, infinity, high)
-
-    def _check_range(self, x: Tensor) -> None:
-        if self.training or not may_read(x):
-            return
-        outside = ~((x >= self.low) & (x <= self.high))
-        if bool(outside.any()):
-            column = int(outside.reshape(-1, self.features).any(0).nonzero()[0])
-            value = x[..., column][outside[..., column]].flatten()[0].item()
-            low, high = self.low[column].item(), self.high[column].item()
-            raise ValueError(
-                f"column {column} is {value:g}, outside of its bounds {low:g} and {high:g}: "
-                "widen them, or drop these rows"
-            )

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from cflows import Bounded, Flow, load
+from cflows import Bounded, Flow, inside, load, whiten
+from cflows.sklearn import DensityEstimator
 
 LOWER, UPPER = [0.0, None, -3.0, None, 5.0], [None, 1.0, -2.0, None, 5.5]
 
@@ -47,11 +49,13 @@ def test_rows_outside_are_refused(column, value):
     f = Bounded(LOWER, UPPER).eval()
     x = f(torch.zeros(3, 5))
     x[1, column] = value
-    with pytest.raises(
-        ValueError, match=f"column {column} is {value:g}, outside of its bounds"
-    ) as caught:
+    with pytest.raises(ValueError, match=f"{value:g} is outside of the bounds") as caught:
         f.inverse(x)
     assert "\n" not in str(caught.value)
+    if not math.isnan(value):
+        law = Flow(f).eval().distribution()
+        assert law.log_prob(x).isinf().tolist() == [False, True, False]
+        assert law.support.check(x).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -81,3 +85,33 @@ def test_saved_and_loaded(tmp_path):
     again = load(tmp_path / "bounded.flow")
     x = flow.sample(50)
     assert torch.equal(again.log_prob(x), flow.log_prob(x))
+
+
+def test_an_estimator_draws_inside():
+    waits = np.random.default_rng(0).exponential(1, 300)
+    X = np.column_stack([waits, np.linspace(0.01, 0.99, 300)])
+    settings = {"depth": 1, "steps": 20, "preprocess": "standardise"}
+    for bounds in ([(0, None), (0, 1)], {0: (0, None), 1: (0, 1)}):
+        found = DensityEstimator("maf", bounds=bounds, **settings).fit(X)
+        drawn = found.sample(2000, random_state=0)
+        assert (drawn > 0).all()
+        assert (drawn[:, 1] < 1).all()
+        assert np.isfinite(found.score_samples(drawn)).all()
+    with pytest.raises(ValueError, match=r"column 1 of X has \d+ rows on or outside"):
+        DensityEstimator("maf", bounds=[(0, None), (0.5, 1)], **settings).fit(X)
+    with pytest.raises(ValueError, match="a pair for each of 2 columns"):
+        DensityEstimator("maf", bounds=[(0, None)], **settings).fit(X)
+    with pytest.raises(ValueError, match="no column of X"):
+        DensityEstimator("maf", bounds={"a": (0, None)}, **settings).fit(X)
+
+
+def test_a_map_behind_bounds_is_fitted_on_the_line(tmp_path):
+    rows = torch.rand(500, 2, dtype=torch.float64).exp()
+    bounds = Bounded([0.0, 1.0], [None, 3.0])
+    end = inside(bounds, whiten)(rows)
+    z = end.eval().inverse(rows)
+    torch.testing.assert_close(z.T @ z / 500, torch.eye(2, dtype=torch.float64))
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    mapped = inside(bounds, whiten)(np.load(tmp_path / "rows.npy", mmap_mode="r"))
+    middle = end(torch.zeros(1, 2, dtype=torch.float64)).float()
+    torch.testing.assert_close(mapped.eval()(torch.zeros(1, 2)), middle)
