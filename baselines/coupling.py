@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow, register
+from cflows.watched import may_be_read
 
 from .activations import ACTIVATIONS, check_activation
-from .perceptron import by_calls, may_be_read, perceptron
+from .perceptron import by_calls, perceptron
 from .splits import Split, coupling_mask
 from .transformers import Additive, AffineScale, Transformer
 

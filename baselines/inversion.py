@@ -125,7 +125,7 @@ def cached(
     """One pass: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
 
     Gradients cannot be differentiated again: a RuntimeError says so. Layers that must be called
-    (``perceptron.may_be_read``) are called, by D passes.
+    (``cflows.watched``) are called, by D passes.
     """
     if transformed(given) or not made.is_readable:
         return sequential(made, given, context, solve, pullback)

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from cflows import register
 from cflows.fields import FrozenMLP
 from cflows.layers import ACTIVATIONS, Activation
+from cflows.watched import may_be_read
 
-from .perceptron import may_be_read, transformed
+from .perceptron import transformed
 
 __all__ = ["CONTRACTIVE", "LipSwish", "LipschitzMLP", "spectral_bound"]
 

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from cflows import register
+from cflows.watched import may_be_read
 
 from .activations import ACTIVATIONS, check_activation
 from .masked import MaskedLinear, Staircase, staircase_of
-from .perceptron import by_calls, may_be_read, perceptron, plain
+from .perceptron import by_calls, perceptron, plain
 
 __all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
 

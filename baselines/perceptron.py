@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.modules import module as every_module
 
 from cflows.bijector import may_read
 
 from .activations import Activation
 from .masked import Staircase, gradient_of_input, gradient_of_weight, product
 
-__all__ = ["by_calls", "may_be_read", "perceptron", "plain", "transformed"]
+__all__ = ["by_calls", "perceptron", "plain", "transformed"]
 
 
 def perceptron(
@@ -73,27 +72,6 @@ def transformed(x: Tensor) -> bool:
     Function.
     """
     return not may_read(x) or forward_ad._current_level >= 0
-
-
-def may_be_read(layers: Iterable[nn.Module], kind: type[nn.Module]) -> bool:
-    """Whether the layers' weights say all that a call of them would do.
-
-    Not so where a hook watches the calls or computes the weights (``weight_norm``, ``prune``, the
-    older ``spectral_norm``), nor for another class in a layer's place (low-rank adapters, quantised
-    layers). ``torch.nn.utils.parametrize`` may be read.
-    """
-    forward = kind.forward
-    watched = every_module._has_any_global_hook()  # type: ignore[no-untyped-call]
-    return not watched and all(
-        isinstance(layer, kind)
-        and type(layer).forward is forward
-        and "forward" not in layer.__dict__
-        and not layer._forward_pre_hooks
-        and not layer._forward_hooks
-        and not layer._backward_pre_hooks
-        and not layer._backward_hooks
-        for layer in layers
-    )
 
 
 def by_calls(

@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .fields import MLP, FrozenMLP, Linearized, pushforward
 from .tracing import recorded, transformed
+from .watched import unwatched
 
 __all__ = [
     "DIVERGENCES",
@@ -297,13 +298,13 @@ class TransformedLocal(Local):
 def is_perceptron(field: object) -> TypeGuard[MLP]:
     """Whether a field is computed as ``MLP`` computes it, so that it may be taken apart.
 
-    Not so for a subclass with a forward of its own, nor where hooks watch the calls.
+    Not so for a subclass with a forward of its own, nor where hooks watch its calls or its layers'.
     """
     return (
         isinstance(field, MLP)
         and all(getattr(type(field), name) is getattr(MLP, name) for name in ("forward", "at"))
-        and not field._forward_hooks
-        and not field._forward_pre_hooks
+        and unwatched([field])
+        and field.is_readable
     )
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .layers import ACTIVATIONS, LAYERS, Activation, Silu, TimeFeatures, TimeLayer
+from .layers import ACTIVATIONS, LAYERS, Activation, Silu, TimeFeatures, TimeLayer, matvec
 from .pickling import Pickled
 from .storage import register
+from .watched import may_be_read, unwatched
 
 __all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
 
@@ -104,7 +105,27 @@ class MLP(Pickled):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """f(t, x, context): t a scalar or (*B,), x (*B, D), context (*B, C) -> (*B, D)."""
-        return self.frozen(t, context)(x)
+        return self.frozen(t, context)(x) if self.is_readable else self._called(t, x, context)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the layers' weights say all that a call of them would do, see ``watched``."""
+        return may_be_read(self.layers, TimeLayer) and unwatched(self.activations)
+
+    def _called(self, t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+        """The same, layer by layer, hooks and all."""
+        h, phi, last = x, self.time(t), len(self.activations)
+        for index, layer in enumerate(self.layers):
+            h = layer(h, phi)
+            if index < len(self.context_gates):
+                h = h * (1 + self.context_gates[index](context))
+            if index < len(self.context_shifts):
+                h = h + self.context_shifts[index](context)
+            if index < last:
+                activation = self.activations[index]
+                slope = activation.beta if isinstance(activation, Silu) else None
+                h = activation(h) if slope is None else activation(slope * h) / slope
+        return h - x if self.residual else h
 
     def frozen(self, t: Tensor, context: Tensor | None = None) -> FrozenMLP:
         """The field as a function of x alone, at t, a scalar or (*B,)."""
@@ -255,13 +276,6 @@ def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: 
         if diagonal is not None:
             tangent = tangent * diagonal
     return tangent
-
-
-def matvec(weight: Tensor, h: Tensor) -> Tensor:
-    """W h, for one W (out, in) or one a row (*B, out, in), and h (*B, in)."""
-    if weight.dim() == 2:
-        return h @ weight.mT
-    return (weight @ h.unsqueeze(-1)).squeeze(-1)
 
 
 def _divided(weight: Tensor, slope: Tensor | None) -> Tensor:

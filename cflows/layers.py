@@ -23,6 +23,7 @@ __all__ = [
     "SquashLayer",
     "TimeFeatures",
     "TimeLayer",
+    "matvec",
 ]
 
 
@@ -153,6 +154,12 @@ class TimeLayer(Pickled):
         super().__init__()
         linear = nn.Linear(inputs, outputs)
         self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, h: Tensor, phi: Tensor) -> Tensor:
+        """gate * (W h) + shift, for h (*B, inputs) and φ (*B, times) or (times,)."""
+        gate, shift = self.coefficients(phi)
+        image = matvec(self.weight_at(phi), h)
+        return (image if gate is None else gate * image) + shift
 
     def weight_at(self, phi: Tensor) -> Tensor:
         """W at φ (*T, times): (outputs, inputs), or (*T, outputs, inputs) where it varies."""
@@ -286,6 +293,13 @@ LAYERS: dict[str, type[TimeLayer]] = {
     "blend": BlendLayer,
     "hyper": HyperLayer,
 }
+
+
+def matvec(weight: Tensor, h: Tensor) -> Tensor:
+    """W h, for one W (out, in) or one a row (*B, out, in), and h (*B, in)."""
+    if weight.dim() == 2:
+        return h @ weight.mT
+    return (weight @ h.unsqueeze(-1)).squeeze(-1)
 
 
 def _uniform(*shape: int) -> nn.Parameter:

@@ -13,6 +13,8 @@ from zoo import perturbed
 
 from baselines import IAF, MAF, NSF, RealNVP, ResidualFlow
 from baselines.masked import MaskedLinear
+from cflows import FFJORD, MLP, FixedGrid
+from cflows.layers import LAYERS
 
 SMALL = {"layers": 2, "hidden": (8, 8), "activation": "silu"}
 FLOWS = {
@@ -34,6 +36,15 @@ CHANGES = {
     "spectral_norm": spectral_norm,
     "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
     "parametrize": parametrizations.weight_norm,
+}
+
+
+FIELDS = {
+    **{layer: {"layer": layer} for layer in LAYERS},
+    "silu": {"activation": "silu", "layer": "film", "time_frequencies": 2},
+    "residual": {"activation": "softplus", "residual": True},
+    "gate": {"context_features": 2, "context_mode": "gate"},
+    "additive": {"context_features": 2, "activation": "silu"},
 }
 
 
@@ -138,3 +149,42 @@ def test_a_contraction_refuses_what_it_cannot_read():
     with pytest.raises(TypeError, match="take the hooks off") as caught:
         flow.log_prob(torch.zeros(1, 3, dtype=torch.float64))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", FIELDS.values(), ids=list(FIELDS))
+@pytest.mark.parametrize("own_times", [False, True])
+def test_a_field_by_calls_is_the_field(settings, own_times):
+    field = perturbed(MLP(3, hidden=(8, 6), **settings))
+    x = torch.randn(5, 3, dtype=torch.float64)
+    t = torch.rand(5 if own_times else (), dtype=torch.float64)
+    context = torch.randn(5, 2, dtype=torch.float64) if field.context_features else None
+    expected, fired = field(t, x, context), set()
+    parts = [*field.layers, *field.activations]
+    for part in parts:
+        part.register_forward_hook(lambda part, *_: fired.add(part))
+    torch.testing.assert_close(field(t, x, context), expected)
+    assert fired == set(parts)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_computed_weights_of_a_field_are_trained(change):
+    flow = perturbed(FFJORD(2, hidden=(8, 8), training_solver=FixedGrid("rk4", 2)))
+    x = torch.randn(16, 2, dtype=torch.float64)
+    expected = flow.log_prob(x)
+    fired = []
+    handle = (
+        flow.bijector.parts[0].field.layers[0].register_forward_hook(lambda *_: fired.append(1))
+    )
+    torch.testing.assert_close(flow.log_prob(x), expected, rtol=1e-4, atol=1e-4)
+    assert fired
+    handle.remove()
+    for layer in flow.bijector.parts[0].field.layers:
+        change(layer)
+    before = copy.deepcopy(dict(flow.train().named_parameters()))
+    optimiser = torch.optim.Adam(flow.parameters(), 1e-2)
+    for _ in range(3):
+        optimiser.zero_grad()
+        (-flow.log_prob(x).mean()).backward()
+        optimiser.step()
+    for name, parameter in flow.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
