@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -141,14 +142,19 @@ def grids(n=2000):
 )
 def test_steps_at_the_ends_of_the_numbers(values, expected):
     column = np.random.default_rng(0).choice(np.array(values), (1000, 1))
-    assert quantised.steps_of(column) == [pytest.approx(expected, rel=1e-6)]
+    assert [found.step for found in quantised.repeats_of(column)] == [
+        pytest.approx(expected, rel=1e-6)
+    ]
 
 
 @pytest.mark.parametrize("name", grids())
 def test_steps_are_found(name):
     values, expected = grids()[name]
-    (step,) = quantised.steps_of(values[:, None])
-    assert step == (None if expected is None else pytest.approx(expected, rel=1e-4))
+    (found,) = quantised.repeats_of(values[:, None])
+    assert found.step == pytest.approx(expected or 0, rel=1e-4)
+    assert bool(found) == (expected is not None)
+    assert not found.apart
+    assert bool(found.spikes) == (name == "spike")
 
 
 def table(tmp_path):
@@ -161,16 +167,108 @@ def table(tmp_path):
 
 
 def test_what_is_quantised_is_warned_of_with_the_remedy(tmp_path):
-    path, _ = table(tmp_path)
+    path, rows = table(tmp_path)
     first, second = load(path).notes
     assert first.startswith(f"{path}: quantised columns, with their steps: 'tenths' (0.1), 'whole'")
     assert "--dequantise" in first
-    assert "'spike'" in second
+    assert f"{(rows[:, 3] == 0).sum():,} of 2,000 rows of 'spike' are exactly 0" in second
     assert "--dequantise WIDTH" in second
     (left,) = load(path, dequantise="auto").notes
     assert left == second
     assert load(path, dequantise=0.5).notes == ()
     assert load(path, spared=["tenths", "whole", "spike"]).notes == ()
+
+
+def written(values, digits="%.9g"):
+    """As a .csv has them: each value as the digits say."""
+    return np.array([float(digits % value) for value in values.ravel()]).reshape(values.shape)
+
+
+def repeating(n=2000):
+    """Rows (n, 2) whose values repeat on no grid, and what is to be said of them."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, n))
+    rain = np.exp(x) * (rng.random(n) > 0.6)
+    zeros = int((rain == 0).sum())
+    low, high = int((x < -1).sum()), int((x > 1).sum())
+    chosen = rng.integers(0, 400, n)
+    copies = np.column_stack([x, y])[chosen]
+    return {
+        "rain": (np.column_stack([rain, y]), f"{zeros:,} of 2,000 rows of 'x0' are exactly 0;"),
+        "clipped": (
+            np.column_stack([y, x.clip(-1, 1)]),
+            f"{max(low, high)} of 2,000 rows of 'x1' are exactly {-1 if low > high else 1} "
+            f"({min(low, high)} exactly {1 if low > high else -1});",
+        ),
+        "copies": (copies, f"{n - len(np.unique(chosen)):,} of 2,000 rows are copies of others;"),
+        "categories": (
+            np.column_stack([rng.choice([1.41421356, 2.71828183, 3.14159265], n), y]),
+            "repeat values far from their neighbours: 'x0';",
+        ),
+    }
+
+
+@pytest.mark.parametrize("digits", [None, "%.10g", "%.9g", "%.6g", "%.5f", "float32"])
+@pytest.mark.parametrize("name", repeating())
+def test_digits_that_a_value_was_written_with_are_no_grid(tmp_path, name, digits):
+    rows, words = repeating()[name]
+    if digits == "float32":
+        rows = rows.astype(np.float32)
+    elif digits:
+        rows = written(rows, digits)
+    np.save(tmp_path / "t.npy", rows)
+    (note,) = load(tmp_path / "t.npy").notes
+    assert words in note
+    assert "quantised" not in note
+    assert load(tmp_path / "t.npy", dequantise="auto").notes == (note,)
+    if name != "copies":
+        assert "--dequantise WIDTH" in note
+    assert load(tmp_path / "t.npy", dequantise=0.1).notes == ()
+    assert load(tmp_path / "t.npy", spared=["x0", "x1"]).notes == ()
+
+
+def test_single_values_on_a_grid_are_told_beside_it(tmp_path):
+    rng = np.random.default_rng(0)
+    column = (np.exp(rng.normal(size=2000)) * (rng.random(2000) > 0.6)).round(3)
+    np.save(tmp_path / "t.npy", np.column_stack([column, rng.normal(size=2000)]))
+    grid, zeros = load(tmp_path / "t.npy").notes
+    assert "'x0' (0.001)" in grid
+    assert f"{(column == 0).sum():,} of 2,000 rows of 'x0' are exactly 0" in zeros
+    assert load(tmp_path / "t.npy", dequantise="auto").notes == (zeros,)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "step"),
+    [
+        ("a rare event", lambda r, n: r.random(n) < 0.02, 1),
+        ("counts", lambda r, n: r.poisson(0.5, n), 1),
+        ("rain in tenths", lambda r, n: (r.gamma(1, 5, n) * (r.random(n) > 0.6)).round(1), 0.1),
+        ("heavy tails", lambda r, n: r.standard_cauchy(n).round(), 1),
+        ("incomes", lambda r, n: np.exp(3 * r.normal(size=n)).round(), 1),
+        ("cents", lambda r, n: r.pareto(1.5, n).round(2), 0.01),
+        ("days", lambda r, n: r.choice([1, 30, 365], n), 1),
+        ("thousandths", lambda r, n: r.normal(0, 0.05, n).round(3) + 0.12345, 0.001),
+        ("minutes", lambda r, n: 1.7e9 + 60 * r.integers(0, 1440, n), 60),
+        ("a coarse device", lambda r, n: (0.237 * r.normal(9000, 900, n).round()).round(2), 0.01),
+        ("float32", lambda r, n: r.normal(size=n).round(2).astype(np.float32), 0.01),
+        ("top-coded", lambda r, n: r.gamma(4, 10, n).round().clip(max=90), 1),
+    ],
+)
+def test_true_grids_are_found(name, column, step):
+    values = column(np.random.default_rng(1), 4000).astype(float)
+    (found,) = quantised.repeats_of(values[:, None])
+    assert found == (pytest.approx(step), (), False), name
+
+
+def test_grids_of_real_sensors():
+    place = Path(os.environ.get("CFLOWS_DATA", "nowhere"))
+    if not (place / "gas_30k" / "gas_30k.npy").exists():
+        pytest.skip("CFLOWS_DATA names no folder with gas_30k and power")
+    gas, power = np.load(place / "gas_30k/gas_30k.npy"), np.load(place / "power/data.npy")
+    assert quantised.repeats_of(gas.astype(float)) == [(pytest.approx(0.01), (), False)] * 8
+    found = quantised.repeats_of(power)
+    assert [c.step for c in found] == [0.002, 0.002, 0.01, 0.2, 1, 1, 1, 1]
+    assert not any(c.apart or c.spikes for c in found)
 
 
 def test_noise_fills_the_steps_of_the_columns_that_need_it(tmp_path):

@@ -66,8 +66,7 @@ def read(
     _refuse_not_finite(path, table)
     n = len(table.values)
     looked_at = table.values[:: -(-n // quantised.EXAMINED)]
-    steps = _steps(table.columns, looked_at, spared)
-    notes, noise = _remedied(path, table.columns, looked_at, steps, dequantise)
+    notes, noise = _remedied(path, table.columns, looked_at, spared, dequantise)
     values = table.values
     if noise is not None:
         values = values + noise * quantised.uniform(np.arange(n), len(noise), seed)
@@ -104,8 +103,7 @@ def stream(
         return None
     found = Streamed(path, array, Split(len(array), seed), seed)
     looked_at = found.every(quantised.EXAMINED)
-    steps = _steps(found.columns, looked_at, spared)
-    found.notes, noise = _remedied(path, found.columns, looked_at, steps, dequantise)
+    found.notes, noise = _remedied(path, found.columns, looked_at, spared, dequantise)
     if noise is not None:
         found.add_noise(noise)
     return found
@@ -182,24 +180,21 @@ def _split(
     return values[split.rows("train")], validation, test
 
 
-def _steps(columns: Sequence[str], looked_at: Matrix, spared: Sequence[str]) -> list[float | None]:
-    steps = quantised.steps_of(looked_at)
-    return [None if name in spared else s for name, s in zip(columns, steps, strict=True)]
-
-
 def _remedied(
     path: Path,
     columns: Sequence[str],
     looked_at: Matrix,
-    steps: Sequence[float | None],
+    spared: Sequence[str],
     dequantise: Width | None,
 ) -> tuple[tuple[str, ...], quantised.Vector | None]:
     """What is to be warned of, and the width of each column's noise or None."""
-    noise = None if dequantise is None else quantised.widths(steps, dequantise)
-    if noise is not None:
-        steps = [None if width else s for s, width in zip(steps, noise, strict=True)]
-        noise = noise if noise.any() else None
-    return quantised.notes(str(path), columns, looked_at, steps), noise
+    found = [
+        quantised.Repeats() if name in spared else column
+        for name, column in zip(columns, quantised.repeats_of(looked_at), strict=True)
+    ]
+    noise = None if dequantise is None else quantised.widths(found, dequantise)
+    noise = noise if noise is not None and noise.any() else None
+    return quantised.notes(str(path), columns, looked_at, found, dequantise), noise
 
 
 def _refuse_few(path: Path, table: Table) -> None:
