@@ -20,6 +20,7 @@ from cflows import (
     standardise,
     whiten,
 )
+from cflows.preprocessing import extent
 
 KINDS = ["zca", "pca"]
 
@@ -220,3 +221,11 @@ def test_column_names():
         TableFlow(Affine([0.0], [1.0]), columns=["a", "b", "c"])
     with pytest.raises(ValueError, match="two columns are called 'a'"):
         TableFlow(Affine([0.0, 0.0], [1.0, 1.0]), columns=["a", "a"])
+
+
+def test_the_extent_of_mapped_rows_is_that_of_the_rows(tmp_path):
+    rows = np.random.default_rng(0).normal(5, 2, (300, 3)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = extent(np.load(tmp_path / "rows.npy", mmap_mode="r"))
+    torch.testing.assert_close(mapped, extent(torch.from_numpy(rows)))
+    torch.testing.assert_close(mapped[:2].numpy(), np.stack([rows.min(0), rows.max(0)]))

@@ -236,7 +236,8 @@ def test_a_killed_run_goes_on_where_it_stood(table, tmp_path):
     before = found[0].stat().st_mtime_ns
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     history = (cell / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in history] == list(range(0, 401, 20))
+    early = [0, 1, 2, 3, 5, 7, 10]  # few rows are validated early, too
+    assert [json.loads(line)["step"] for line in history] == [*early, *range(20, 401, 20)]
     assert found[0].stat().st_mtime_ns > before
     timing = {"train_seconds", "peak_memory_mb"}
     expected, got = (
