@@ -15,6 +15,7 @@ from .arrays import Array, as_numbers, as_tensor
 from .flow import Flow, dtype_of
 from .identity import settings_of
 from .objectives import WeightedBatch
+from .precision import check_resolution
 
 __all__ = [
     "Data",
@@ -247,7 +248,10 @@ def _placed(name: str, part: Part | None, like: Tensor) -> Part | None:
     """A tensor of the flow's dtype on its device; what is on the disk stays there."""
     if part is None or not isinstance(part, Tensor | np.ndarray) or _is_mapped(part):
         return part
-    return as_tensor(name, part).to(like)
+    tensor = as_tensor(name, part)
+    if tensor.dim() == 2:
+        check_resolution(name, tensor, like.dtype)
+    return tensor.to(like)
 
 
 def _is_mapped(part: Any) -> bool:

@@ -24,6 +24,7 @@ from .bijector import Bijector, Chain
 from .elementwise import Affine
 from .flow import Flow, dtype_of
 from .loop import TrainingError
+from .precision import check_resolution
 from .solvers import SolverError
 from .storage import LoadError, register
 from .training import fit
@@ -66,6 +67,8 @@ def standardise(rows: Tensor | RowsOnDisk, *, weights: Any = None) -> Affine:
 
     """
     dtype = _dtype(rows)
+    if isinstance(rows, Tensor):
+        check_resolution("the rows", rows, dtype)
     if isinstance(rows, Tensor) and weights is None:
         mean, std = rows.double().mean(0), rows.double().std(0, correction=0)
     else:
@@ -117,6 +120,8 @@ def whiten(
     if floor is not None and not 0 < floor < 1:
         raise ValueError(f"floor must lie between 0 and 1, got {floor}")
     dtype = _dtype(rows)
+    if isinstance(rows, Tensor):
+        check_resolution("the rows", rows, dtype)
     mean, std, correlation = _moments(rows, weights)
     eigenvalues, vectors = torch.linalg.eigh(correlation)
     eigenvalues = _floored(eigenvalues, floor)

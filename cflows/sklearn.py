@@ -19,11 +19,13 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .arrays import as_numbers
 from .batches import weights_for
 from .bijector import Bijector
 from .bounded import Bounded
 from .few_rows import LEAST, for_few_rows
 from .flow import Flow, log_likelihood
+from .precision import check_resolution
 from .preprocessing import behind, choose, extent, inside, standardise, whiten
 from .table import TableFlow
 from .training import fit
@@ -136,13 +138,15 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             TrainingError: the training came to no end.
 
         """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        X = validate_data(self, _unmasked(X), dtype=np.float64, ensure_min_samples=2)
         self._check_parameters()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._refuse_outside(X)
         names = getattr(self, "feature_names_in_", None)
         columns = None if names is None else [str(name) for name in names]
-        given = torch.tensor(X, dtype=getattr(torch, self.dtype))
+        dtype = getattr(torch, self.dtype)
+        check_resolution("X", torch.from_numpy(X), dtype, columns)
+        given = torch.tensor(X, dtype=dtype)
         given, weights = self._weighed(given, sample_weight)
         kept, held_out = self._split(len(given), seed)
         rows = given[kept]
@@ -189,7 +193,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: Any) -> Matrix:
         """Log-density of each row in nats, (N, D) -> (N,)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, _unmasked(X), dtype=np.float64, reset=False)
         rows = torch.tensor(X, dtype=getattr(torch, self.dtype))
         log_prob: Matrix = log_likelihood(self.flow_, rows).double().numpy()
         return log_prob
@@ -345,3 +349,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             return "whiten", maps["whiten"](rows)
         tried = min(steps, max(50, steps // 10))
         return choose(build, rows, validation, maps, steps=tried, **training)[:2]
+
+
+def _unmasked(X: Any) -> Any:
+    """X, unless values of it are masked: scikit-learn would take what lies under the mask."""
+    return as_numbers("X", X) if isinstance(X, np.ma.MaskedArray) else X

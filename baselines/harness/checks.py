@@ -8,10 +8,9 @@ import torch
 from baselines.harness.data import DataError, Dataset
 from baselines.harness.data.streams import Streamed, Summary
 from cflows import whiten
+from cflows.precision import CHANGE, LOOKED_AT, far_from_zero, refuse_fill_values
 
 __all__ = ["refuse_single_precision", "refuse_unusable"]
-
-CHANGE = 1e-4  # in standard deviations: a tenth of what the third decimal of a table shows
 
 
 def refuse_unusable(rows: Dataset) -> None:
@@ -49,6 +48,18 @@ def refuse_single_precision(rows: Dataset | Streamed) -> None:
         place, summary = rows.source, rows.summary
     else:
         place, summary = rows.source if rows.kind == "file" else rows.name, _summary(rows)
+    looked_at = rows.every(LOOKED_AT) if isinstance(rows, Streamed) else rows.train
+    try:
+        refuse_fill_values(
+            f"{place}'s training rows",
+            torch.from_numpy(np.asarray(looked_at, np.float64)),
+            torch.from_numpy(np.asarray(summary.mean, np.float64)),
+            torch.from_numpy(np.asarray(summary.spread, np.float64)),
+            torch.float32,
+            list(map(repr, rows.columns)),
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from None
     limits = np.finfo(np.float32)
     for column, largest, mean, spread, change in zip(rows.columns, *summary, strict=True):
         if largest > limits.max:
@@ -63,9 +74,7 @@ def refuse_single_precision(rows: Dataset | Streamed) -> None:
             )
         if change > CHANGE * spread:
             raise DataError(
-                f"{place}: column {column!r} is far from zero for its spread ({spread:.3g} around "
-                f"{mean:.10g}), which float32 cannot hold; subtract a constant from the column, "
-                "such as its mean"
+                f"{place}: column {column!r} {far_from_zero(float(spread), float(mean))}"
             )
 
 
