@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["CHANGE", "LOOKED_AT", "check_resolution", "far_from_zero", "refuse_fill_values"]
+__all__ = ["CHANGE", "check_resolution", "far_from_zero", "refuse_fill_values"]
 
 CHANGE = 1e-4  # in standard deviations: a tenth of what the third decimal of a table shows
 STEPS = 256  # units in the last place that the spread of a column's rows should have at least

@@ -290,8 +290,8 @@ def inside(
         >>> from cflows import Bounded, inside, standardise
         >>> waiting = torch.tensor([[1.0], [4.0]])
         >>> end = inside(Bounded([0.0], [None]), standardise)(waiting)
-        >>> end(torch.zeros(1, 1))  # exp of the mean logarithm
-        tensor([[2.0000]])
+        >>> round(end(torch.zeros(1, 1)).item(), 3)  # exp of the mean logarithm
+        2.0
 
     """
     if bounds is None:

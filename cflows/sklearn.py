@@ -144,9 +144,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self._refuse_outside(X)
         names = getattr(self, "feature_names_in_", None)
         columns = None if names is None else [str(name) for name in names]
-        dtype = getattr(torch, self.dtype)
-        check_resolution("X", torch.from_numpy(X), dtype, columns)
-        given = torch.tensor(X, dtype=dtype)
+        given, dtype = torch.tensor(X), getattr(torch, self.dtype)
+        check_resolution("X", given, dtype, columns)
+        given = given.to(dtype)
         given, weights = self._weighed(given, sample_weight)
         kept, held_out = self._split(len(given), seed)
         rows = given[kept]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from baselines.harness.data import DataError, Dataset
+from baselines.harness.data import DataError, Dataset, quantised
 from baselines.harness.data.streams import Streamed, Summary
 from cflows import whiten
-from cflows.precision import CHANGE, LOOKED_AT, far_from_zero, refuse_fill_values
+from cflows.precision import CHANGE, far_from_zero, refuse_fill_values
 
 __all__ = ["refuse_single_precision", "refuse_unusable"]
 
@@ -48,18 +48,6 @@ def refuse_single_precision(rows: Dataset | Streamed) -> None:
         place, summary = rows.source, rows.summary
     else:
         place, summary = rows.source if rows.kind == "file" else rows.name, _summary(rows)
-    looked_at = rows.every(LOOKED_AT) if isinstance(rows, Streamed) else rows.train
-    try:
-        refuse_fill_values(
-            f"{place}'s training rows",
-            torch.from_numpy(np.asarray(looked_at, np.float64)),
-            torch.from_numpy(np.asarray(summary.mean, np.float64)),
-            torch.from_numpy(np.asarray(summary.spread, np.float64)),
-            torch.float32,
-            list(map(repr, rows.columns)),
-        )
-    except ValueError as error:
-        raise DataError(str(error)) from None
     limits = np.finfo(np.float32)
     for column, largest, mean, spread, change in zip(rows.columns, *summary, strict=True):
         if largest > limits.max:
@@ -76,6 +64,16 @@ def refuse_single_precision(rows: Dataset | Streamed) -> None:
             raise DataError(
                 f"{place}: column {column!r} {far_from_zero(float(spread), float(mean))}"
             )
+    looked_at = rows.every(quantised.EXAMINED) if isinstance(rows, Streamed) else rows.train
+    some, mean, spread = (
+        torch.from_numpy(np.asarray(part, np.float64))
+        for part in (looked_at, summary.mean, summary.spread)
+    )
+    labels = list(map(repr, rows.columns))
+    try:
+        refuse_fill_values("the training rows", some, mean, spread, torch.float32, labels)
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from None
 
 
 def _summary(rows: Dataset) -> Summary:
