@@ -127,7 +127,7 @@ class Coupling(Bijector):
         networks: str = "shared",
     ) -> None:
         super().__init__(features, context_features)
-        mask = torch.as_tensor(transformed, dtype=torch.bool)
+        mask = torch.as_tensor(transformed, dtype=torch.bool, device="cpu")
         if mask.shape != (features,) or not 0 < int(mask.sum()) < features:
             raise ValueError(f"transformed must be {features} booleans, some true and some false")
         if networks not in NETWORKS:

@@ -54,8 +54,9 @@ class Permutation(Bijector):
     def __init__(self, features: int, order: str | Sequence[int] | Tensor = "reversed") -> None:
         super().__init__(features)
         indices = _indices(features, order)
-        self.register_buffer("order", indices)
-        self.register_buffer("places", indices.argsort())
+        device = torch.get_default_device()
+        self.register_buffer("order", indices.to(device))
+        self.register_buffer("places", indices.argsort().to(device))
 
     def forward_and_log_det(
         self, z: Tensor, context: Tensor | None = None
@@ -269,11 +270,11 @@ class Invertible1x1(Bijector):
 def _indices(features: int, order: str | Sequence[int] | Tensor) -> Tensor:
     if isinstance(order, str):
         if order == "reversed":
-            return torch.arange(features - 1, -1, -1)
+            return torch.arange(features - 1, -1, -1, device="cpu")
         if order == "random":
-            return torch.randperm(features)
+            return torch.randperm(features, device="cpu")
         raise ValueError(f'order must be "reversed", "random" or {features} indices; got {order!r}')
-    indices = torch.as_tensor(order).detach().clone()
+    indices = torch.as_tensor(order, device="cpu").detach().clone()
     if indices.is_floating_point() or sorted(indices.flatten().tolist()) != [*range(features)]:
         raise ValueError(f"order must hold each of 0..{features - 1} once, got {indices.tolist()}")
     return indices.long().flatten()

@@ -86,7 +86,7 @@ class MADEMoG(Base):
         normal = torch.randn(size[:2], dtype=like.dtype, device=like.device)
         seen = self._seen(context)
         if seen is not None:
-            seen = seen.expand(*shape, *batch, -1).reshape(rows, -1)
+            seen = seen.expand(*shape, *batch, -1).reshape(rows, self.context_features)
         given = torch.cat([gumbel, normal[..., None]], dim=-1)
         return walk(self.made, given, seen, self._pick)[0].reshape(*shape, *batch, self.features)
 

@@ -59,7 +59,7 @@ class Squeeze(Permutation):
                 "pad or crop the images, or choose another factor"
             )
         blocks = (channels, height // factor, factor, width // factor, factor)
-        pixels = torch.arange(channels * height * width).reshape(blocks)
+        pixels = torch.arange(channels * height * width, device="cpu").reshape(blocks)
         # Noise number k is data number gathered(k); a Permutation is given the other way round.
         gathered = pixels.permute(2, 4, 0, 1, 3).flatten()
         super().__init__(len(gathered), gathered.argsort())

@@ -211,7 +211,7 @@ class Radial(Bijector):
         z, context = self.broadcast(z, context)
         centre, alpha, gamma = self._centre_alpha_gamma(context)
         offset = z - centre
-        r = torch.linalg.vector_norm(offset, dim=-1)
+        r = _length(offset)
         stretch, log_det = self._stretch_and_log_det(r, alpha, gamma)
         return centre + offset * stretch[..., None], log_det
 
@@ -222,7 +222,7 @@ class Radial(Bijector):
         x, context = self.broadcast(x, context)
         centre, alpha, gamma = self._centre_alpha_gamma(context)
         offset = x - centre
-        r = _positive_root(torch.linalg.vector_norm(offset, dim=-1), alpha, gamma)
+        r = _positive_root(_length(offset), alpha, gamma)
         stretch, log_det = self._stretch_and_log_det(r, alpha, gamma)
         return centre + offset / stretch[..., None], -log_det
 
@@ -314,13 +314,22 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
 
 
+def _length(offset: Tensor) -> Tensor:
+    """|offset|, of far rows too: the sum of squares would overflow."""
+    unit = offset.detach().abs().amax(-1).clamp(min=1)
+    length: Tensor = torch.linalg.vector_norm(offset / unit[..., None], dim=-1)
+    return unit * length
+
+
 def _positive_root(rho: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
     """r >= 0 with r² + (γ - ρ) r = αρ; of its two forms the one that adds, never subtracts.
 
     The discriminant is positive wherever α and γ are: its root has a gradient at ρ = 0 too.
     """
     half = (rho - gamma) / 2
-    root = (half.square() + alpha * rho).sqrt()
+    # In units that keep the square of a far row finite.
+    unit = half.detach().abs().clamp(min=1)
+    root = unit * ((half / unit).square() + alpha / unit * (rho / unit)).sqrt()
     return torch.where(half > 0, half + root, alpha * rho / (root + half.clamp(max=0).abs()))
 
 

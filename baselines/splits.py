@@ -32,13 +32,13 @@ def coupling_mask(features: int, kind: str, layer: int) -> Tensor:
             "a coupling needs features >= 2, one part to read and one to transform; "
             "for features=1 use MAF or FFJORD"
         )
-    index = torch.arange(features)
+    index = torch.arange(features, device="cpu")
     if kind == "alternate":
         mask = index % 2 == 1
     elif kind == "halves":
         mask = index >= features // 2
     elif kind == "random":
-        mask = torch.randperm(features) >= features // 2
+        mask = torch.randperm(features, device="cpu") >= features // 2
     else:
         raise ValueError(f"mask must be one of {', '.join(MASKS)}; got {kind!r}")
     return mask if layer % 2 == 0 else ~mask
@@ -69,13 +69,15 @@ class Split(nn.Module):
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        order = mask.int().argsort(stable=True)
+        order = mask.cpu().int().argsort(stable=True)
         self.register_buffer("order", order)
         self.register_buffer("back", order.argsort())
         self.sizes = [int((~mask).sum()), int(mask.sum())]
         # A random mask is drawn by the constructor and then read from the file.
         self.register_load_state_dict_post_hook(_look)  # type: ignore[no-untyped-call]
         _look(self)
+        # Read above on the host; they belong on the device that the module is built on.
+        self.to(torch.get_default_device())
 
     def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(*B, D) -> (*B, D_a), (*B, D_b)."""
@@ -101,7 +103,9 @@ class Split(nn.Module):
 
 def _look(split: Split, _: object = None) -> None:
     """Note which view serves the mask, and whether b comes first."""
-    mask = torch.ones(len(split.order), dtype=torch.bool)
+    if split.order.is_meta:  # whose state is still to come
+        return
+    mask = torch.ones(len(split.order), dtype=torch.bool, device="cpu")
     mask[split.order[: split.sizes[0]].cpu()] = False
     split.turned = bool(mask[0])
     changes = mask[1:] != mask[:-1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from .bijector import Bijector, within
+from .bijector import Bijector, may_read, within
 from .storage import register
 
 __all__ = [
@@ -58,7 +58,7 @@ class Affine(Bijector):
         if loc.dim() != 1 or loc.shape != scale.shape:
             raise ValueError(f"loc and scale must be of shape (D,), got {tuple(loc.shape)} "
                              f"and {tuple(scale.shape)}")  # fmt: skip
-        if not bool(((scale > 0) & scale.isfinite() & loc.isfinite()).all()):
+        if may_read(scale) and not bool(((scale > 0) & scale.isfinite() & loc.isfinite()).all()):
             raise ValueError("loc must be finite, scale positive and finite in every coordinate")
         super().__init__(len(loc))
         self.register_buffer("loc", loc.detach().clone())

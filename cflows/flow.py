@@ -93,6 +93,8 @@ class Flow(Pickled):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats, (*B, D) and (*B, C) -> (*B,); leading dimensions broadcast.
 
+        In evaluation mode a row so far out that the dtype overflows has density -inf, never NaN.
+
         Raises:
             TypeError: the dtype is not the flow's, or that is half precision, or not one.
             ValueError: a shape does not fit, or (in evaluation mode) a value is not finite.
@@ -101,7 +103,11 @@ class Flow(Pickled):
         x, context = self._check(x, context)
         z, log_det = self._map(self.bijector.inverse_and_log_det, x, context)
         log_prob: Tensor = self._base_log_prob(z, context) + log_det
-        return log_prob
+        if self.training:
+            return log_prob
+        # Where a row is so far that a map overflows on the way, and inf - inf follows.
+        far = x.abs().amax(-1) > torch.finfo(x.dtype).max ** 0.5
+        return torch.masked_fill(log_prob, far & log_prob.isnan(), -torch.inf)
 
     def log_prob_and_penalties(
         self, x: Tensor, context: Tensor | None = None

@@ -41,7 +41,9 @@ def check_resolution(
             than 256 units in the last place to a standard deviation, and neighbours a unit apart.
 
     """
-    if len(rows) < 2 or not rows.is_floating_point() or not bool(rows.isfinite().all()):
+    if dtype not in (torch.float32, torch.float64) or not rows.is_floating_point():
+        return  # whole numbers are cast as they are, half precision is refused elsewhere
+    if len(rows) < 2 or not bool(rows.isfinite().all()):
         return
     exact = rows.detach().double()
     mean, spread = exact.mean(0), exact.std(0, correction=0)

@@ -114,6 +114,12 @@ def test_every_module_has_its_place_in_the_reference():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
+def test_fractions_are_braced(page):
+    """The pages' converter reads \\frac12 as something else in silence."""
+    assert not re.findall(r"\\[dt]?frac(?:\{[^{}]*\})?\s*\w", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_cells_are_python(page):
     for body in blocks(page, "{code-cell}"):
         body = re.sub(r"\A---\n.*?\n---\n", "", body, flags=re.DOTALL)

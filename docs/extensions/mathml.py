@@ -23,12 +23,16 @@ BEHIND = re.compile(r"(<mo>&ApplyFunction;</mo>)(?!\s*<mo[^>]*>[(\[{]</mo>)")
 BEFORE = re.compile(
     r"(</mi>|</mn>|</mover>|</msub>|</msup>)(?=\s*<mi>\w+</mi>\s*<mo>&ApplyFunction;)"
 )
+# The converter reads \frac12 (J as 12 over a bracket, and says nothing.
+UNBRACED = re.compile(r"\\[dt]?frac(\{[^{}]*\})?\s*\w")
 
 
 def _markup(node: nodes.Element, block: bool) -> str:
     tex = node.astext().strip()
     if block and ("\\\\" in tex or "&" in tex) and "\\begin{" not in tex:
         tex = f"\\begin{{aligned}}{tex}\\end{{aligned}}"
+    if unbraced := UNBRACED.search(tex):
+        LOG.warning("brace what %r takes, in %s", unbraced[0], tex, location=node)
     try:
         found = str(tex2mathml(tex, as_block=block))
     except (MathError, SyntaxError) as error:
