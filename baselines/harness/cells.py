@@ -82,6 +82,7 @@ class Cell:
         version: of this package, so that another one's results are not taken for its own.
         dequantise: noise for quantised columns of a file, as ``data.load`` takes it; no part of the
             key, since the checksum is that of the rows with their noise.
+        columns: those of a file that were chosen, or None; part of the key where they were.
         pixels: levels and alpha of rows that are made of pixels, else None; likewise.
         view: in which sense the models are compared as equals, one of ``VIEWS``.
         hidden: widths of the hidden layers, or None for the model's own.
@@ -113,6 +114,7 @@ class Cell:
     validations: int = VALIDATIONS
     version: str = __version__
     dequantise: Width | None = None
+    columns: tuple[str, ...] | None = None
     pixels: tuple[int, float] | None = None
     view: str = "default"
     hidden: tuple[int, ...] | None = None
@@ -135,6 +137,8 @@ class Cell:
         if self.bounds is None:
             indirect.append("bounds")
         decisive = {name: value for name, value in asdict(self).items() if name not in indirect}
+        if self.columns is None:
+            del decisive["columns"]
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name, model = (
             re.sub(r"[^A-Za-z0-9_]+", "-", text)[:40] for text in (self.data, self.model)
@@ -257,7 +261,12 @@ def flow_of(cell: Cell, out: Path) -> Flow:
 
 @functools.lru_cache(maxsize=2)
 def rows_of(
-    source: str, checksum: str, dtype: str, device: str, dequantise: Width | None = None
+    source: str,
+    checksum: str,
+    dtype: str,
+    device: str,
+    dequantise: Width | None = None,
+    columns: tuple[str, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training, validation and test rows as tensors.
 
@@ -265,7 +274,7 @@ def rows_of(
         DataError: the rows are not those of the checksum.
 
     """
-    rows = data.load(source, dequantise=dequantise)
+    rows = data.load(source, dequantise=dequantise, columns=columns)
     if rows.checksum != checksum:
         raise data.DataError(f"{source} has changed since the command was planned: run it again")
     train, validation, test = (
@@ -281,7 +290,9 @@ def test_rows(cell: Cell) -> Tensor:
 
 
 def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
-    return rows_of(cell.source, cell.checksum, cell.dtype, cell.device, cell.dequantise)
+    return rows_of(
+        cell.source, cell.checksum, cell.dtype, cell.device, cell.dequantise, cell.columns
+    )
 
 
 def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -37,8 +39,12 @@ def refuse_unusable(rows: Dataset) -> None:
         ) from error
 
 
-def refuse_single_precision(rows: Dataset | Streamed) -> None:
+def refuse_single_precision(rows: Dataset | Streamed, still: Sequence[str] = ()) -> None:
     """Refuse a column that does not survive float32, in which models of the harness work.
+
+    Args:
+        rows: in memory or on the disk.
+        still: columns that are constant and may be, such as a context, which is given in float32.
 
     Raises:
         DataError: the column, why, and the remedy, in one line.
@@ -55,6 +61,8 @@ def refuse_single_precision(rows: Dataset | Streamed) -> None:
                 f"{place}: column {column!r} has values beyond {limits.max:.0e}, the largest in "
                 "float32; divide the column by a constant"
             )
+        if column in still:
+            continue
         if spread < limits.tiny:
             raise DataError(
                 f"{place}: column {column!r} has a spread of {spread:.0e}, below the least in "

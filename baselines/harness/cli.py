@@ -116,6 +116,8 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
         command = actions.add_parser(action, help=help_text, description=help_text)
         command.add_argument("names", metavar="NAME", nargs=names, help=names_help)
         command.set_defaults(run=_data, action=action)
+        if action == "check":
+            _add_columns(command)
         if action == "fetch":
             command.add_argument("--from", dest="given", type=Path, metavar="FILE|DIR",
                 help="data.tar.gz, or the folder that was unpacked from it, in place of a "
@@ -132,6 +134,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
         help="columns that are given to the model and not modelled")  # fmt: skip
     add("--weights", metavar="COLUMN", help="the column that says how much each row counts, "
         "not negative and not modelled; in training, validation and the figures")  # fmt: skip
+    _add_columns(command)
     _add_dequantise(command)
     _add_bounds(command)
     add("--out", required=True, type=_output, metavar="MODEL",
@@ -150,6 +153,13 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
         "the same command goes on")  # fmt: skip
     add("--quick", action="store_true", help="few steps: a first look")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _add_columns(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--columns", nargs="+", metavar="COLUMN",
+        help="the columns of a file to use (default: all)")  # fmt: skip
+    command.add_argument("--drop", nargs="+", metavar="COLUMN", default=[],
+        help="columns of a file to leave out")  # fmt: skip
 
 
 def _add_dequantise(command: argparse.ArgumentParser) -> None:
@@ -231,6 +241,7 @@ def _add_comparison_options(command: argparse.ArgumentParser) -> None:
     add("--data", nargs="+", metavar="NAME|FILE", default=list(DEFAULT_DATA),
         help="data sets, or .csv, .npy and .npz files "
         f"(default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
+    _add_columns(command)
     _add_dequantise(command)
     _add_bounds(command)
     add("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS),
@@ -306,6 +317,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             preprocess=options.preprocess,
             dequantise=options.dequantise,
             bounds=dict(options.bounds),
+            columns=options.columns and tuple(options.columns),
+            drop=tuple(options.drop),
             parameters=options.parameters,
             patience=options.patience or PATIENCE,
             executor=options.executor,
@@ -335,6 +348,8 @@ def _fit(options: argparse.Namespace, command: str) -> int:
         weights=options.weights,
         dequantise=options.dequantise,
         bounds=dict(options.bounds),
+        columns=options.columns and tuple(options.columns),
+        drop=tuple(options.drop),
     )
     with processes.joined(task.device):
         single.train(task)
@@ -383,7 +398,7 @@ def _data(options: argparse.Namespace, command: str) -> int:
     if options.action == "fetch":
         data_commands.fetch(options.names, options.given)
     elif options.action == "check":
-        data_commands.check(options.names)
+        data_commands.check(options.names, options.columns, options.drop)
     else:
         data_commands.listing(options.names)
     return 0

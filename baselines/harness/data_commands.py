@@ -59,13 +59,17 @@ def fetch(names: Sequence[str], given: Path | None = None) -> None:
     fetching.fetch(names, given, say=lambda line: print(line, flush=True))
 
 
-def check(names: Sequence[str]) -> None:
+def check(
+    names: Sequence[str], columns: Sequence[str] | None = None, drop: Sequence[str] = ()
+) -> None:
     """Print the checksum of rows, their statistics and a Gaussian's log-likelihood.
 
     A converted set is read as a whole, and compared with the checksums of its manifest.
 
     Args:
         names: of data sets, or files.
+        columns: of files, the columns to use; None for all.
+        drop: of files, columns to leave out.
 
     Raises:
         DataError: a name or file that cannot be loaded; rows that are not what was written, or
@@ -73,11 +77,11 @@ def check(names: Sequence[str]) -> None:
 
     """
     for name in names:
-        _check(name)
+        _check(name, columns, drop)
 
 
-def _check(name: str) -> None:
-    rows = data.load(name)
+def _check(name: str, columns: Sequence[str] | None, drop: Sequence[str]) -> None:
+    rows = data.load(name, columns=columns, drop=drop)
     stored = bool(rows.known_checksum)
     if stored:
         store.verify(name)

@@ -40,8 +40,8 @@ def read(source: Path, wanted: tuple[str, ...], flow: Flow) -> Tensor:
         DataError: no table of finite numbers of that dtype, or other columns.
 
     """
-    values, columns = data.table(source)
-    x = torch.from_numpy(values[:, _places(columns, wanted, flow, source)]).to(dtype_of(flow))
+    values, _ = data.table(source, lambda given: _places(given, wanted, flow, source))
+    x = torch.from_numpy(values).to(dtype_of(flow))
     if not bool(x.isfinite().all()):
         raise DataError(f"{source}: holds values beyond {torch.finfo(x.dtype).max:.0e}, the "
                         f"largest in the model's {str(x.dtype)[6:]}; drop such rows")  # fmt: skip
@@ -69,11 +69,11 @@ def _places(given: tuple[str, ...], wanted: tuple[str, ...], flow: Flow, source:
     """Where each wanted column stands in the file: by name where both have names.
 
     Columns of a file without a header, and of a model trained on one, are x0, x1, ...; they go by
-    their order, unless the names on both sides are the same ones.
+    their order, unless the names on both sides are the same ones. Further named columns are left.
     """
-    if twice := [name for name in given if given.count(name) > 1]:
+    if twice := [name for name in given if given.count(name) > 1 and name in wanted]:
         raise DataError(f"{source}: two columns are called {twice[0]!r}; rename one")
-    if set(given) == set(wanted):
+    if set(given) == set(wanted) or (set(wanted) <= set(given) and given != numbered(len(given))):
         return [given.index(name) for name in wanted]
     named = isinstance(flow, TableFlow) and set(all_columns(flow)) != set(
         numbered(len(all_columns(flow)))

@@ -67,6 +67,8 @@ class Plan:
         command: as it was typed, for the manifest.
         dequantise: noise for quantised columns of files, as ``data.load`` takes it.
         bounds: of columns, by name.
+        columns: of files, the columns to use; None for all.
+        drop: of files, columns to leave out.
         parameters: how many each model shall have, in widths that are solved for; ``"equal"`` for
             the median of the models' own numbers on a data set; None for the models' own widths.
             Beside a budget it is a second view: each model is trained in both.
@@ -92,6 +94,8 @@ class Plan:
     preprocess: str = "auto"
     dequantise: Width | None = None
     bounds: Bounds = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
     parameters: int | str | None = None
     patience: int = cells.PATIENCE
     executor: str = "local"
@@ -149,6 +153,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
             "device": plan.device,
             "dequantise": plan.dequantise if rows.kind == "file" else None,
             "bounds": within(rows, rows.columns, plan.bounds),
+            "columns": rows.columns if plan.columns is not None or plan.drop else None,
             "validations": QUICK_VALIDATIONS if plan.quick else cells.VALIDATIONS,
             "pixels": rows.pixels and (rows.pixels.levels, rows.pixels.alpha),
         }

@@ -24,6 +24,7 @@ from baselines.harness import alone, cells, checks, cluster, data, models, repor
 from baselines.harness.cells import Cell
 from baselines.harness.claims import claimed
 from baselines.harness.data import Width
+from baselines.harness.data.files import is_once
 from baselines.harness.plans import Plan, Sets, model_names, plan_cells, work
 from baselines.harness.pool import Killed, side_by_side
 from baselines.harness.progress import Progress, line, say
@@ -50,7 +51,7 @@ def execute(plan: Plan) -> int:
     started = time.perf_counter()
     if plan.executor != "local":
         cluster.check(plan.executor)
-    sets = _load(plan.data, plan.dequantise)
+    sets = _load(plan.data, plan.dequantise, plan.columns, plan.drop)
     todo = plan_cells(plan, sets)
     plan.out.mkdir(parents=True, exist_ok=True)
     since = _write_manifest(plan, sets, todo)
@@ -82,7 +83,12 @@ def execute(plan: Plan) -> int:
     return 0 if all(cells.finished(cell, plan.out) for cell in todo) else 1
 
 
-def _load(names: Sequence[str], dequantise: Width | None = None) -> Sets:
+def _load(
+    names: Sequence[str],
+    dequantise: Width | None = None,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+) -> Sets:
     """The data sets by what tables call them, with where each is loaded from again.
 
     Files of one name are all called by their paths as given: what a data set is called must not
@@ -91,8 +97,12 @@ def _load(names: Sequence[str], dequantise: Width | None = None) -> Sets:
     found: dict[tuple[str, str], tuple[str, data.Dataset]] = {}
     if dequantise is not None and set(names) <= set(data.names()):
         raise data.DataError(f"--dequantise is for files; {', '.join(names)} have what they need")
+    if once := [name for name in names if is_once(name)]:
+        raise data.DataError(f"{once[0]}: a comparison reads its data again in each process; give "
+                             "it a file, in place of a pipe")  # fmt: skip
     for name in names:
-        rows = data.load(name, dequantise=None if name in data.names() else dequantise)
+        rows = data.load(name, dequantise=None if name in data.names() else dequantise,
+                         columns=columns, drop=drop)  # fmt: skip
         checks.refuse_unusable(rows)
         source = str(Path(name).resolve()) if rows.kind == "file" else name
         found.setdefault((rows.name, source), (name, rows))  # ./a.csv and a.csv are one
@@ -212,6 +222,8 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
         "quick": plan.quick,
         "dequantise": plan.dequantise,
         "bounds": dict(plan.bounds),
+        "columns": plan.columns,
+        "drop": plan.drop,
         "versions": {
             "python": platform.python_version(),
             "cflows": cflows.__version__,

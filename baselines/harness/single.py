@@ -104,6 +104,8 @@ class Task:
         weights: the column that says how much each row counts, and is not modelled; or None.
         dequantise: noise for quantised columns, as ``data.files.read`` takes it.
         bounds: of columns, by name.
+        columns: the columns to model, or None for all; likewise.
+        drop: columns to leave out; likewise.
 
     """
 
@@ -122,6 +124,8 @@ class Task:
     weights: str | None = None
     dequantise: Width | None = None
     bounds: Bounds = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
 
 
 def train(task: Task) -> None:
@@ -145,7 +149,12 @@ def train(task: Task) -> None:
             raise FileExistsError(f"{task.out}: cannot be the checkpoint too; name another file")
         refuse_unusable(task.checkpoint)
     rows = open_rows(
-        task.data, context=task.context, weights=task.weights, dequantise=task.dequantise
+        task.data,
+        context=task.context,
+        weights=task.weights,
+        dequantise=task.dequantise,
+        columns=task.columns,
+        drop=task.drop,
     )
     refuse_unknown([rows.columns], task.bounds)
     bounds = bounded(within(rows.rows, rows.columns, task.bounds))

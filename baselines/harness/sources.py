@@ -12,8 +12,8 @@ from torch import Tensor
 
 from baselines.harness import checks, data
 from baselines.harness.data import DataError, Dataset
-from baselines.harness.data.dataset import listed, nearest
-from baselines.harness.data.files import stream
+from baselines.harness.data.choice import refuse_unknown
+from baselines.harness.data.files import is_once, stream
 from baselines.harness.data.quantised import Width
 from baselines.harness.data.rows import SPLITS, SplitName
 from baselines.harness.data.streams import Stream, Streamed
@@ -50,7 +50,18 @@ class Source:
         self._context_places = [rows.columns.index(name) for name in self.context]
         self.context_map: Affine | None = None
         if self.context:
-            self.context_map = standardise(self._whole(self._context_places))
+            self.context_map = self._standard()
+
+    def _standard(self) -> Affine:
+        """The map of the context, which only moves what is constant."""
+        still = _still(self.rows, self.context)
+        vary = [i for i, name in enumerate(self.context) if name not in still]
+        loc = self._spaced("train", lambda n: n)[0, self._context_places]
+        scale = torch.ones(len(self.context))
+        if vary:
+            fitted = standardise(self._whole([self._context_places[i] for i in vary]))
+            loc[vary], scale[vary] = fitted.loc, fitted.scale
+        return Affine(loc, scale)
 
     def train(self) -> tuple[Tensor | Stream, Tensor | Stream | None]:
         """The training rows as ``cflows.fit`` takes them, their context standardised."""
@@ -127,6 +138,8 @@ def open_rows(
     context: Sequence[str] = (),
     weights: str | None = None,
     dequantise: Width | None = None,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
 ) -> Source:
     """Open a data set or a file, a large .npy file without loading it; check it for training.
 
@@ -135,6 +148,8 @@ def open_rows(
         context: the columns that are given to the model and not modelled.
         weights: the column that says how much each row counts, and is not modelled.
         dequantise: as ``files.read`` takes it; files alone.
+        columns: likewise, the columns to keep beside the context.
+        drop: likewise, the columns to leave out.
 
     Raises:
         DataError: the rows or the columns cannot be used.
@@ -147,23 +162,28 @@ def open_rows(
                         "leave it out of one")  # fmt: skip
     rows: Dataset | Streamed | None = None
     if name not in data.names():
-        rows = stream(Path(name), dequantise=dequantise, spared=spared)
+        rows = stream(Path(name), dequantise=dequantise, spared=spared, columns=columns, drop=drop)
     if rows is None:
-        rows = data.load(name, dequantise=dequantise, spared=spared)
+        rows = data.load(name, dequantise=dequantise, spared=spared, columns=columns, drop=drop)
     if twice := [column for column in rows.columns if rows.columns.count(column) > 1]:
         raise DataError(f"{rows.source}: two columns are called {twice[0]!r}; rename one")
-    if missing := [column for column in spared if column not in rows.columns]:
-        option = "--context" if missing[0] in context else "--weights"
-        raise DataError(f"{name}: has no column {missing[0]!r} for {option}; "
-                        f"{nearest(missing[0], rows.columns)}its columns are "
-                        f"{listed(rows.columns, 20)}")  # fmt: skip
+    refuse_unknown(name, context, rows.columns, "context")
+    refuse_unknown(name, () if weights is None else (weights,), rows.columns, "weights")
     if len(spared) == len(rows.columns):
         option = "--context" if weights is None else "--context or --weights"
         raise DataError(f"{name}: every column is named by {option}; leave one at least to model")
-    checks.refuse_single_precision(rows)
+    checks.refuse_single_precision(rows, _still(rows, spared))
     if weights is not None:
         _refuse_negative(name, rows, weights)
     return Source(rows, context, weights)
+
+
+def _still(rows: Dataset | Streamed, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the columns that are constant in training."""
+    if isinstance(rows, Streamed):
+        return tuple(name for name in names if name in rows.still)
+    places = {name: rows.columns.index(name) for name in names}
+    return tuple(n for n, at in places.items() if (rows.train[:, at] == rows.train[0, at]).all())
 
 
 def _refuse_negative(name: str, rows: Dataset | Streamed, weights: str) -> None:
@@ -171,10 +191,10 @@ def _refuse_negative(name: str, rows: Dataset | Streamed, weights: str) -> None:
     at = rows.columns.index(weights)
     if isinstance(rows, Streamed):
         values = np.concatenate([chunk[:, at] for _, chunk in rows.chunks()])
-    elif name in data.names():
+    elif name in data.names() or is_once(name):
         values = np.concatenate([getattr(rows, split)[:, at] for split in SPLITS])
     else:
-        values = data.table(Path(name))[0][:, at]
+        values = data.table(Path(name), lambda names: [names.index(weights)])[0][:, 0]
     if (values < 0).any():
         row = int((values < 0).argmax())
         raise DataError(

@@ -570,7 +570,7 @@ def swap(line: int, text: str, header: str = "a,b") -> str:
         ("\n".join(["a,b", *(f"{i},7" for i in range(30))]), ["column 'b' is constant, 7"]),
         (
             "\n".join(f"{i};{i},5" for i in range(30)),
-            ["line 2 holds '1,5'", "with a decimal point"],
+            ["line 1 holds '0,5'", "with a decimal point"],
         ),
         (swap(7, '6,"x\ny"'), ["line 7 holds 'x'"]),
         (swap(7, f"6,{'y' * 200_000}"), ["field larger than field limit"]),
@@ -622,7 +622,7 @@ def test_npy_refused(tmp_path: Path, array: npt.NDArray[np.float64], says: list[
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("rows.txt", b"1,2\n", ["suffix '.txt'", "save it as .csv, .npy or .npz"]),
+        ("rows.doc", b"1,2\n", ["suffix '.doc'", "save it as .csv, .npy or .npz"]),
         ("rows", b"1,2\n", ["no suffix", "save it as .csv, .npy or .npz"]),
         ("rows.npy", b"", ["the file is empty"]),
         ("rows.npy", b"1,2\n", ["not a complete .npy file of plain numbers", "numpy.save"]),
@@ -684,7 +684,7 @@ def test_missing_and_unreadable_refused(tmp_path: Path, monkeypatch: pytest.Monk
     def deny(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", deny)
+    monkeypatch.setattr(Path, "open", deny)
     refused(tmp_path / "rows.csv", ["cannot be read: Permission denied"])
 
 
@@ -708,4 +708,5 @@ def test_suffixes() -> None:
     assert files.is_supported(Path("a/b.CSV"))
     assert files.is_supported("b.npy")
     assert files.is_supported("b.npz")
-    assert not files.is_supported("b.txt")
+    assert files.is_supported("b.txt.gz")
+    assert not files.is_supported("b.doc")

@@ -478,5 +478,5 @@ def test_what_does_not_fit_in_memory_is_refused(tmp_path, monkeypatch, capsys):
         raise MemoryError
 
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
-    monkeypatch.setattr(np, "loadtxt", full)
+    monkeypatch.setattr("pandas.read_csv", full)
     refused(capsys, "data", "check", tmp_path / "t.csv", words=("t.csv", "memory", ".npy"))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .dataset import DataError, Matrix
+from .inputs import Input
 from .rows import SPLITS, Table, numbered
 
 __all__ = ["mapped_npy", "read_npy", "read_npz"]
@@ -16,7 +17,7 @@ __all__ = ["mapped_npy", "read_npy", "read_npz"]
 Array = npt.NDArray[Any]
 
 
-def read_npy(path: Path) -> Table:
+def read_npy(path: Input) -> Table:
     """Read an .npy file whole.
 
     Raises:
@@ -46,7 +47,7 @@ def mapped_npy(path: Path) -> Array | None:
     return array if usable else None
 
 
-def read_npz(path: Path) -> Table:
+def read_npz(path: Input) -> Table:
     """Read an .npz archive of one array, or of the arrays train, validation and test.
 
     Raises:
@@ -66,7 +67,7 @@ def read_npz(path: Path) -> Table:
         return _joined(path, names, [_member(path, archive, name) for name in names])
 
 
-def _member(path: Path, archive: Any, name: str) -> Matrix:
+def _member(path: Input, archive: Any, name: str) -> Matrix:
     try:
         array = archive[name]
     except Exception as error:  # as in _loaded
@@ -77,7 +78,7 @@ def _member(path: Path, archive: Any, name: str) -> Matrix:
     return _matrix(path, f"array {name!r} ", array)
 
 
-def _joined(path: Path, names: tuple[str, ...], parts: list[Matrix]) -> Table:
+def _joined(path: Input, names: tuple[str, ...], parts: list[Matrix]) -> Table:
     widths = [part.shape[1] for part in parts]
     if len(set(widths)) > 1:
         raise DataError(f"{path}: train, validation and test have {', '.join(map(str, widths))} "
@@ -98,7 +99,7 @@ def _joined(path: Path, names: tuple[str, ...], parts: list[Matrix]) -> Table:
     )
 
 
-def _loaded(path: Path, file: IO[bytes], suffix: str, writer: str) -> Any:
+def _loaded(path: Input, file: IO[bytes], suffix: str, writer: str) -> Any:
     try:
         return np.load(file, allow_pickle=False)
     except OSError:
@@ -109,7 +110,7 @@ def _loaded(path: Path, file: IO[bytes], suffix: str, writer: str) -> Any:
         ) from error
 
 
-def _matrix(path: Path, what: str, array: Array) -> Matrix:
+def _matrix(path: Input, what: str, array: Array) -> Matrix:
     if array.dtype.kind not in "fiu":
         raise DataError(f"{path}: {what}holds {array.dtype} values; save real numbers, such as "
                         "float64")  # fmt: skip

@@ -6,9 +6,9 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from . import cifar, files, idx, images, pictures, published, toys
+from .columnar import is_frame
 from .dataset import DataError, Dataset, Entry, nearest
 from .installed import entered, installed
 from .quantised import Width
@@ -17,23 +17,27 @@ __all__ = ["entry", "load", "names"]
 
 
 def load(
-    name: str | Path,
+    name: files.Source,
     *,
     seed: int = 0,
     dequantise: Width | None = None,
     spared: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
 ) -> Dataset:
-    """Return the data set registered under a name, else the one in a .csv, .npy or .npz file.
+    """Return the data set registered under a name, else the one in a file or a ``DataFrame``.
 
     A registered name has no suffix and no separator, so it never hides a file: ``./moons`` and
     ``moons.csv`` are always paths.
 
     Args:
-        name: one of ``names()``, or a path.
+        name: one of ``names()``, a path, ``-`` for standard input, or a ``pandas.DataFrame``.
         seed: fixes the rows of a toy, the training patches and dequantisation noise of images,
             and the split of a file.
         dequantise: noise for the columns of a file, as ``files.read`` takes it; likewise spared.
         spared: the columns of a file that stay as they are.
+        columns: of a file, as ``files.read`` takes them; likewise drop.
+        drop: the columns of a file that are left out.
 
     Raises:
         DataError: neither a known name nor a file, a file that ``files.read`` refuses, or a set
@@ -45,10 +49,22 @@ def load(
         ((50000, 2), (5000, 2), (10000, 2))
 
     """
+
+    def read() -> Dataset:
+        return files.read(name, seed=seed, dequantise=dequantise, spared=spared, columns=columns,
+                          drop=drop)  # fmt: skip
+
+    if is_frame(name) or files.is_once(name):
+        return read()
     text = str(name)
     table = text not in names() and files.is_supported(text)
-    if dequantise is not None and not table and (text in names() or os.path.exists(text)):
-        raise DataError(f"--dequantise is for files of rows; {text} comes with what noise it needs")
+    if not table and (text in names() or os.path.exists(text)):
+        if dequantise is not None:
+            raise DataError(
+                f"--dequantise is for files of rows; {text} comes with what noise it needs"
+            )
+        if columns is not None or drop:
+            raise DataError(f"--columns and --drop are for files of rows; {text} is used whole")
     if text in names():
         return entry(text).load(seed)
     if pictures.is_supported(text):
@@ -59,10 +75,11 @@ def load(
     if os.path.exists(text) and cifar.is_source(text):
         return cifar.read(text, seed=seed)
     if files.is_supported(text) or (text and os.path.exists(text)):
-        return files.read(text, seed=seed, dequantise=dequantise, spared=spared)
+        return read()
     raise DataError(
         f"no data set or file is called {text!r}; {nearest(text, names())}"
-        f"Known names: {', '.join(names())}; or give the path of a .csv, .npy or .npz file"
+        f"Known names: {', '.join(names())}; or give the path of a table, "
+        "such as .csv, .parquet or .npy"
     )
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .dataset import Matrix
 
-__all__ = ["BLOCK", "MIN_ROWS", "SPLITS", "Split", "SplitName", "Table", "numbered"]
+__all__ = ["BLOCK", "MIN_ROWS", "SPLITS", "Fault", "Split", "SplitName", "Table", "numbered"]
 
 MIN_ROWS = 20  # so that validation and test have two rows each
 BLOCK = 10
@@ -21,16 +21,31 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Numbers = npt.NDArray[np.int64]
 
 
+class Fault(NamedTuple):
+    """Why a column cannot be used.
+
+    Attributes:
+        what: the first place and what it holds, as in ``is nan in line 7``.
+        remedy: what would be right, beside leaving the column out.
+
+    """
+
+    what: str
+    remedy: str
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """The rows of a file.
 
     Attributes:
-        values: (N, D).
+        values: (N, D); NaN throughout in columns that have a fault.
         columns: D names.
         place: where a row stands in the file, for messages.
         sizes: rows of training, validation and test, which then stand in this order; None where
             the file leaves the split to us.
+        faults: of columns whose fields are no numbers, by their places.
+        notes: what a user should know of how the file was read.
 
     """
 
@@ -38,6 +53,16 @@ class Table:
     columns: tuple[str, ...]
     place: Callable[[int], str]
     sizes: tuple[int, int, int] | None = None
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def take(self, places: Sequence[int]) -> Table:
+        """The same rows of some columns."""
+        if list(places) == list(range(len(self.columns))):
+            return self
+        faults = {i: self.faults[place] for i, place in enumerate(places) if place in self.faults}
+        names = tuple(self.columns[place] for place in places)
+        return replace(self, values=self.values[:, places], columns=names, faults=faults)
 
 
 class Split:

@@ -40,20 +40,34 @@ class Streamed:
         array: its rows, (N, D), real numbers.
         split: of the N rows.
         seed: of the noise.
+        places: which of the array's columns are used; None for all.
+        spared: names of columns that may be constant, such as a context.
 
     Attributes:
-        columns: D names.
+        columns: their names.
         source: the file, as messages name it.
         summary: what ``check`` found, noise included; all columns survive it.
         notes: what is to be warned of.
         noise: the width of each column's noise, (D,), or None.
+        still: those of the spared columns that are constant in training.
 
     """
 
-    def __init__(self, path: Path, array: npt.NDArray[Any], split: Split, seed: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        array: npt.NDArray[Any],
+        split: Split,
+        seed: int,
+        places: Sequence[int] | None = None,
+        spared: Sequence[str] = (),
+    ) -> None:
         self.path, self.array, self.split, self.seed = path, array, split, seed
-        self.columns, self.source = numbered(array.shape[1]), str(path)
-        self.summary = self.check()
+        names = numbered(array.shape[1])
+        self.places = list(range(len(names)) if places is None else places)
+        self.columns, self.source = tuple(names[place] for place in self.places), str(path)
+        self.still: tuple[str, ...] = ()
+        self.summary = self.check(spared)
         self.notes: tuple[str, ...] = ()
         self.noise: npt.NDArray[np.float64] | None = None
 
@@ -88,13 +102,15 @@ class Streamed:
             part = chosen[first : first + self._size]
             start, end = int(part[0]), int(part[-1]) + 1
             if end - start < 2 * len(part):
-                values[first : first + len(part)] = self.array[start:end][part - start]
+                values[first : first + len(part)] = self.array[start:end][part - start][
+                    :, self.places
+                ]
                 drop_pages(self.array)
             else:
-                values[first : first + len(part)] = read_scattered(self.array, part)
+                values[first : first + len(part)] = read_scattered(self.array, part)[:, self.places]
         return values
 
-    def check(self) -> Summary:
+    def check(self, spared: Sequence[str] = ()) -> Summary:
         """Read all rows once, and say of each column what decides whether float32 can hold it.
 
         Raises:
@@ -102,7 +118,7 @@ class Streamed:
 
         """
         d = len(self.columns)
-        one = self.array[self.split.rows("train", np.array([0]))[0]].astype(np.float64)
+        one = self.array[self.split.rows("train", np.array([0]))[0]][self.places].astype(np.float64)
         largest, change, sums, squares = np.zeros((4, d))
         varies = np.zeros(d, bool)
         for first, values in self.chunks():
@@ -115,12 +131,13 @@ class Streamed:
                 change = np.maximum(change, np.abs(exact.astype(np.float32) - exact).max(0))
                 exact -= one
                 sums, squares = sums + exact.sum(0), squares + (exact**2).sum(0)
-        if not varies.all():
-            column = int(np.argmin(varies))
+        self.still = tuple(n for n, v in zip(self.columns, varies, strict=True) if not v)
+        if not set(self.still) <= set(spared):
+            column = next(i for i, n in enumerate(self.columns) if n in {*self.still} - {*spared})
             raise DataError(
                 f"{self.path}: column {self.columns[column]!r} is constant, {one[column]:g} in all "
                 f"{self.split.size('train')} rows of the training split, and has no density; drop "
-                "the column"
+                f"the column (--drop {self.columns[column]})"
             )
         with np.errstate(over="ignore", invalid="ignore"):
             mean = sums / len(self.array)
@@ -149,7 +166,7 @@ class Streamed:
     def chunks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """The file's rows as they are, some at a time, with the number of the first."""
         for first in range(0, len(self.array), self._size):
-            yield first, np.array(self.array[first : first + self._size])
+            yield first, np.array(self.array[first : first + self._size])[:, self.places]
             drop_pages(self.array)
 
 

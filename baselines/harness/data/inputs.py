@@ -1,0 +1,110 @@
+"""Where a table's bytes come from, and what they are, whatever the file is called."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+from .dataset import DataError
+
+__all__ = ["STANDARD", "Input", "kind_of", "unpacked"]
+
+STANDARD = Path("-")
+START = 300  # bytes that are looked at
+MAGIC = (
+    (b"\x1f\x8b", "gzip"),
+    (b"PAR1", "parquet"),
+    (b"ARROW1", "feather"),
+    (b"FEA1", "feather"),
+    (b"\x93NUMPY", "an .npy array"),
+    (b"PK\x03\x04", "a zip archive, such as an .xlsx workbook or an .npz"),
+    (b"\xd0\xcf\x11\xe0", "an old .xls workbook or a document"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard archive"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"\x80\x04\x95", "a pickle"),
+    (b"\x80\x05\x95", "a pickle"),
+    (b"%PDF", "a PDF document"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
+)
+
+
+class Input:
+    """A file, or what a pipe or standard input (``-``) gives, which is read once and kept.
+
+    Args:
+        path: of what there is.
+
+    Raises:
+        OSError: a pipe cannot be read.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._content: bytes | None = None
+        if path == STANDARD:
+            self._content = sys.stdin.buffer.read()
+        elif not path.is_file():
+            self._content = path.read_bytes()
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it can be read again, and its name says what it is."""
+        return self._content is None
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        """Open it at its start."""
+        return self.path.open("rb") if self._content is None else io.BytesIO(self._content)
+
+    def start(self) -> bytes:
+        """Its first bytes."""
+        with self.open() as file:
+            return file.read(START)
+
+    def __str__(self) -> str:
+        return "standard input" if self.path == STANDARD else str(self.path)
+
+
+def kind_of(start: bytes) -> str:
+    """What the first bytes say: ``gzip``, ``parquet``, ``feather``, ``""`` for text, or in words.
+
+    Example:
+        >>> kind_of(b"PAR1"), kind_of(b"%PDF-1.7"), kind_of(b"a,b")
+        ('parquet', 'a PDF document', '')
+
+    """
+    if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page; download the raw file"
+    if start[257:262] == b"ustar":
+        return "a tar archive"
+    return next((kind for magic, kind in MAGIC if start.startswith(magic)), "")
+
+
+@contextmanager
+def unpacked(source: Input) -> Iterator[IO[bytes]]:
+    """Open an input at its start, unpacked where it is a gzip archive.
+
+    Raises:
+        DataError: the archive is damaged.
+
+    """
+    with source.open() as file:
+        if kind_of(file.read(START)) != "gzip":
+            file.seek(0)
+            yield file
+            return
+        file.seek(0)
+        try:
+            with gzip.open(file) as inner:
+                yield cast(IO[bytes], inner)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{source}: a damaged gzip archive ({error}); pack it again") from error
