@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -49,7 +49,7 @@ class RowSource(Protocol):
         """Read rows."""
 
 
-Part: TypeAlias = Tensor | Array | RowSource
+Part: TypeAlias = Tensor | Array | RowSource  # a DataFrame is a RowSource by its looks
 Data: TypeAlias = Part | tuple[Part, Part | None] | Dataset[Any]
 
 
@@ -170,7 +170,9 @@ def rows_for(flow: Flow, data: Data, name: str, weights: Any = None) -> Rows:
     Args:
         flow: on its device.
         data: rows (N, D), a pair of rows and context (N, C), or a map-style Dataset of one of
-            these. Tensors and arrays; a memory-mapped array or a ``RowSource`` is streamed.
+            these. Tensors, arrays and pandas' frames, whose columns go by the names of a
+            ``TableFlow`` where they have all of these; a memory-mapped array or a ``RowSource`` is
+            streamed.
         name: what messages call them.
         weights: as ``weights_for`` takes them, or None.
 
@@ -184,6 +186,9 @@ def rows_for(flow: Flow, data: Data, name: str, weights: Any = None) -> Rows:
         data = _stacked(data)
     parts = data if isinstance(data, tuple) else (data,)
     parts = parts[:1] if len(parts) == 2 and parts[1] is None else parts
+    wanted = (getattr(flow, "columns", ()), getattr(flow, "context_columns", ()))
+    if len(parts) <= 2:
+        parts = tuple(_unframed(name, part, n) for part, n in zip(parts, wanted, strict=False))
     if len(parts) not in (1, 2) or not all(map(_is_part, parts)):
         raise TypeError(
             f"{name} must be a tensor, an array, a pair (x, context) of them or a map-style "
@@ -242,6 +247,28 @@ def weights_for(weights: Any, count: int, name: str = "weights") -> Tensor:
         raise ValueError(f"{name} are all zero: give at least one row a positive weight")
     values = values / values.max()
     return values / values.mean()
+
+
+def _unframed(name: str, part: Any, wanted: Sequence[str]) -> Any:
+    """The numbers of a table such as pandas', its columns by the flow's names where it has them."""
+    if not (hasattr(part, "iloc") and hasattr(part, "columns")):
+        return part
+    names = [str(column) for column in part.columns]
+    if set(wanted) <= set(names) and len(wanted):
+        part = part.iloc[:, [names.index(column) for column in wanted]]
+        names = list(wanted)
+    kinds = [getattr(dtype, "kind", "O") for dtype in part.dtypes]
+    if text := [column for column, kind in zip(names, kinds, strict=True) if kind not in "iufb"]:
+        raise TypeError(f"{name} has columns that hold no numbers, {', '.join(map(repr, text))}: "
+                        f"leave them out, as by drop(columns={text})")  # fmt: skip
+    gone = part.isna().to_numpy()
+    if gone.any():
+        which = [column for column, lost in zip(names, gone.any(0), strict=True) if lost]
+        raise ValueError(
+            f"{name} has no value in {int(gone.any(1).sum())} rows, in the columns "
+            f"{', '.join(map(repr, which))}: drop these rows, as by dropna(), or fill them in"
+        )
+    return part.to_numpy(dtype=np.float64)
 
 
 def _placed(name: str, part: Part | None, like: Tensor) -> Part | None:

@@ -89,7 +89,8 @@ def fit(
     Args:
         flow: any flow; it is moved to the device.
         train: rows (N, D), a pair of rows and context (N, C), or a map-style Dataset of one of
-            these. Tensors without a graph or numpy arrays, cast to the flow's dtype. What is
+            these. Tensors without a graph, numpy arrays or pandas' frames, whose columns go by
+            the names of a ``TableFlow``, cast to the flow's dtype. What is
             memory-mapped, or a ``RowSource`` of ``batches``, stays on the disk, is read and checked
             batch by batch, and gives the same bits as in memory. None for an objective that needs
             no data.

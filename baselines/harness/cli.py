@@ -111,7 +111,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
          "what is mapped into memory", "+",
          "power, gas, hepmass, miniboone, bsds300, mnist, fashion_mnist, cifar10"),
         ("check", "checksums, statistics, the log-likelihood of a Gaussian", "+",
-         "data sets, or .csv and .npy files"),
+         "data sets, or tables"),
     ):  # fmt: skip
         command = actions.add_parser(action, help=help_text, description=help_text)
         command.add_argument("names", metavar="NAME", nargs=names, help=names_help)
@@ -129,7 +129,8 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="NAME",
         help="a name of compare's, or your own FILE.py:FUNCTION or MODULE:FUNCTION")  # fmt: skip
     add("--data", required=True, metavar="NAME|FILE",
-        help="a data set, or a .csv, .npy or .npz file")  # fmt: skip
+        help="a data set, or a table: .csv, .tsv, .txt (also .gz), .parquet, .feather, .npy, "
+        ".npz; - for standard input")  # fmt: skip
     add("--context", nargs="+", metavar="COLUMN", default=[],
         help="columns that are given to the model and not modelled")  # fmt: skip
     add("--weights", metavar="COLUMN", help="the column that says how much each row counts, "
@@ -218,7 +219,7 @@ def _add_score_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("model", metavar="MODEL", type=Path)
     add("--data", required=True, type=Path, metavar="FILE",
-        help=".csv, its columns found by name, or .npy, .npz")  # fmt: skip
+        help="a table, as fit takes it, whose columns are found by name, or - for standard input")  # fmt: skip
     add("--context", type=Path, metavar="FILE", help="the context of a conditional model, a row "
         "for each row of --data or one for all, where --data does not hold it")  # fmt: skip
     _add_out(command)
@@ -239,7 +240,7 @@ def _add_sample_options(command: argparse.ArgumentParser) -> None:
 def _add_comparison_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--data", nargs="+", metavar="NAME|FILE", default=list(DEFAULT_DATA),
-        help="data sets, or .csv, .npy and .npz files "
+        help="data sets, or tables: .csv, .tsv, .txt (also .gz), .parquet, .feather, .npy, .npz "
         f"(default: {' '.join(DEFAULT_DATA)})")  # fmt: skip
     _add_columns(command)
     _add_dequantise(command)

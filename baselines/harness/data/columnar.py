@@ -56,10 +56,9 @@ def is_frame(given: object) -> bool:
     return any(k.__name__ == "DataFrame" and k.__module__.startswith("pandas") for k in kinds)
 
 
-def from_frame(frame: Any, source: object = "the DataFrame") -> Table:
+def from_frame(frame: Any) -> Table:
     """Return the columns of a frame, without its index, as numbers."""
     return columns_of(
-        source,
         tuple(" ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in frame.columns),
         [frame.iloc[:, i] for i in range(frame.shape[1])],
         len(frame),
@@ -95,11 +94,10 @@ def _read(source: Input, reader: str, suffix: str) -> Table:
         raise DataError(
             f"{source}: not a complete {suffix} file; write it with DataFrame.to_{suffix[1:]}"
         ) from error
-    return from_frame(frame, source)
+    return from_frame(frame)
 
 
 def columns_of(
-    source: object,
     names: tuple[str, ...],
     series: Sequence[Any],
     n: int,
@@ -128,11 +126,8 @@ def columns_of(
             else:
                 values[:, i] = found
         if is_boolean:
-            booleans.append(names[i])
-    notes: tuple[str, ...] = ()
-    if booleans:
-        notes = (f"{source}: false and true are read as 0 and 1: {', '.join(booleans)}",)
-    return Table(values, names, place, faults=faults, notes=notes)
+            booleans.append(i)
+    return Table(values, names, place, faults=faults, booleans=tuple(booleans))
 
 
 def _numbers(column: Any, place: Callable[[int], str]) -> tuple[Matrix | Fault, bool]:

@@ -117,7 +117,7 @@ def read(
         source=path,
         licence=LICENCE,
         kind="file",
-        notes=(*table.notes, *notes),
+        notes=(*table.notes, *_converted(path, table), *notes),
     )
 
 
@@ -309,6 +309,13 @@ def _remedied(
     noise = None if dequantise is None else quantised.widths(found, dequantise)
     noise = noise if noise is not None and noise.any() else None
     return quantised.notes(path, columns, looked_at, found, dequantise), noise
+
+
+def _converted(path: str, table: Table) -> tuple[str, ...]:
+    if not table.booleans:
+        return ()
+    names = ", ".join(repr(table.columns[place]) for place in table.booleans)
+    return (f"{path}: false and true are read as 0 and 1: {names}",)
 
 
 def _refuse_few(path: str, table: Table) -> None:

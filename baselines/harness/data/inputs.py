@@ -83,7 +83,7 @@ def kind_of(start: bytes) -> str:
 
     """
     if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page; download the raw file"
+        return "a web page, not the file that it shows"
     if start[257:262] == b"ustar":
         return "a tar archive"
     return next((kind for magic, kind in MAGIC if start.startswith(magic)), "")

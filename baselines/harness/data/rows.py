@@ -45,6 +45,7 @@ class Table:
         sizes: rows of training, validation and test, which then stand in this order; None where
             the file leaves the split to us.
         faults: of columns whose fields are no numbers, by their places.
+        booleans: places of the columns that hold false and true, as 0 and 1.
         notes: what a user should know of how the file was read.
 
     """
@@ -54,6 +55,7 @@ class Table:
     place: Callable[[int], str]
     sizes: tuple[int, int, int] | None = None
     faults: Mapping[int, Fault] = field(default_factory=dict)
+    booleans: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
     def take(self, places: Sequence[int]) -> Table:
@@ -62,7 +64,9 @@ class Table:
             return self
         faults = {i: self.faults[place] for i, place in enumerate(places) if place in self.faults}
         names = tuple(self.columns[place] for place in places)
-        return replace(self, values=self.values[:, places], columns=names, faults=faults)
+        booleans = tuple(i for i, place in enumerate(places) if place in self.booleans)
+        return replace(self, values=self.values[:, places], columns=names, faults=faults,
+                       booleans=booleans)  # fmt: skip
 
 
 class Split:

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple, TextIO
 
@@ -148,7 +148,6 @@ def _parsed(pandas: Any, layout: _Layout) -> Table:
     if texts[-1] and (series[-1] == "").any():
         layout.refuse_ragged()
     return columns_of(
-        layout.source,
         _names(layout),
         series,
         len(places),
@@ -198,8 +197,7 @@ def _without_an_end(table: Table, layout: _Layout) -> Table:
     if last < 1 or last not in table.faults or not _is_blank(layout, table):
         return table
     if layout.short:  # the rows are ended so, the header is not
-        table = table.take(range(last))
-        return Table(table.values, layout.names[1:], table.place, faults=table.faults)
+        return replace(table.take(range(last)), columns=layout.names[1:])
     return table if layout.names and layout.names[-1] else table.take(range(last))
 
 
@@ -228,8 +226,7 @@ def _without_labels(table: Table, layout: _Layout) -> Table:
     kept = table.take(range(1, len(table.columns)))
     note = (f"{layout.source}: the first column has no name and {what} the rows: it is left out; "
             "to keep it, give it a name")  # fmt: skip
-    return Table(kept.values, kept.columns, kept.place, faults=kept.faults,
-                 notes=(*table.notes, note))  # fmt: skip
+    return replace(kept, notes=(note,))
 
 
 # The layout ---------------------------------------------------------------------------------------
@@ -258,11 +255,11 @@ def _layout(source: Input) -> _Layout:
         raise DataError(f"{source}: no rows below the header; give at least {MIN_ROWS}")
     mark = mark or _delimiter(records)
     fields = [_fields(record, mark) for record in records]
-    if not _is_header(fields):
+    rows = _header_rows(fields)
+    if rows == 1 and not _is_header(fields):
         names = _commented(comments, fields[0], mark)
         skipped = records[0].number - 1
         return _Layout(source, mark, skipped, records[0].number, len(fields[0]), names)
-    rows = _header_rows(fields)
     if rows == len(fields):
         raise DataError(f"{source}: no rows below the header; give at least {MIN_ROWS}")
     names = tuple(
@@ -319,11 +316,9 @@ def _commented(comments: list[_Line], first: list[str], mark: str) -> tuple[str,
     if not comments:
         return ()
     text = comments[-1].text.strip().lstrip("#% ")
-    for split in (mark, " "):
-        names = [name.strip() for name in _fields(comments[-1]._replace(text=text), split)]
-        if len(names) == len(first) and not any(map(is_number, names)):
-            return tuple(names)
-    return ()
+    names = [name.strip() for name in _fields(comments[-1]._replace(text=text), mark)]
+    # Other words than names would be names for good.
+    return tuple(names) if len(names) == len(first) and not any(map(is_number, names)) else ()
 
 
 # Lines --------------------------------------------------------------------------------------------
