@@ -219,7 +219,7 @@ def _add_score_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("model", metavar="MODEL", type=Path)
     add("--data", required=True, type=Path, metavar="FILE",
-        help="a table, as fit takes it, whose columns are found by name, or - for standard input")  # fmt: skip
+        help="a table, as fit takes it; its columns are found by name")  # fmt: skip
     add("--context", type=Path, metavar="FILE", help="the context of a conditional model, a row "
         "for each row of --data or one for all, where --data does not hold it")  # fmt: skip
     _add_out(command)

@@ -106,6 +106,12 @@ def test_without_pandas(tmp_path, monkeypatch):
         load(tmp_path / "t.csv")
 
 
+def test_rows_with_blanks_are_no_header(tmp_path):
+    (tmp_path / "t.csv").write_text("species,a,b\nA,1,2\nB,,\nC,3,4\n")
+    with pytest.raises(DataError, match="'a' has no value in line 3, 'b' has no value in line 3"):
+        files.table(tmp_path / "t.csv")
+
+
 # Every format -------------------------------------------------------------------------------------
 
 

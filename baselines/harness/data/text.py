@@ -265,8 +265,8 @@ def _layout(source: Input) -> _Layout:
     names = tuple(
         " ".join(" ".join(part).split()) for part in zip(*fields[: max(1, rows - 1)], strict=True)
     )
-    if rows > 1:
-        names = (" ".join(fields[rows - 1][0].split()), *names[1:])
+    if rows > 1:  # the first column's are the names of the levels
+        names = ("", *names[1:])
     names = (names[0].lstrip("#% "), *names[1:])
     head, first = records[0], fields[rows]
     short = len(first) == len(names) + 1
@@ -302,11 +302,17 @@ def _is_header(fields: list[list[str]]) -> bool:
 
 
 def _header_rows(fields: list[list[str]]) -> int:
-    """How many records a header takes: several where a blank one ends it, as pandas writes it."""
+    """How many records a header takes: several where names repeat and a blank record ends it.
+
+    So pandas writes columns of several levels.
+    """
+    names = fields[0][1:]
+    if len(set(names)) == len(names) or not "".join(names).strip():
+        return 1
     for k, record in enumerate(fields):
         if len(record) != len(fields[0]) or is_number(record[0].strip()):
             break
-        if k > 1 and len(record) > 1 and not "".join(record[1:]).strip():
+        if k > 1 and not "".join(record).strip():
             return k + 1
     return 1
 
