@@ -368,12 +368,12 @@ def test_an_interrupted_fit_says_what_is_left(extra, says, table, tmp_path, monk
         ("missing.csv", None, ("missing.csv", "not found")),
         ("nan.csv", '"height, cm",weight\n1,2\n3,nan\n', ("column 'weight'", "line 3")),
         ("lacks.csv", '"height, cm",age\n1,2\n', ("lacks the column 'weight'", "'age'")),
-        ("extra.csv", '"height, cm",weight,age\n1,2,3\n', ("further column 'age'",)),
+        ("extra.csv", '"height, cm",age,kind\n1,2,x\n', ("further columns 'age'", "lacks")),
         ("unnamed.csv", "1,2,3\n4,5,6\n", ("3 columns", "the model 2", "weight")),
         ("twice.csv", "weight,weight\n1,2\n", ("two columns", "'weight'")),
         ("huge.csv", "1e39,2\n4,5\n", ("beyond 3e+38", "float32")),
         ("header.csv", '"height, cm",weight\n', ("no rows",)),
-        ("rows.parquet", "x", ("'.parquet'",)),
+        ("rows.parquet", "x", ("not a complete .parquet file",)),
     ],
 )
 def test_bad_files_of_score(name, content, words, model, tmp_path, capsys):
