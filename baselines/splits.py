@@ -6,6 +6,8 @@ So odd and even coordinates are told apart by a view where D is even, halves by 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +68,7 @@ class Split(nn.Module):
     back: Tensor
     kind: str
     turned: bool
+    _looked_at: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -81,9 +84,10 @@ class Split(nn.Module):
 
     def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(*B, D) -> (*B, D_a), (*B, D_b)."""
-        if self.kind == "alternate":
+        kind = self._kind()
+        if kind == "alternate":
             first, second = x.unflatten(-1, (-1, 2)).unbind(-1)  # type: ignore[no-untyped-call]
-        elif self.kind == "halves":
+        elif kind == "halves":
             sizes = self.sizes[::-1] if self.turned else self.sizes
             first, second = torch.split(x, sizes, dim=-1)
         else:
@@ -93,16 +97,27 @@ class Split(nn.Module):
 
     def together(self, a: Tensor, b: Tensor) -> Tensor:
         """(*B, D_a), (*B, D_b) -> (*B, D)."""
-        if self.kind == "other":
+        kind = self._kind()
+        if kind == "other":
             return torch.cat([a, b], dim=-1).index_select(-1, self.back)
         parts = (b, a) if self.turned else (a, b)
-        if self.kind == "alternate":
+        if kind == "alternate":
             return torch.stack(parts, dim=-1).flatten(-2)
         return torch.cat(parts, dim=-1)
+
+    def _kind(self) -> str:
+        """Which view serves; none where a functional call has put another mask in."""
+        return self.kind if self.order is self._looked_at else "other"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Split:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        _look(self)
+        return self
 
 
 def _look(split: Split, _: object = None) -> None:
     """Note which view serves the mask, and whether b comes first."""
+    split._looked_at = split.order
     if split.order.is_meta:  # whose state is still to come
         return
     mask = torch.ones(len(split.order), dtype=torch.bool, device="cpu")

@@ -227,3 +227,19 @@ def test_conditioners_answer_alike_in_low_precision():
             z, log_det = flow.bijector.inverse_and_log_det(x)
         assert z.dtype == log_det.dtype == torch.float32
         torch.testing.assert_close(flow.base.log_prob(z) + log_det, expected, rtol=0.2, atol=0.5)
+
+
+@pytest.mark.parametrize("features", [2, 4, 7])
+def test_masks_of_a_functional_call_are_its_own(features):
+    flows = [perturbed(RealNVP(features, layers=3, mask="random", hidden=(8,))) for _ in range(8)]
+    x = torch.randn(5, features, dtype=torch.float64)
+    parameters, buffers = torch.func.stack_module_state(flows)
+
+    def log_prob(parameters, buffers):
+        return torch.func.functional_call(flows[0], (parameters, buffers), (x,))
+
+    found = torch.func.vmap(log_prob)(parameters, buffers)
+    for flow, by_stack in zip(flows, found, strict=True):
+        torch.testing.assert_close(by_stack, flow.log_prob(x))
+        state = dict(flow.named_parameters()), dict(flow.named_buffers())
+        torch.testing.assert_close(log_prob(*state), flow.log_prob(x))
