@@ -153,7 +153,7 @@ def stream(
 
 
 def table(
-    path: Source, choose: Callable[[tuple[str, ...]], Sequence[int]] | None = None
+    path: Source, choose: Callable[[Sequence[str]], Sequence[int]] | None = None
 ) -> tuple[Matrix, tuple[str, ...]]:
     r"""Read every row of a file in its order, with the column names: (N, D), D names.
 

@@ -10,6 +10,7 @@ from functools import partial
 from . import cifar, files, idx, images, pictures, published, toys
 from .columnar import is_frame
 from .dataset import DataError, Dataset, Entry, nearest
+from .files import Source
 from .installed import entered, installed
 from .quantised import Width
 
@@ -17,7 +18,7 @@ __all__ = ["entry", "load", "names"]
 
 
 def load(
-    name: files.Source,
+    name: Source,
     *,
     seed: int = 0,
     dequantise: Width | None = None,
