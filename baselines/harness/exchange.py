@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -65,7 +66,7 @@ def all_columns(flow: Flow) -> tuple[str, ...]:
     return *columns(flow), *context_columns(flow)
 
 
-def _places(given: tuple[str, ...], wanted: tuple[str, ...], flow: Flow, source: Path) -> list[int]:
+def _places(given: Sequence[str], wanted: tuple[str, ...], flow: Flow, source: Path) -> list[int]:
     """Where each wanted column stands in the file: by name where both have names.
 
     Columns of a file without a header, and of a model trained on one, are x0, x1, ...; they go by
