@@ -110,8 +110,10 @@ class Split(nn.Module):
         return self.kind if self.order is self._looked_at else "other"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Split:
+        known = self.order is self._looked_at
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        _look(self)
+        if known:  # moved, and the same mask as before
+            self._looked_at = self.order
         return self
 
 
