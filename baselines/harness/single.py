@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class Task:
         context: columns that are given to the model and not modelled.
         weights: the column that says how much each row counts, and is not modelled; or None.
         dequantise: noise for quantised columns, as ``data.files.read`` takes it.
-        bounds: of columns, by name.
+        bounds: of columns, by name; None for none.
         columns: the columns to model, or None for all; likewise.
         drop: columns to leave out; likewise.
 
@@ -123,7 +123,7 @@ class Task:
     context: tuple[str, ...] = ()
     weights: str | None = None
     dequantise: Width | None = None
-    bounds: Bounds = field(default_factory=dict)
+    bounds: Bounds | None = None
     columns: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
 
@@ -156,8 +156,8 @@ def train(task: Task) -> None:
         columns=task.columns,
         drop=task.drop,
     )
-    refuse_unknown([rows.columns], task.bounds)
-    bounds = bounded(within(rows.rows, rows.columns, task.bounds))
+    refuse_unknown([rows.columns], task.bounds or {})
+    bounds = bounded(within(rows.rows, rows.columns, task.bounds or {}))
     depth = max(settings.depths) if task.depth is None else task.depth
     training_rows = rows.train()
     own = settings.quick_steps if task.quick else settings.steps
