@@ -4,19 +4,19 @@ MAF, IAF, RealNVP, NICE, neural spline flows, planar, radial, Sylvester and resi
 ``forward`` is noise to data, ``inverse`` is data to noise, as in ``cflows``.
 """
 
-from .autoregressive import IAF, MAF, Autoregressive, AutoregressiveAffine
-from .coupling import NICE, Coupling, RealNVP
-from .linear import Householder, Invertible1x1, LULinear, Permutation
-from .made import MADE
-from .mixtures import MADEMoG
-from .multiscale import MultiScale, Squeeze
-from .nsf import NSF
-from .planar import Planar, PlanarFlow, Radial, RadialFlow
-from .residual import Residual, ResidualFlow
-from .roots import InversionError, InversionStatus
-from .splines import AffineSpline, RationalQuadratic
-from .sylvester import Sylvester, SylvesterFlow
-from .transformers import Additive, AffineScale, Transformer
+from baselines.flows.autoregressive import IAF, MAF, Autoregressive, AutoregressiveAffine
+from baselines.flows.coupling import NICE, Coupling, RealNVP
+from baselines.flows.linear import Householder, Invertible1x1, LULinear, Permutation
+from baselines.flows.made_mog import MADEMoG
+from baselines.flows.multiscale import MultiScale, Squeeze
+from baselines.flows.nsf import NSF
+from baselines.flows.planar import Planar, PlanarFlow, Radial, RadialFlow
+from baselines.flows.residual import Residual, ResidualFlow
+from baselines.flows.sylvester import Sylvester, SylvesterFlow
+from baselines.inversion.roots import InversionError, InversionStatus
+from baselines.networks.made import MADE
+from baselines.transforms.rational_quadratic import AffineSpline, RationalQuadratic
+from baselines.transforms.univariate import Additive, AffineScale, Transformer
 
 __all__ = [
     "IAF",

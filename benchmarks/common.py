@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cflows.atomic_write import write_whole
+from cflows.core.atomic_write import write_whole
 
 __all__ = [
     "RESULTS",

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from baselines.harness.data import toy
 from cflows import MLP, Adaptive, FixedGrid, Flow, Lagged, ODEBijector, value_and_divergence
-from cflows.divergence import draw_probes
-from cflows.solvers import SIZES, Solver
-from cflows.tableaus import TABLEAUS
+from cflows.continuous.divergence import draw_probes
+from cflows.continuous.solvers import SIZES, Solver
+from cflows.continuous.tableaus import TABLEAUS
 
 EXACT = Adaptive("dopri5", rtol=1e-10, atol=1e-10, max_nfe=200_000)
 

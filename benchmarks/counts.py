@@ -22,7 +22,7 @@ import torch
 from perf import counts
 from perf.base import Suite
 
-from cflows.atomic_write import write_whole
+from cflows.core.atomic_write import write_whole
 
 __all__ = ["COMMITTED", "differences", "main", "measured"]
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from baselines import IAF, MAF
 from cflows import Flow
-from cflows.atomic_write import write_beside
+from cflows.core.atomic_write import write_beside
 
 Arms = dict[str, Callable[[], object]]
 

@@ -47,7 +47,7 @@ from cflows import (
     log_likelihood,
     whiten,
 )
-from cflows.atomic_write import write_beside
+from cflows.core.atomic_write import write_beside
 
 EVALUATION = FixedGrid("dopri5", 16)
 REFINED = FixedGrid("dopri5", 48)

@@ -38,8 +38,8 @@ from continuous_peers import PEERS, zuko_arm
 from discrete import CASES, OURS, arms_of
 from perf.base import rows_of
 
-from cflows.atomic_write import write_beside
-from cflows.divergence import draw_probes
+from cflows.continuous.divergence import draw_probes
+from cflows.core.atomic_write import write_beside
 
 __all__ = ["Row", "compare", "main"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo import BIJECTORS, DOMAINS, FLOWS, NO_CONTEXT, PARTIAL_RANGE, perturbed
 
 from baselines import AffineScale, AffineSpline, Autoregressive, Residual
-from baselines.lipschitz import spectral_bound
+from baselines.networks.lipschitz import spectral_bound
 from cflows import MLP, Adaptive, Bijector, Chain, FixedGrid, ODEBijector
 
 DIRECTIONS = ("forward", "inverse")

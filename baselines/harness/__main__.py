@@ -1,6 +1,6 @@
 """``python -m baselines.harness`` is the ``cflows`` command."""
 
-from .cli import main
+from baselines.harness.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cflows import MLP, value_and_divergence
-from cflows.divergence import draw_probes, orthonormal_probes
+from cflows.continuous.divergence import draw_probes, orthonormal_probes
 
 from .base import SIZES, Suite, checked, rows_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cflows import Adaptive, FixedGrid, Lagged
-from cflows.solvers import Solver
+from cflows.continuous.solvers import Solver
 
 from .base import Suite, flow_of, rows_of
 

@@ -14,7 +14,7 @@ from baselines import (
     RationalQuadratic,
     RealNVP,
 )
-from baselines.splits import Split, coupling_mask
+from baselines.networks.mask_split import Split, coupling_mask
 from cflows import BatchNorm
 
 D = 5

@@ -11,9 +11,9 @@ from zoo import perturbed
 
 import cflows
 from baselines import IAF, MAF, AutoregressiveAffine
-from baselines import walk as walks
-from baselines.inversion import INVERSIONS
-from baselines.transformers import Additive, AffineScale, Transformer
+from baselines.inversion import degree_sweep as walks
+from baselines.inversion.autoregressive import INVERSIONS
+from baselines.transforms.univariate import Additive, AffineScale, Transformer
 
 KINDS = {
     "plain": {},

@@ -5,7 +5,7 @@ import torch
 from zoo import perturbed
 
 from baselines import ResidualFlow
-from baselines.lipschitz import CONTRACTIVE, LipschitzMLP, spectral_bound
+from baselines.networks.lipschitz import CONTRACTIVE, LipschitzMLP, spectral_bound
 
 
 def largest_singular_values(module) -> list[float]:

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from zoo import perturbed
 
 from baselines import MADE, MAF, AutoregressiveAffine, MADEMoG
-from baselines.activations import ACTIVATIONS
-from baselines.masked import MaskedLinear, staircase_of
-from baselines.perceptron import perceptron
+from baselines.networks.activations import ACTIVATIONS
+from baselines.networks.fused_mlp import perceptron
+from baselines.networks.masked_linear import MaskedLinear, staircase_of
 from cflows import Affine, Flow
 
 D = 5

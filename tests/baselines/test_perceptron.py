@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from baselines import MAF, RealNVP
-from baselines.activations import ACTIVATIONS
-from baselines.perceptron import perceptron
+from baselines.networks.activations import ACTIVATIONS
+from baselines.networks.fused_mlp import perceptron
 
 PLAIN = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 

@@ -15,7 +15,7 @@ from baselines import (
     ResidualFlow,
     SylvesterFlow,
 )
-from baselines.presets import PRESETS, UNITS, preset
+from baselines.flows.presets import PRESETS, UNITS, preset
 from cflows import BatchNorm
 
 

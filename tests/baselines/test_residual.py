@@ -6,7 +6,7 @@ from zoo import perturbed
 
 import cflows
 from baselines import InversionError, Residual, ResidualFlow
-from baselines.residual import exact_log_det, series_log_det
+from baselines.flows.residual import exact_log_det, series_log_det
 
 D, C = 3, 2
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baselines.roots import InversionError, monotone_root, tanh_root
+from baselines.inversion.roots import InversionError, monotone_root, tanh_root
 
 
 def draws(*shape: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from baselines import AffineScale, AffineSpline, RationalQuadratic
-from baselines.splines import _inner_knots, rational_quadratic
+from baselines.transforms.rational_quadratic import _inner_knots, rational_quadratic
 
 BOUND = 2.0
 

@@ -12,9 +12,9 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from zoo import perturbed
 
 from baselines import IAF, MAF, NSF, RealNVP, ResidualFlow
-from baselines.masked import MaskedLinear
+from baselines.networks.masked_linear import MaskedLinear
 from cflows import FFJORD, MLP, FixedGrid
-from cflows.layers import LAYERS
+from cflows.continuous.layers import LAYERS
 
 SMALL = {"layers": 2, "hidden": (8, 8), "activation": "silu"}
 FLOWS = {

@@ -39,13 +39,13 @@ def test_committed_counts_are_this_codes():
 def test_a_resampled_probe_changes_the_counts_by_name(monkeypatch):
     from perf import counts as suite
 
-    from cflows import continuous
-    from cflows.divergence import draw_probes
+    from cflows.continuous import ode_bijector
+    from cflows.continuous.divergence import draw_probes
 
     suite._trained.cache_clear()
-    stage = continuous._stage
+    stage = ode_bijector._stage
     monkeypatch.setattr(
-        continuous,
+        ode_bijector,
         "_stage",
         lambda field, x, traced, probes, *rest: stage(field, x, traced, draw_probes(x), *rest),
     )

@@ -16,7 +16,7 @@ import pytest
 
 from baselines import MAF
 from cflows import load
-from cflows.atomic_write import refuse_unwritable, write_beside, write_whole
+from cflows.core.atomic_write import refuse_unwritable, write_beside, write_whole
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside(tmp_path):
@@ -231,7 +231,7 @@ def test_an_error_of_another_file_names_that(tmp_path):
 
 WRITER = """
 import os, sys, time
-from cflows.atomic_write import write_beside
+from cflows.core.atomic_write import write_beside
 
 def write(beside):
     with open(beside, "wb") as file:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.sklearn import DensityEstimator
 from cflows import Bounded, Flow, inside, load, whiten
-from cflows.sklearn import DensityEstimator
 
 LOWER, UPPER = [0.0, None, -3.0, None, 5.0], [None, 1.0, -2.0, None, 5.5]
 

@@ -19,8 +19,8 @@ import torch
 
 from baselines import MAF
 from cflows import FFJORD, Lagged, LoadError, fit
-from cflows.checkpoints import interruptible
 from cflows.objectives import ForwardKL
+from cflows.training.checkpoint import interruptible
 
 QUIET = {"progress": False}
 

@@ -18,14 +18,14 @@ from cflows import (
     Lagged,
     ODEBijector,
     SolverError,
-    continuous,
     fit,
     load,
     log_likelihood,
 )
-from cflows.divergence import ModuleLocal
-from cflows.solvers import solve
-from cflows.tableaus import TABLEAUS
+from cflows.continuous import ode_bijector
+from cflows.continuous.divergence import ModuleLocal
+from cflows.continuous.solvers import solve
+from cflows.continuous.tableaus import TABLEAUS
 
 TIGHT = Adaptive("dopri5", rtol=1e-10, atol=1e-10)
 
@@ -125,13 +125,13 @@ def test_hutchinsons_log_density_is_unbiased():
 @pytest.mark.parametrize("foreign", [False, True])
 def test_the_probe_is_fixed_for_a_solve(monkeypatch, foreign):
     drawn = []
-    original = continuous.draw_probes
+    original = ode_bijector.draw_probes
 
     def counted(*arguments):
         drawn.append(original(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(continuous, "draw_probes", counted)
+    monkeypatch.setattr(ode_bijector, "draw_probes", counted)
     field = ForeignField(3, 0) if foreign else MLP(3, hidden=(8, 8))
     model = perturbed(Flow(ODEBijector(field, evaluation_solver=TIGHT)))
     x = torch.randn(5, 3, dtype=torch.float64)
@@ -159,8 +159,8 @@ def test_sampling_computes_no_divergence(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("a divergence was computed")
 
-    monkeypatch.setattr(continuous, "linearize", refuse)
-    monkeypatch.setattr(continuous, "draw_probes", refuse)
+    monkeypatch.setattr(ode_bijector, "linearize", refuse)
+    monkeypatch.setattr(ode_bijector, "draw_probes", refuse)
     model = flow()
     model.sample(5)
     model.train().rsample((5,))
@@ -348,8 +348,8 @@ def test_evaluation_may_estimate(tmp_path, scheme):
 
 def test_probes_of_evaluation_are_those_of_training_unless_told_otherwise(monkeypatch):
     counts = []
-    original = continuous.draw_probes
-    monkeypatch.setattr(continuous, "draw_probes", lambda *a: counts.append(a[2]) or original(*a))
+    original = ode_bijector.draw_probes
+    monkeypatch.setattr(ode_bijector, "draw_probes", lambda *a: counts.append(a[2]) or original(*a))
     x = torch.randn(2, 3, dtype=torch.float64)
     for own, expected in ((None, 3), (5, 5)):
         model = flow(

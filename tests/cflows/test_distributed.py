@@ -29,7 +29,7 @@ from cflows import (
     SolverError,
     fit,
 )
-from cflows.distributed import own_seed
+from cflows.training.distributed import own_seed
 
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="needs Gloo"
@@ -310,8 +310,8 @@ def test_each_process_draws_its_own_probes(both, monkeypatch):
     parts = []
     order = torch.randperm(64, generator=torch.Generator().manual_seed(hash((0, 0)) % 2**63))
     for number in range(2):
-        monkeypatch.setattr("cflows.distributed.processes", lambda: 2)
-        monkeypatch.setattr("cflows.distributed.rank", lambda number=number: number)
+        monkeypatch.setattr("cflows.training.distributed.processes", lambda: 2)
+        monkeypatch.setattr("cflows.training.distributed.rank", lambda number=number: number)
         seed = own_seed(0)
         monkeypatch.undo()
         assert (seed == 0) == (number == 0)

@@ -33,7 +33,7 @@ from cflows import (
     log_likelihood,
     whiten,
 )
-from cflows.modes import evaluating, in_mode
+from cflows.core.modes import evaluating, in_mode
 
 ENDS = {"sigmoid": Sigmoid, "exp": Exp, "tanh": Tanh}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines import MAF
 from cflows import MMD, AlphaDivergence, ChiSquare, JensenShannon, SlicedWasserstein, fit
-from cflows.metrics import median_distance, mmd, sliced_wasserstein
+from cflows.objectives.ipm import median_distance, mmd, sliced_wasserstein
 
 DIVERGENCES = {
     "alpha 0": lambda *a, **k: AlphaDivergence(*a, alpha=0.0, **k),

@@ -7,14 +7,14 @@ from torch.nn import functional as F
 from zoo import ForeignField, perturbed
 
 from cflows import MLP
-from cflows.divergence import (
+from cflows.continuous.divergence import (
     draw_probes,
     exact_is_cheap,
     linearize,
     orthonormal_probes,
     value_and_divergence,
 )
-from cflows.layers import ACTIVATIONS, LAYERS, TimeFeatures
+from cflows.continuous.layers import ACTIVATIONS, LAYERS, TimeFeatures
 
 D, C, N = 4, 3, 6
 
@@ -284,7 +284,7 @@ def test_tangents_go_in_chunks_with_the_same_answer_and_gradient(monkeypatch):
     t = torch.tensor(0.3, dtype=torch.float64)
     results = []
     for chunk in (2**24, 2 * N * 7):
-        monkeypatch.setattr("cflows.divergence.CHUNK", chunk)
+        monkeypatch.setattr("cflows.continuous.divergence.CHUNK", chunk)
         f.zero_grad()
         _, trace = value_and_divergence(f, t, x)
         trace.square().sum().backward()
@@ -297,7 +297,7 @@ def test_tangents_go_in_chunks_with_the_same_answer_and_gradient(monkeypatch):
 
 def test_the_narrowest_layer_bounds_the_tangents(monkeypatch):
     seen = []
-    from cflows import divergence
+    from cflows.continuous import divergence
 
     original = divergence.pushforward
     monkeypatch.setattr(
@@ -394,7 +394,7 @@ def test_products_of_a_foreign_module_go_in_chunks(monkeypatch, at_once):
     whole = torch.autograd.grad
     results = []
     for chunk in (2**21, at_once * N * 16):
-        monkeypatch.setattr("cflows.divergence.FOREIGN_CHUNK", chunk)
+        monkeypatch.setattr("cflows.continuous.divergence.FOREIGN_CHUNK", chunk)
         value, trace = value_and_divergence(f, t, x)
         gradients = whole(trace.square().sum() + value.sin().sum(), [x, *f.parameters()])
         with torch.no_grad(), monkeypatch.context() as patch:

@@ -28,8 +28,8 @@ from cflows import (
     SlicedWasserstein,
     fit,
 )
-from cflows.identity import differences, settings_of, unmoved
 from cflows.objectives import Objective
+from cflows.training.identity import differences, settings_of, unmoved
 
 QUIET = {"batch_size": 16, "schedule": "constant", "progress": False}
 TEMPERATURE = 1.0

@@ -27,8 +27,8 @@ from cflows import (
     standardise,
     whiten,
 )
-from cflows.matching import optimal_coupling
 from cflows.objectives import OBJECTIVES
+from cflows.objectives.flow_matching import optimal_coupling
 
 GRID = FixedGrid("rk4", 16)
 

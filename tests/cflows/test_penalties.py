@@ -21,7 +21,7 @@ from cflows import (
     ODEBijector,
     fit,
 )
-from cflows.penalties import PENALTIES
+from cflows.continuous.penalties import PENALTIES
 
 TIGHT = Adaptive("dopri5", rtol=1e-9, atol=1e-9)
 

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations, parametrize
 from zoo import perturbed
 
 from baselines import LULinear, RealNVP
+from baselines.sklearn import DensityEstimator
 from cflows import FFJORD, FixedGrid
-from cflows.sklearn import DensityEstimator
 
 joblib = pytest.importorskip("joblib")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from baselines import MAF
+from baselines.sklearn import DensityEstimator
 from cflows import fit, log_likelihood, standardise, whiten
-from cflows.precision import check_resolution
-from cflows.sklearn import DensityEstimator
+from cflows.training.precision import check_resolution
 
 QUIET = {"steps": 2, "progress": False}
 

@@ -20,7 +20,7 @@ from cflows import (
     standardise,
     whiten,
 )
-from cflows.preprocessing import extent
+from cflows.training.preprocessing import extent
 
 KINDS = ["zca", "pca"]
 
@@ -58,7 +58,9 @@ def test_a_whitening_alone_is_the_full_covariance_gaussian(kind, floor):
 
 @pytest.mark.parametrize("fit_map", [standardise, whiten])
 def test_rows_on_the_disk_give_the_map_of_rows_in_memory(fit_map, tmp_path, monkeypatch):
-    monkeypatch.setattr(cflows.preprocessing, "CHUNK", 300)  # 75 rows: the last chunk is shorter
+    monkeypatch.setattr(
+        cflows.training.preprocessing, "CHUNK", 300
+    )  # 75 rows: the last chunk is shorter
     rows = correlated()
     np.save(tmp_path / "x.npy", rows.numpy())
     streamed = fit_map(np.load(tmp_path / "x.npy", mmap_mode="r")).state_dict()
@@ -163,8 +165,8 @@ def test_a_warm_up_is_no_more_than_a_tenth_of_the_few_steps(monkeypatch):
         taken.append(settings["warmup"])
         return fit(*given, **settings)
 
-    fit = cflows.preprocessing.fit
-    monkeypatch.setattr(cflows.preprocessing, "fit", recorded)
+    fit = cflows.training.preprocessing.fit
+    monkeypatch.setattr(cflows.training.preprocessing, "fit", recorded)
     for warmup in (1000, 1, 0):
         choose(build_double, rows, rows, {"standardise": standardise}, steps=20, warmup=warmup,
                device="cpu", progress=False)  # fmt: skip
@@ -190,7 +192,7 @@ def test_choose_raises_where_no_training_ends(monkeypatch):
     def broken(*args, **settings):
         raise TrainingError("the loss left the numbers")
 
-    monkeypatch.setattr(cflows.preprocessing, "fit", broken)
+    monkeypatch.setattr(cflows.training.preprocessing, "fit", broken)
     rows = correlated()
     with pytest.raises(TrainingError, match="left the numbers"):
         choose(build_double, rows, rows)

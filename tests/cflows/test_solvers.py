@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ForeignField, perturbed
 
 from cflows import FFJORD, MLP, Adaptive, FixedGrid, Lagged, ODEBijector, SolverError, fit
-from cflows.solvers import ADAPTIVE, FIXED_STEP, SIZES, solve
-from cflows.tableaus import TABLEAUS
+from cflows.continuous.solvers import ADAPTIVE, FIXED_STEP, SIZES, solve
+from cflows.continuous.tableaus import TABLEAUS
 
 TIGHT = Adaptive("dopri5", rtol=1e-10, atol=1e-10)
 LAGGED = [name for name, tableau in TABLEAUS.items() if tableau.e]

@@ -10,7 +10,8 @@ from zoo import perturbed
 
 import cflows
 from baselines import MAF
-from cflows import Affine, Chain, Flow, LoadError, ODEBijector, storage
+from cflows import Affine, Chain, Flow, LoadError, ODEBijector
+from cflows.core import saving
 
 
 @cflows.register
@@ -82,7 +83,7 @@ def test_a_subclass_does_not_pass_for_its_parent(tmp_path):
 def test_classes_can_be_given_to_load(tmp_path, monkeypatch):
     Flow(ODEBijector(Damped(2))).save(tmp_path / "flow.pt")
     tag = f"{Damped.__module__}.Damped"
-    monkeypatch.delitem(storage._registry, tag)
+    monkeypatch.delitem(saving._registry, tag)
     with pytest.raises(LoadError, match="needs the class") as caught:
         cflows.load(tmp_path / "flow.pt")
     assert "\n" not in str(caught.value)

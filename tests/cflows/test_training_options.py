@@ -9,9 +9,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from baselines import MAF
 from cflows import FFJORD, History, LoadError, SolverError, TrainingError, fit
-from cflows.history import Record
 from cflows.objectives import ForwardKL
-from cflows.schedules import Constant, Cosine, Plateau
+from cflows.training.history import Record
+from cflows.training.schedules import Constant, Cosine, Plateau
 
 QUIET = {"progress": False}
 

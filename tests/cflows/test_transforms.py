@@ -7,7 +7,7 @@ from zoo import CONTINUOUS, FLOWS, perturbed
 
 from baselines import PlanarFlow
 from cflows import ActNorm, Affine, Chain, Flow, Sigmoid
-from cflows.bijector import may_read
+from cflows.core.bijector import may_read
 
 # The cached inversion refuses torch.func, and says so.
 DISCRETE = [name for name in FLOWS if name not in CONTINUOUS and not name.startswith("iaf")]
@@ -82,7 +82,9 @@ def test_export_with_a_batch_of_any_size(name):
 
 
 def test_export_of_roots(monkeypatch):
-    monkeypatch.setattr("baselines.roots.UNREAD_ITERATIONS", (12, 12))  # fewer, to trace sooner
+    monkeypatch.setattr(
+        "baselines.inversion.roots.UNREAD_ITERATIONS", (12, 12)
+    )  # fewer, to trace sooner
     _same_exported(perturbed(PlanarFlow(2, layers=1), torch.float32), torch.float32)
 
 

@@ -24,9 +24,9 @@ from cflows import (
     fit,
     log_likelihood,
 )
-from cflows.batches import rows_for, weights_for
-from cflows.metrics import mmd, sliced_wasserstein, weighted_sliced_wasserstein
 from cflows.objectives import Objective
+from cflows.objectives.ipm import mmd, sliced_wasserstein, weighted_sliced_wasserstein
+from cflows.training.rows import rows_for, weights_for
 
 QUIET = {"steps": 8, "batch_size": 16, "progress": False}
 

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.harness import cells, data, likelihood, models, plots, sampling
-from baselines.harness.cells import Cell
-from baselines.harness.settings import Setting
+from baselines.harness import data
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment.cell import Cell
+from baselines.harness.metrics import likelihood, sampling
+from baselines.harness.plots import likelihood_cost
+from baselines.harness.results.aggregate import Setting
+from baselines.models import builtin
 from cflows import FFJORD, Adaptive, FixedGrid, Flow, Lagged, SolverError, whiten
 
 
@@ -36,13 +40,13 @@ def test_keys_are_readable_and_tell_cells_apart():
 
 
 def with_core(monkeypatch, core) -> None:
-    changed = dataclasses.replace(models.MODELS["ffjord"], core=core)
-    monkeypatch.setitem(models.MODELS, "ffjord", changed)
+    changed = dataclasses.replace(builtin.MODELS["ffjord"], core=core)
+    monkeypatch.setitem(builtin.MODELS, "ffjord", changed)
 
 
 def test_a_models_configuration_changes_with_its_preset(monkeypatch):
     def hashes() -> list[str]:
-        return [models.configuration("ffjord", *sizes) for sizes in ((2, 1), (2, 2), (3, 1))]
+        return [builtin.configuration("ffjord", *sizes) for sizes in ((2, 1), (2, 2), (3, 1))]
 
     with_core(monkeypatch, lambda d, k: FFJORD(d, blocks=k, hidden=(64, 64)))
     before, state = hashes(), torch.get_rng_state()
@@ -60,34 +64,34 @@ def test_a_models_configuration_changes_with_its_preset(monkeypatch):
 
 
 def test_models_without_a_configuration(monkeypatch):
-    assert models.configuration("gaussian", 2, None) == ""
+    assert builtin.configuration("gaussian", 2, None) == ""
     with_core(monkeypatch, lambda d, k: FFJORD(d, hidden=()))
-    assert models.configuration("ffjord", 2, 1) == ""
-    assert models.solvers("ffjord") == {}
+    assert builtin.configuration("ffjord", 2, 1) == ""
+    assert builtin.solvers("ffjord") == {}
 
 
 def test_solvers_are_those_of_the_model(monkeypatch):
-    assert models.solvers("ffjord") == {
+    assert builtin.solvers("ffjord") == {
         "training": repr(Lagged("rk4", 1e-2)),
         "evaluation": repr(Adaptive("dopri5", 1e-5, 1e-5)),
     }
     grid = FixedGrid("midpoint", 3)
     with_core(monkeypatch, lambda d, k: FFJORD(d, training_solver=grid))
-    assert models.solvers("ffjord")["training"] == repr(grid)
-    assert models.solvers("maf") == {}
+    assert builtin.solvers("ffjord")["training"] == repr(grid)
+    assert builtin.solvers("maf") == {}
 
 
 def test_matching_stops_early_by_the_likelihood_of_validation_rows(cell, tmp_path, monkeypatch):
     name = "ffjord-matching"
-    before = models.configuration(name, 3, 1)
+    before = builtin.configuration(name, 3, 1)
     grid = FixedGrid("midpoint", 2)
     small = dataclasses.replace(
-        models.MODELS[name],
+        builtin.MODELS[name],
         core=lambda d, k: FFJORD(d, hidden=(8,), training_solver=grid, evaluation_solver=grid),
         patience=2,
     )
-    monkeypatch.setitem(models.MODELS, name, small)
-    assert models.configuration(name, 3, 1) != before
+    monkeypatch.setitem(builtin.MODELS, name, small)
+    assert builtin.configuration(name, 3, 1) != before
     few = dataclasses.replace(
         cell, model=name, depth=1, steps=60, learning_rate=0.3, preprocess="whiten"
     )
@@ -175,8 +179,10 @@ def test_a_picture_has_an_extent_and_can_be_drawn(test):
             assert low < column.median() < high
     row = {"test_log_prob": 1.0, "test_log_prob_2se": 0.1}
     arrays = {name: np.asarray(value, np.float64) for name, value in parts.items()}
-    figure = plots.densities([(Setting("d", "maf", 2, rows=[row]), arrays)], arrays["data"])
-    plots.encode(figure)
+    figure = likelihood_cost.densities(
+        [(Setting("d", "maf", 2, rows=[row]), arrays)], arrays["data"]
+    )
+    likelihood_cost.encode(figure)
 
 
 def test_the_round_trip_error_is_finite_where_rows_have_no_spread():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from baselines.harness import data
-from baselines.harness.checks import refuse_unusable
 from baselines.harness.data import DataError, Dataset
+from baselines.harness.experiment.checks import refuse_unusable
 
 RNG = np.random.default_rng(0)
 GOOD = RNG.normal(size=(400, 3)) @ RNG.normal(size=(3, 3))

@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines.harness import cells, claims, data
-from baselines.harness.cells import Cell
-from baselines.harness.claims import claimed, is_free
+from baselines.harness import data
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import locks
+from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment.locks import claimed, is_free
 
 ROOT = str(Path(__file__).parents[2])
 HOLD = "\n".join([
     "import sys, time",
     "from pathlib import Path",
-    "from baselines.harness.claims import claimed",
+    "from baselines.harness.experiment.locks import claimed",
     "with claimed(Path(sys.argv[1])) as held:",
     "    print(held, flush=True)",
     "    time.sleep(600)",
@@ -55,7 +57,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch):
     def unsupported(descriptor):
         raise OSError(errno.ENOTSUP, "not supported")
 
-    monkeypatch.setattr(claims, "_take", unsupported)
+    monkeypatch.setattr(locks, "_take", unsupported)
     with pytest.warns(RuntimeWarning, match="no locks"), claimed(tmp_path / "lock") as held:
         assert held
 

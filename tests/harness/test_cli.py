@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 
 import cflows
-from baselines.harness import cells, cli, models, runner
-from baselines.harness.cells import Cell
-from baselines.harness.pool import Killed
+from baselines.harness import cli
+from baselines.harness.executors.process_pool import Killed
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import run as runner
+from baselines.harness.experiment.cell import Cell
+from baselines.models import builtin
 
 DISCRETE = ["maf", "realnvp"]
 
@@ -125,9 +128,9 @@ def test_a_failing_cell_is_a_row_and_stops_nothing(table, tmp_path, monkeypatch,
     def broken(features, depth):
         raise MemoryError("no memory\nleft")
 
-    model = models.MODELS["maf"]
+    model = builtin.MODELS["maf"]
     monkeypatch.setitem(
-        models.MODELS, "maf", models.Model(**{**vars(model), "core": broken, "depths": (2,)})
+        builtin.MODELS, "maf", builtin.Model(**{**vars(model), "core": broken, "depths": (2,)})
     )
     out = tmp_path / "out"
     assert cli.main(["compare", "--data", str(table), "--models", "maf", "nice", "--steps", "5",
@@ -372,4 +375,4 @@ def test_the_manifest_names_versions_and_solvers_without_an_install(
     assert manifest["versions"]["cflows"] == cflows.__version__
     assert manifest["versions"]["numpy"] == np.__version__
     assert manifest["versions"]["torchdiffeq"] == "unknown"
-    assert manifest["solver"] == {"ffjord": models.solvers("ffjord")}
+    assert manifest["solver"] == {"ffjord": builtin.solvers("ffjord")}

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines.harness import cli, cluster, plans
-from baselines.harness.cluster import ClusterError, Lost, submitted
+from baselines.harness import cli
+from baselines.harness.executors import slurm
+from baselines.harness.executors.slurm import ClusterError, Lost, submitted
+from baselines.harness.experiment import plan as plans
 
 TIMING = {"train_seconds", "peak_memory_mb"}
 
@@ -66,7 +68,7 @@ def test_a_job_that_ends_without_a_result_is_lost(tmp_path, monkeypatch):
 
 def test_a_stopped_job_is_queued_again_with_its_item():
     pytest.importorskip("submitit")
-    again = cluster._Job(len, "abc").checkpoint()
+    again = slurm._Job(len, "abc").checkpoint()
     assert again.function() == 3
 
 
@@ -90,7 +92,7 @@ def test_without_submitit_or_slurm_one_line_says_so(tmp_path, monkeypatch, capsy
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ClusterError, match="srun"):
-        cluster.check("slurm")
+        slurm.check("slurm")
 
 
 def test_settings_of_slurm(monkeypatch, capsys):
@@ -107,6 +109,6 @@ def test_settings_of_slurm(monkeypatch, capsys):
 
 
 def cli_runner():
-    from baselines.harness import runner
+    from baselines.harness.experiment import run as runner
 
     return runner

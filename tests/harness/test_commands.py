@@ -12,7 +12,10 @@ import pytest
 import torch
 
 import cflows
-from baselines.harness import cli, data, data_end, models, single
+from baselines.harness import cli, data
+from baselines.harness.estimator import commands
+from baselines.harness.experiment import data_end
+from baselines.models import builtin
 
 COLUMNS = ["height, cm", "weight"]
 
@@ -152,7 +155,7 @@ def test_a_seed_repeats_the_samples(model, tmp_path):
 
 
 def test_many_samples_are_drawn_in_parts(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(single, "DRAWN_AT_ONCE", 4)
+    monkeypatch.setattr(commands, "DRAWN_AT_ONCE", 4)
     assert run("sample", model, "-n", 10, "--out", tmp_path / "s.npy") == 0
     rows = np.load(tmp_path / "s.npy")
     assert len(np.unique(rows, axis=0)) == 10
@@ -206,7 +209,7 @@ def test_seeds_repeat_and_quick_and_seconds_end_the_training(table, tmp_path, ca
     assert "ended by seconds" in capsys.readouterr().out
     assert run("fit", "--model", "nice", "--data", table, "--out", tmp_path / "c", "--quick",
                "--depth", 1, "--preprocess", "none") == 0  # fmt: skip
-    assert f": {models.MODELS['nice'].quick_steps} steps" in capsys.readouterr().out
+    assert f": {builtin.MODELS['nice'].quick_steps} steps" in capsys.readouterr().out
 
 
 def test_dependent_columns_are_floored_with_one_line(tmp_path, capsys):
@@ -336,7 +339,7 @@ def test_a_failed_training_is_one_line_and_status_1(table, tmp_path, monkeypatch
     def broken(*args, **settings):
         raise cflows.TrainingError("the loss left\nthe numbers")
 
-    monkeypatch.setattr(single, "fit", broken)
+    monkeypatch.setattr(commands, "fit", broken)
     refused(capsys, "fit", "--model", "nice", "--data", table, "--out", tmp_path / "m",
             "--preprocess", "none", words=("the loss left the numbers",), status=1)  # fmt: skip
     assert list(tmp_path.iterdir()) == []
@@ -355,7 +358,7 @@ def test_an_interrupted_fit_says_what_is_left(extra, says, table, tmp_path, monk
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(single, "fit", interrupted)
+    monkeypatch.setattr(commands, "fit", interrupted)
     Path("made").touch()
     assert run("fit", "--model", "nice", "--data", table, "--out", "m", "--preprocess", "none",
                *extra) == 130  # fmt: skip
@@ -394,7 +397,7 @@ def test_bad_models(command, kind, table, tmp_path, capsys):
     elif kind == "table":
         path.write_bytes(table.read_bytes())
     elif kind == "module":
-        cflows.storage.save(cflows.Affine([0.0], [1.0]), path)
+        cflows.core.saving.save(cflows.Affine([0.0], [1.0]), path)
         words = ("Affine", "not a flow")
     elif kind == "context":
         cflows.FFJORD(2, context_features=1).save(path)
@@ -493,7 +496,7 @@ def test_seconds_bound_the_choice_too(table, tmp_path, monkeypatch, capsys):
         return choose(*args, **settings)._replace(seconds=0.5)
 
     choose = cflows.choose
-    monkeypatch.setattr(single, "fit", recorded)
+    monkeypatch.setattr(commands, "fit", recorded)
     monkeypatch.setattr(data_end, "choose", chosen)
     assert run("fit", "--model", "nice", "--depth", 1, "--data", table, "--seconds", 2, "--out",
                tmp_path / "m") == 0  # fmt: skip
@@ -511,7 +514,7 @@ def test_few_rows_train_slower_and_shorter(tmp_path, monkeypatch, capsys):
         given.update(settings)
         return cflows.fit(*args, **{**settings, "steps": 2})
 
-    monkeypatch.setattr(single, "fit", recorded)
+    monkeypatch.setattr(commands, "fit", recorded)
     command = ["fit", "--model", "nice", "--preprocess", "whiten", "--out", tmp_path / "m"]
     for n, steps, part in ((1250, 400, 0.2), (125, 200, 0.02), (6250, 2000, 1.0)):
         assert run(*command, "--data", small_table(tmp_path / "t.csv", n)) == 0
@@ -527,7 +530,7 @@ def test_a_training_that_gains_nothing_says_so(tmp_path, monkeypatch, capsys):
         history.best_step, history.best_validation = 0, history.records[0].validation
         return history
 
-    monkeypatch.setattr(single, "fit", spoilt)
+    monkeypatch.setattr(commands, "fit", spoilt)
     command = ["fit", "--model", "nice", "--preprocess", "whiten", "--steps", 20, "--data",
                small_table(tmp_path / "t.csv"), "--out", tmp_path / "m"]  # fmt: skip
     assert run(*command) == 0

@@ -10,7 +10,7 @@ import torch
 
 import cflows
 from baselines.harness import cli
-from cflows.flow import log_likelihood
+from cflows.core.flow import log_likelihood
 
 CONTEXT = ["age", "year"]
 

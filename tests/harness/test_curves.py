@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.markers import CARETDOWN, CARETLEFT
 
-from baselines.harness import curves, gallery, plots, reading, report
-from baselines.harness.canvas import floor
-from baselines.harness.growth_tables import growth_table, rows_table, steps_table
-from baselines.harness.settings import Setting
+from baselines.harness.plots import curves, likelihood_cost
+from baselines.harness.plots.style import floor
+from baselines.harness.report import contents, gallery
+from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
+from baselines.harness.results import load as reading
+from baselines.harness.results.aggregate import Setting
 
 
 def call(ms, rows=1000, nfe=4, **more):
@@ -102,11 +104,11 @@ def test_the_floor_leaves_out_what_would_squeeze_the_rest(values, error, expecte
     assert floor((value, error) for value in values) == expected
 
 
-@pytest.mark.parametrize("draw", [plots.likelihood, curves.front])
+@pytest.mark.parametrize("draw", [likelihood_cost.likelihood, curves.front])
 def test_what_lies_below_the_floor_is_an_arrow_and_not_an_axis(draw):
     found = [placed("maf", 1.0, 2), placed("ffjord", 0.5, 1), placed("gaussian", -70.0, None)]
     axes = draw(found).axes[0]
-    low, high = axes.get_xlim() if draw is plots.likelihood else axes.get_ylim()
+    low, high = axes.get_xlim() if draw is likelihood_cost.likelihood else axes.get_ylim()
     assert -1 < low < 0.5 < 1 < high < 2
     arrows = [line for line in axes.lines if line.get_marker() in (CARETDOWN, CARETLEFT)]
     assert len(arrows) == 1
@@ -162,7 +164,7 @@ def directory(tmp_path):
 
 
 def test_what_was_kept_becomes_pictures_and_files(directory):
-    page = report.write(directory).read_text()
+    page = contents.write(directory).read_text()
     names = {path.stem for path in directory.glob("*.svg")}
     assert names == {
         "likelihood", "training", "nfe", "growth_features", "densities_toy", "trajectories_toy"
@@ -180,5 +182,5 @@ def test_what_was_kept_becomes_pictures_and_files(directory):
 def test_what_is_damaged_is_one_line(directory, name, content):
     (directory / name).write_text(content)
     with pytest.raises(reading.ReportError, match=name.split("/")[-1]) as caught:
-        report.write(directory)
+        contents.write(directory)
     assert "\n" not in str(caught.value)

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from baselines.harness.differences import difference_table
-from baselines.harness.settings import Setting
-from baselines.harness.statistics import MOST_ROWS, intervals, over_seeds
+from baselines.harness.metrics.bootstrap import MOST_ROWS, intervals, over_seeds
+from baselines.harness.report.difference_table import difference_table
+from baselines.harness.results.aggregate import Setting
 
 DRAWS = 1000
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.harness import cells, cli, data, likelihood
-from baselines.harness.cells import Cell
+from baselines.harness import cli, data
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment.cell import Cell
+from baselines.harness.metrics import likelihood
 
 BAD = """\
 from baselines import NICE

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import cflows
-from baselines.harness import cells, cli, runner
+from baselines.harness import cli
 from baselines.harness.data import DataError, files, load, quantised
 from baselines.harness.data.rows import SPLITS, Split
-from baselines.harness.sources import open_rows
+from baselines.harness.estimator.table_rows import open_rows
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import run as runner
 
 
 def normal(n=400, d=3, seed=0):
@@ -367,7 +369,7 @@ def large(tmp_path, monkeypatch):
     """A file of 1234 rows that counts as large, read in pieces that do not fit evenly."""
     monkeypatch.setattr(files, "STREAMED_BYTES", 1000)
     monkeypatch.setattr("baselines.harness.data.streams.CHUNK", 500)
-    monkeypatch.setattr("cflows.batches.AT_ONCE", 33)
+    monkeypatch.setattr("cflows.training.rows.AT_ONCE", 33)
     rows = normal(1234, 4).astype(np.float32)
     rows[:, 3] = np.random.default_rng(1).integers(30, size=1234)
     np.save(tmp_path / "big.npy", rows)
@@ -451,8 +453,8 @@ def test_a_streamed_file_is_never_in_memory_whole(large, monkeypatch):
     array.flush()
     del array
     monkeypatch.setattr("baselines.harness.data.streams.CHUNK", 2**16)
-    monkeypatch.setattr("cflows.preprocessing.CHUNK", 2**16)
-    monkeypatch.setattr("cflows.batches.AT_ONCE", 4)  # of which each may map half a megabyte
+    monkeypatch.setattr("cflows.training.preprocessing.CHUNK", 2**16)
+    monkeypatch.setattr("cflows.training.rows.AT_ONCE", 4)  # of which each may map half a megabyte
     monkeypatch.setattr("baselines.harness.data.quantised.EXAMINED", 1000)
     tracemalloc.start()
     try:

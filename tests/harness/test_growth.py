@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from baselines import MAF
-from baselines.harness import alone, calls, cli, depth, growth
-from baselines.harness.calls import FIELDS, Limits
-from baselines.harness.footprint import peak_mb
+from baselines.harness import cli
+from baselines.harness.experiment import cost_sweeps
+from baselines.harness.metrics import depth, scaling
+from baselines.harness.metrics import timing as calls
+from baselines.harness.metrics.footprint import peak_mb
+from baselines.harness.metrics.timing import FIELDS, Limits
 from cflows import FFJORD, Affine, Flow
 
 FEW = Limits(repeats=3, patience=0.0, longest=60.0)
@@ -54,7 +57,7 @@ def test_a_call_that_takes_long_is_made_once(monkeypatch):
 
 def test_the_sequential_way_costs_d_passes_and_the_setting_is_put_back():
     flow = MAF(6, layers=2, hidden=(8,)).eval()
-    found = {(r["way"], r["what"], r["rows"]): r for r in growth.by_rows(flow, torch.randn(7, 6))}
+    found = {(r["way"], r["what"], r["rows"]): r for r in scaling.by_rows(flow, torch.randn(7, 6))}
     assert {rows for _, _, rows in found} == {1, 100, 10_000}
     assert found["cached", "sample", 100]["nfe_call"] == 2
     assert found["sequential", "sample", 100]["nfe_call"] == 12
@@ -65,14 +68,14 @@ def test_the_sequential_way_costs_d_passes_and_the_setting_is_put_back():
 
 
 def test_a_sweep_by_dimension_and_what_it_leaves_out(monkeypatch):
-    monkeypatch.setattr(growth, "QUICK", {"features": (2, 4, 8), "depth": (1, 2)})
-    found = growth.sweep("features", ["maf", "nice"], True, "cpu")
+    monkeypatch.setattr(scaling, "QUICK", {"features": (2, 4, 8), "depth": (1, 2)})
+    found = scaling.sweep("features", ["maf", "nice"], True, "cpu")
     assert {r["size"] for r in found} == {2, 4, 8}
     nfe = [r["nfe_call"] for r in found if r.get("way") == "sequential" and r["what"] == "sample"]
     assert nfe == [4, 8, 16]
-    assert growth.slope([2, 4, 8], nfe) == pytest.approx(1.0)
-    monkeypatch.setattr(growth, "SECONDS", {True: -1.0})
-    found = growth.sweep("depth", ["ffjord-matching", "nice"], True, "cpu")
+    assert scaling.slope([2, 4, 8], nfe) == pytest.approx(1.0)
+    monkeypatch.setattr(scaling, "SECONDS", {True: -1.0})
+    found = scaling.sweep("depth", ["ffjord-matching", "nice"], True, "cpu")
     notes = {(r["model"], r["size"]): r["note"] for r in found}
     assert notes["nice", 1] == "the time of the sweep was over"
     assert "leave the depth at 1" in notes["ffjord-matching", 2]
@@ -83,10 +86,10 @@ def test_a_sweep_calls_a_users_model_by_what_tables_call_it(tmp_path, monkeypatc
         "from baselines import NICE\n\ndef mine(features, depth):\n"
         "    return NICE(features, layers=2 * depth, hidden=(4,))\n"
     )
-    monkeypatch.setattr(growth, "QUICK", {"features": (2, 4), "depth": (1, 2)})
+    monkeypatch.setattr(scaling, "QUICK", {"features": (2, 4), "depth": (1, 2)})
     chosen = {"own.py:mine": f"{tmp_path}/own.py:mine", "nice": "nice"}
-    alone.measure("depth", [], tmp_path, chosen, quick=True, device="cpu", say=print)
-    kept = json.loads((tmp_path / alone.sweep_file("depth")).read_text())
+    cost_sweeps.measure("depth", [], tmp_path, chosen, quick=True, device="cpu", say=print)
+    kept = json.loads((tmp_path / cost_sweeps.sweep_file("depth")).read_text())
     assert {record["model"] for record in kept["records"]} == {"own.py:mine", "nice"}
     assert set(kept["key"]["models"]) == {"own.py:mine", "nice"}
     assert all("note" not in record for record in kept["records"])
@@ -98,14 +101,14 @@ def test_the_cost_of_depth_is_linear_by_what_it_evaluates():
         flow = MAF(3, layers=layers, hidden=(4,)).eval()
         evaluations.append([r["nfe_call"] for r in calls.both(flow, torch.randn(10, 3), FEW)])
     for way in zip(*evaluations, strict=True):
-        assert growth.slope([1, 2, 4, 8], way) == pytest.approx(1.0)
+        assert scaling.slope([1, 2, 4, 8], way) == pytest.approx(1.0)
 
 
 def test_a_slope_needs_three_sizes_and_heeds_the_least():
-    assert growth.slope([1, 2], [1, 2]) is None
-    assert growth.slope([1, 1, 2, 2], [1, 1, 2, 2]) is None
-    assert growth.slope([1, 4, 8, 16], [100, 4, 8, 16], 4) == pytest.approx(1.0)
-    assert growth.slope([1, 4, 8, 16], [0, 16, 64, 256]) == pytest.approx(2.0)
+    assert scaling.slope([1, 2], [1, 2]) is None
+    assert scaling.slope([1, 1, 2, 2], [1, 1, 2, 2]) is None
+    assert scaling.slope([1, 4, 8, 16], [100, 4, 8, 16], 4) == pytest.approx(1.0)
+    assert scaling.slope([1, 4, 8, 16], [0, 16, 64, 256]) == pytest.approx(2.0)
 
 
 def test_records_are_made_once_for_a_key(tmp_path):
@@ -116,10 +119,10 @@ def test_records_are_made_once_for_a_key(tmp_path):
         return [{"ms": 1.0}]
 
     for key in ({"a": 1}, {"a": 1}, {"a": 2}):
-        assert growth.kept_or_made(place, key, make) == [{"ms": 1.0}]
+        assert scaling.kept_or_made(place, key, make) == [{"ms": 1.0}]
     assert len(made) == 2
     place.write_text("{")
-    growth.kept_or_made(place, {"a": 2}, make)
+    scaling.kept_or_made(place, {"a": 2}, make)
     assert len(made) == 3
 
 
@@ -140,8 +143,8 @@ def test_more_steps_of_the_solver_come_nearer_to_the_flow():
 
 @pytest.mark.parametrize(("comparison", "file"), [("sampling", "sizes"), ("depth", "solver_steps")])
 def test_a_comparison_measures_after_its_cells_and_once(comparison, file, tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "QUICK", {"features": (2, 4), "depth": (1, 2)})
-    monkeypatch.setattr(growth, "ROWS", {True: (1, 10)})
+    monkeypatch.setattr(scaling, "QUICK", {"features": (2, 4), "depth": (1, 2)})
+    monkeypatch.setattr(scaling, "ROWS", {True: (1, 10)})
     np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(size=(300, 2)))
     command = [comparison, "--data", str(tmp_path / "few.npy"), "--models", "ffjord",
                "--depths", "1", "--steps", "2", "--quick", "--jobs", "1",

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from baselines.harness import cells, runner
 from baselines.harness.data import (
     DataError,
     cifar,
@@ -31,6 +30,8 @@ from baselines.harness.data import (
 from baselines.harness.data.archive import Archive
 from baselines.harness.data.dequantise import Pixels
 from baselines.harness.data.fetching import fetch
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import run as runner
 
 RNG = np.random.default_rng(5)
 
@@ -127,9 +128,9 @@ def test_a_comparison_reports_bits_beside_nats(tmp_path, capsys):
                        1, tmp_path, "test")  # fmt: skip
     assert runner.execute(plan) == 0
     assert "bits/dim" in capsys.readouterr().out
-    from baselines.harness import report
+    from baselines.harness.report import contents
 
-    bits = {row["dataset"]: row["bits_per_dim"] for row in report.rows(tmp_path)}
+    bits = {row["dataset"]: row["bits_per_dim"] for row in contents.rows(tmp_path)}
     assert bits["pinwheel"] is None
     data = load("digits")
     cell = next(c for c in runner.plan_cells(plan, runner._load(plan.data)) if c.data == "digits")

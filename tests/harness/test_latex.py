@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from baselines.harness import latex, pages
-from baselines.harness.pages import Block
-from baselines.harness.tables import Cell, Table
+from baselines.harness.report import latex, pages
+from baselines.harness.report.pages import Block
+from baselines.harness.report.tables import Cell, Table
 
 
 def table(*rows: tuple[str, ...], header=("model", "depth", "value ± 2 s.e.")) -> Table:

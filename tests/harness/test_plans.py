@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from baselines.harness import cli, data, models, runner
-from baselines.harness.plans import Plan, default_seeds, plan_cells
-from cflows.training import fit
+from baselines.harness import cli, data
+from baselines.harness.experiment import run as runner
+from baselines.harness.experiment.plan import Plan, default_seeds, plan_cells
+from baselines.models import builtin
+from cflows.training.fit import fit
 
 FIVE = ["ffjord", "maf", "iaf", "realnvp", "nice"]
 
@@ -65,7 +67,7 @@ def test_likelihood_trains_until_patience_ends_it(sets, tmp_path):
     for cell in patient:
         rows = len(sets["rows.npy"][1].train)
         assert (cell.patience, cell.validate_every, cell.schedule) == (30, rows // 512, "plateau")
-        assert cell.steps > 10 * models.MODELS["maf"].steps
+        assert cell.steps > 10 * builtin.MODELS["maf"].steps
     for changes in ({"comparison": "compare"}, {"quick": True}, {"steps": 40}):
         for cell in of_model(plan_cells(plan(tmp_path, **changes), sets)):
             assert (cell.validate_every, cell.schedule) == (None, "cosine")
@@ -90,7 +92,7 @@ def test_views_stand_side_by_side(sets, tmp_path):
     timed = [cell for cell in cells if cell.view == "budget"]
     assert {cell.model for cell in equal} == {cell.model for cell in timed} == set(FIVE)
     counts = [
-        sum(p.numel() for p in models.preset(c.model, 3, c.depth, hidden=c.hidden).parameters())
+        sum(p.numel() for p in builtin.preset(c.model, 3, c.depth, hidden=c.hidden).parameters())
         for c in equal
     ]
     assert max(counts) <= 1.03 * min(counts)
@@ -103,12 +105,12 @@ def test_views_stand_side_by_side(sets, tmp_path):
 def test_equal_parameters_are_the_median_of_the_models_own(sets, tmp_path):
     equal = plan(tmp_path, models=["maf", "realnvp", "nice"], parameters="equal", seeds=[0])
     own = sorted(
-        sum(p.numel() for p in models.preset(name, 3, depth).parameters())
+        sum(p.numel() for p in builtin.preset(name, 3, depth).parameters())
         for name, depth in (("maf", 5), ("realnvp", 8), ("nice", 8))
     )
     for cell in plan_cells(equal, sets):
         if cell.model != "gaussian":
-            flow = models.preset(cell.model, 3, cell.depth, hidden=cell.hidden)
+            flow = builtin.preset(cell.model, 3, cell.depth, hidden=cell.hidden)
             count = sum(p.numel() for p in flow.parameters())
             assert count == pytest.approx(own[1], rel=0.015)
 
@@ -124,7 +126,7 @@ def test_the_warm_up_is_a_tenth_of_a_training_at_most(sets, tmp_path):
         found = plan_cells(plan(tmp_path, models=["maf", "ffjord"], **asked), sets)
         return {cell.model: cell.warmup for cell in found}
 
-    own = models.MODELS["maf"].warmup
+    own = builtin.MODELS["maf"].warmup
     assert own > 50
     assert warmups(steps=300) == {"maf": 30, "ffjord": 0, "gaussian": 0}
     assert warmups(steps=100 * own)["maf"] == own
@@ -135,9 +137,9 @@ def test_a_view_reaches_the_table(sets, tmp_path):
     asked = plan(tmp_path / "out", models=["nice"], parameters=2_000, steps=3, seeds=[0],
                  data=[sets["rows.npy"][0]], depths=[2], preprocess="whiten")  # fmt: skip
     assert runner.execute(asked) == 0
-    from baselines.harness import report
+    from baselines.harness.report import contents
 
-    rows = {row["model"]: row for row in report.rows(tmp_path / "out")}
+    rows = {row["model"]: row for row in contents.rows(tmp_path / "out")}
     assert rows["nice"]["parameters"] == pytest.approx(2_000, rel=0.015)
 
 

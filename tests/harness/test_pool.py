@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from baselines.harness import pool
-from baselines.harness.pool import Killed, side_by_side
+from baselines.harness.executors import process_pool
+from baselines.harness.executors.process_pool import Killed, side_by_side
 
 
 def square(x: int) -> int:
@@ -34,7 +34,7 @@ class Unreadable:
 
 
 def test_a_process_that_dies_before_it_asks_for_work_is_told_apart(monkeypatch):
-    monkeypatch.setattr(pool, "_serve", Unreadable())
+    monkeypatch.setattr(process_pool, "_serve", Unreadable())
     assert [found for _, found in side_by_side(square, [1, 2], jobs=2)] == [
         Killed(5, started=False)
     ] * 2
@@ -63,7 +63,7 @@ def test_workers_die_with_the_first_process(tmp_path):
     place = tmp_path / "pid"
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_pool as t; "
-        "from baselines.harness.pool import side_by_side; "
+        "from baselines.harness.executors.process_pool import side_by_side; "
         "list(side_by_side(t.linger, [sys.argv[2]], jobs=2))"
     )
     first = subprocess.Popen([sys.executable, "-c", code, os.path.dirname(__file__), str(place)])

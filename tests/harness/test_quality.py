@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.harness import quality
-from baselines.harness.settings import Setting
-from baselines.harness.tables import quality_table
+from baselines.harness.metrics import sample_quality
+from baselines.harness.report.tables import quality_table
+from baselines.harness.results.aggregate import Setting
 from cflows import Affine, Flow, whiten
 
 ROWS = 500
@@ -28,8 +28,8 @@ def ring(rows: int) -> torch.Tensor:
 
 def test_the_nulls_are_right_on_two_halves_of_one_sample():
     """Each against what is known of it for one law, averaged over 12 samples."""
-    found = [quality.compare(*halves(3, seed), seed) for seed in range(12)]
-    mean = {name: np.mean([values[name] for values in found]) for name in quality.NAMES}
+    found = [sample_quality.compare(*halves(3, seed), seed) for seed in range(12)]
+    mean = {name: np.mean([values[name] for values in found]) for name in sample_quality.NAMES}
     # Unbiased: zero, within four standard errors of the 12.
     mmd = [values["mmd"] for values in found]
     assert abs(mean["mmd"]) < 4 * np.std(mmd, ddof=1) / math.sqrt(12)
@@ -45,8 +45,10 @@ def test_the_nulls_are_right_on_two_halves_of_one_sample():
 @pytest.mark.parametrize("features", [1, 4])
 def test_a_perfect_model_is_no_farther_than_its_null(features):
     flow = Flow(Affine([0.0] * features, [1.0] * features))
-    found = [quality.evaluate(flow, torch.cat(halves(features, s)).float(), s) for s in range(5)]
-    for name in quality.NAMES:
+    found = [
+        sample_quality.evaluate(flow, torch.cat(halves(features, s)).float(), s) for s in range(5)
+    ]
+    for name in sample_quality.NAMES:
         own, null = ([values[name + end] for values in found] for end in ("", "_null"))
         error = math.hypot(np.std(own, ddof=1), np.std(null, ddof=1)) / math.sqrt(5)
         assert abs(np.mean(own) - np.mean(null)) < 4 * error, name
@@ -55,7 +57,7 @@ def test_a_perfect_model_is_no_farther_than_its_null(features):
 @pytest.mark.parametrize(("shift", "scale"), [(0.3, 1.0), (0.0, 1.4)])
 def test_another_place_or_width_is_told_apart_by_all_four(shift, scale):
     rows = torch.cat(halves(2, 0)).float()
-    found = quality.evaluate(Flow(Affine([shift] * 2, [scale] * 2)), rows)
+    found = sample_quality.evaluate(Flow(Affine([shift] * 2, [scale] * 2)), rows)
     assert found["sw"] > 2 * found["sw_null"]
     assert found["ks"] > 2 * found["ks_null"]
     assert found["mmd"] > 0.004 > abs(found["mmd_null"])
@@ -64,7 +66,7 @@ def test_another_place_or_width_is_told_apart_by_all_four(shift, scale):
 
 def test_a_gaussian_of_the_same_moments_is_no_ring():
     rows = ring(2000)
-    found = quality.evaluate(Flow(whiten(rows)), rows)
+    found = sample_quality.evaluate(Flow(whiten(rows)), rows)
     assert found["c2st"] > 0.75
     assert found["sw"] > 3 * found["sw_null"]
 
@@ -73,10 +75,10 @@ def test_units_do_not_matter_and_a_seed_repeats_the_figures():
     rows = torch.cat(halves(2, 3)).float()
     flow, scaled = Flow(Affine([0.1] * 2, [1.0] * 2)), Flow(Affine([100.1] * 2, [1000.0] * 2))
     state = torch.get_rng_state()
-    first = quality.evaluate(flow, rows, 5)
-    assert first == quality.evaluate(flow, rows, 5) != quality.evaluate(flow, rows, 6)
+    first = sample_quality.evaluate(flow, rows, 5)
+    assert first == sample_quality.evaluate(flow, rows, 5) != sample_quality.evaluate(flow, rows, 6)
     assert torch.equal(state, torch.get_rng_state())
-    other = quality.evaluate(scaled, 1000 * rows + 0.1, 5)
+    other = sample_quality.evaluate(scaled, 1000 * rows + 0.1, 5)
     # 100.1 = 1000 * 0.1 + 0.1: the same model and rows in another unit
     assert other == pytest.approx(first, abs=2e-3)
 
@@ -89,7 +91,7 @@ def test_draws_that_are_not_finite_are_far_off():
             x[1::4] = math.nan
             return x
 
-    found = quality.evaluate(Broken(Affine([0.0], [1.0])), torch.cat(halves(1, 0)).float())
+    found = sample_quality.evaluate(Broken(Affine([0.0], [1.0])), torch.cat(halves(1, 0)).float())
     assert found["sw"] > 1000
     assert found["ks"] > 0.4
     assert found["c2st"] > 0.7
@@ -97,17 +99,17 @@ def test_draws_that_are_not_finite_are_far_off():
 
 
 def test_few_rows_tell_nothing_and_constant_columns_do_no_harm():
-    assert quality.evaluate(Flow(Affine([0.0], [1.0])), torch.randn(39, 1)) == {}
+    assert sample_quality.evaluate(Flow(Affine([0.0], [1.0])), torch.randn(39, 1)) == {}
     rows = torch.cat(halves(2, 0)).float()
     rows[:, 1] = 3.0
-    found = quality.evaluate(Flow(Affine([0.0, 3.0], [1.0, 1e-9])), rows)
+    found = sample_quality.evaluate(Flow(Affine([0.0, 3.0], [1.0, 1e-9])), rows)
     assert all(map(math.isfinite, found.values()))
     with pytest.raises(ValueError, match="of one shape"):
-        quality.compare(rows, rows[:3])
+        sample_quality.compare(rows, rows[:3])
 
 
 def test_the_table_puts_each_null_beside_its_figure():
-    row = {name + end: value for name, value in zip(quality.NAMES, (0.2, 0.01, 0.05, 0.6),
+    row = {name + end: value for name, value in zip(sample_quality.NAMES, (0.2, 0.01, 0.05, 0.6),
            strict=True) for end in ("", "_null")}  # fmt: skip
     rows = [{**row, "c2st": c2st} for c2st in (0.6, 0.7)]
     found = [Setting("d", "maf", 2, rows=rows), Setting("d", "nice", 2, rows=[{"sw": None}])]

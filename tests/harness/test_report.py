@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines.harness import gallery, models, reading, report
+from baselines.harness.report import contents, gallery
+from baselines.harness.results import load as reading
+from baselines.models import builtin
 
 COLUMNS = [
     *["dataset", "model", "depth", "seed", "status", "error", "parameters", "steps"],
@@ -106,7 +108,7 @@ def directory(tmp_path: Path) -> Path:
         "comparison": "compare",
         "data": data,
         "models": MODELS,
-        "labels": {name: found.label for name, found in models.MODELS.items()},
+        "labels": {name: found.label for name, found in builtin.MODELS.items()},
         "versions": {"cflows": "1.0"},
         "processor": "<b>fast</b>",
         "threads": 1,
@@ -150,7 +152,7 @@ def markdown_tables(text: str) -> dict[tuple[str, str], list[dict[str, str]]]:
 
 
 def test_columns_come_in_order_and_rows_as_the_manifest_says(directory):
-    report.write(directory)
+    contents.write(directory)
     header = (directory / "results.csv").read_text().splitlines()[0].split(",")
     rows = table_of(directory)
     assert header[: len(COLUMNS)] == COLUMNS
@@ -165,12 +167,12 @@ def test_models_come_by_alphabet_where_the_manifest_names_none(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["models"]
     save(directory / "manifest.json", manifest)
-    models = list(dict.fromkeys(row["model"] for row in report.rows(directory)))
-    assert models == ["gaussian", *sorted(MODELS)]
+    builtin = list(dict.fromkeys(row["model"] for row in contents.rows(directory)))
+    assert builtin == ["gaussian", *sorted(MODELS)]
 
 
 def test_discrete_flows_have_an_empty_solver_gap(directory):
-    report.write(directory)
+    contents.write(directory)
     for row in table_of(directory):
         if row["status"] == "ok":
             expected = ("2e-06", "3e-05") if row["model"] == "ffjord" else ("", "")
@@ -183,7 +185,7 @@ def test_discrete_flows_have_an_empty_solver_gap(directory):
 
 def test_gains_are_paired_differences(directory):
     checked = 0
-    for row in report.rows(directory):
+    for row in contents.rows(directory):
         if row["status"] != "ok":
             assert row["gain_over_gaussian"] is None
             continue
@@ -201,7 +203,7 @@ def test_gains_are_paired_differences(directory):
 
 
 def test_tables_agree_with_the_csv(directory):
-    report.write(directory)
+    contents.write(directory)
     tables = markdown_tables((directory / "report.md").read_text())
     checked = 0
     for row in table_of(directory):
@@ -241,7 +243,7 @@ def test_each_model_within_its_paired_error_of_the_best_is_bold(directory):
         result = json.loads((cell / "result.json").read_text())
         save(cell / "result.json", {**result, "test_log_prob": log_prob.mean()})
         np.save(cell / "test_log_prob.npy", log_prob)
-    report.write(directory)
+    contents.write(directory)
     lines = markdown_tables((directory / "report.md").read_text())["pinwheel", "Likelihood"]
     bold = {r["model"] for r in lines if r["test log-likelihood ± 2 s.e."].startswith("**")}
     # IAF lies well within 2 s.e. of its own mean, but the paired difference tells it apart.
@@ -260,7 +262,7 @@ def test_each_model_within_its_paired_error_of_the_best_is_bold(directory):
 def test_a_comparison_shows_its_own_tables_and_the_gaussian_in_each(directory, comparison, titles):
     manifest = json.loads((directory / "manifest.json").read_text())
     save(directory / "manifest.json", {**manifest, "comparison": comparison})
-    report.write(directory)
+    contents.write(directory)
     tables = markdown_tables((directory / "report.md").read_text())
     shown = {key: lines for key, lines in tables.items() if key[1]}
     assert [title for section, title in shown if section == "pinwheel"] == titles
@@ -270,7 +272,7 @@ def test_a_comparison_shows_its_own_tables_and_the_gaussian_in_each(directory, c
 
 
 def test_the_page_stands_alone_and_escapes_names(directory):
-    page = report.write(directory).read_text()
+    page = contents.write(directory).read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
     assert not re.search(r"url\(|@import|<link", page)
     assert page.count("<script") == page.count("</script>") == 1  # the page's own
@@ -287,7 +289,7 @@ def test_pictures_stay_in_the_directory(directory):
     for cell in directory.glob("cells/toy-*"):
         other = directory / "cells" / cell.name.replace("toy", "wide") / "picture.npz"
         shutil.copy(cell / "picture.npz", other)
-    report.write(directory)
+    contents.write(directory)
     names = {path.stem for path in directory.glob("*.png")}
     assert names == {path.stem for path in directory.glob("*.svg")}
     assert {"likelihood", "cost", "front", "densities_pinwheel", *DEPTHS} < names
@@ -298,7 +300,7 @@ def test_pictures_stay_in_the_directory(directory):
 
 def test_a_second_call_writes_the_same_bytes(directory):
     def content():
-        report.write(directory)
+        contents.write(directory)
         return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
     first = content()
@@ -307,7 +309,7 @@ def test_a_second_call_writes_the_same_bytes(directory):
 
 
 def test_a_failure_is_a_row_with_its_reason(directory):
-    page = report.write(directory).read_text()
+    page = contents.write(directory).read_text()
     failed = [row for row in table_of(directory) if row["status"] == "failed"]
     assert [(row["cell"], row["error"]) for row in failed] == [
         ("toy-realnvp-4-0", UNFINISHED),
@@ -317,7 +319,7 @@ def test_a_failure_is_a_row_with_its_reason(directory):
     tables = markdown_tables(text)
     assert [row["cell"] for row in tables["Failed cells", ""]] == [row["cell"] for row in failed]
     assert "RealNVP failed at depth 4: depth 2 stands here." in text
-    for shown in (page, report.summary(directory)):
+    for shown in (page, contents.summary(directory)):
         assert UNFINISHED in shown
         assert "loss is not finite at step 7" in shown
 
@@ -325,7 +327,7 @@ def test_a_failure_is_a_row_with_its_reason(directory):
 def test_a_directory_of_failures_is_still_a_report(directory):
     for path in directory.glob("cells/*/result.json"):
         save(path, {"status": "failed", "error": "out of memory"})
-    report.write(directory)
+    contents.write(directory)
     assert [row["status"] for row in table_of(directory)] == ["failed"] * 22
     assert not list(directory.glob("*.png"))
 
@@ -343,7 +345,7 @@ def test_seeds_are_averaged_and_their_spread_shown(directory):
         save(cell / "result.json", {**result, "test_log_prob": log_prob.mean()})
         np.save(cell / "test_log_prob.npy", log_prob)
         cells.append(cell)
-    report.write(directory)
+    contents.write(directory)
     lines = markdown_tables((directory / "report.md").read_text())["pinwheel", "Likelihood"]
     shown = next(row for row in lines if row["model"] == "MAF")
     vectors = [np.load(cell / "test_log_prob.npy") for cell in cells]
@@ -364,13 +366,13 @@ def test_seeds_are_averaged_and_their_spread_shown(directory):
     spread = np.std([v.mean() for v in vectors], ddof=1)
     assert numbers(shown["spread over seeds (± s.d.)"]) == pytest.approx([spread], abs=6e-4)
     assert shown["seeds"] == "3"
-    assert "(averages over 3 seeds)" in report.summary(directory)
+    assert "(averages over 3 seeds)" in contents.summary(directory)
 
     save(cells[2] / "result.json", {"status": "failed", "error": "killed"})
-    report.write(directory)
+    contents.write(directory)
     lines = markdown_tables((directory / "report.md").read_text())["pinwheel", "Likelihood"]
     assert next(row for row in lines if row["model"] == "MAF")["seeds"] == "2 of 3"
-    assert "MAF depth 4 seed 2 failed: killed" in report.summary(directory)
+    assert "MAF depth 4 seed 2 failed: killed" in contents.summary(directory)
 
 
 def test_views_of_fairness_are_told_apart(directory):
@@ -378,7 +380,7 @@ def test_views_of_fairness_are_told_apart(directory):
     other = shutil.copytree(cell, directory / "cells" / "toy-maf-4-0-budget")
     config = json.loads((cell / "config.json").read_text())
     save(other / "config.json", {**config, "view": "budget"})
-    report.write(directory)
+    contents.write(directory)
     rows = {row["cell"]: row["view"] for row in table_of(directory)}
     assert rows["toy-maf-4-0"] == "default"
     assert rows["toy-maf-4-0-budget"] == "budget"
@@ -390,7 +392,7 @@ def test_views_of_fairness_are_told_apart(directory):
 
 
 def test_the_summary_fits_a_terminal(directory):
-    lines = report.summary(directory).splitlines()
+    lines = contents.summary(directory).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0] == "pinwheel"
     assert lines[2].split()[0] == "Gaussian"
@@ -414,10 +416,10 @@ def test_a_label_that_two_models_share_gives_way_to_their_names(directory):
 
 
 def test_the_summary_leaves_out_what_was_not_measured(directory):
-    assert "sample ms" in report.summary(directory)
+    assert "sample ms" in contents.summary(directory)
     for cost in directory.glob("cells/*/cost.json"):
         cost.unlink()
-    lines = report.summary(directory).splitlines()
+    lines = contents.summary(directory).splitlines()
     assert lines[1].split("  ")[-1].strip() == "solver gap"
     assert lines[-1] == "log-likelihood in nats, higher is better"
 
@@ -428,7 +430,7 @@ def test_values_that_are_not_finite_are_shown_and_never_best(directory):
     save(cell / "result.json", {**result, "test_log_prob": -math.inf})
     log_prob = np.load(cell / "test_log_prob.npy")
     np.save(cell / "test_log_prob.npy", np.where(np.arange(400) < 3, -np.inf, log_prob))
-    report.write(directory)
+    contents.write(directory)
     lines = markdown_tables((directory / "report.md").read_text())["pinwheel", "Likelihood"]
     shown = next(row for row in lines if row["model"] == "NICE")
     assert shown["test log-likelihood ± 2 s.e."] == "-inf"
@@ -466,8 +468,8 @@ def broken(name: str, content: bytes):
 )
 def test_a_directory_that_cannot_be_read_is_one_line(directory, change, message):
     change(directory)
-    with pytest.raises(report.ReportError, match=re.escape(message)) as caught:
-        report.write(directory)
+    with pytest.raises(contents.ReportError, match=re.escape(message)) as caught:
+        contents.write(directory)
     assert "\n" not in str(caught.value)
     assert str(directory) in str(caught.value)
     assert not list(directory.glob(".*"))
@@ -478,7 +480,7 @@ def test_a_planned_cell_that_never_began_is_a_row_and_a_foreign_one_is_not(direc
     cell = {"data": "pinwheel", "model": "maf", "depth": 9, "seed": 0}
     there = {path.name: {} for path in (directory / "cells").iterdir() if "nice" not in path.name}
     save(directory / "manifest.json", {**manifest, "cells": {**there, "toy-maf-9-0": cell}})
-    rows = report.rows(directory)
+    rows = contents.rows(directory)
     assert not [row for row in rows if row["model"] == "nice"]
     (row,) = [row for row in rows if row["depth"] == 9]
     assert row["status"] == "failed"

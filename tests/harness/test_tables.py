@@ -15,8 +15,10 @@ import torch
 
 import cflows
 from baselines import NICE
-from baselines.harness import cells, cli, data, runner
+from baselines.harness import cli, data
 from baselines.harness.data import DataError, files, load
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import run as runner
 
 pandas = pytest.importorskip("pandas")
 N = 60
@@ -150,7 +152,7 @@ def test_every_format_scores_alike(folder, tmp_path, name):
 
 def test_the_estimator_scores_a_frame_as_the_command_scores_files(folder, tmp_path):
     pytest.importorskip("sklearn")
-    from cflows.sklearn import DensityEstimator
+    from baselines.sklearn import DensityEstimator
 
     frame = pandas.read_parquet(folder / "t.parquet")
     estimator = DensityEstimator("maf", depth=1, steps=5).fit(frame)
@@ -179,7 +181,7 @@ def test_frames_are_data(folder):
     for a, b in zip(*(flow.state_dict().values() for flow in flows), strict=True):
         assert torch.equal(a, b)
     named = cflows.TableFlow(cflows.Affine([0.0, 0.0], [1.0, 1.0]), columns=["c", "a"])
-    from cflows.batches import rows_for
+    from cflows.training.rows import rows_for
 
     expected = torch.tensor(frame[["c", "a"]].values.tolist())
     assert torch.equal(rows_for(named, frame, "train").x, expected)

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from baselines.harness import cli, versus
-from baselines.harness.reading import ReportError
+from baselines.harness import cli
+from baselines.harness.report import compare_runs
+from baselines.harness.results.load import ReportError
 
 
 def directory(root, shift, models=("maf",), checksum="abc", depth=2):
@@ -33,7 +34,7 @@ def directory(root, shift, models=("maf",), checksum="abc", depth=2):
 def test_both_likelihoods_their_difference_and_both_costs(tmp_path):
     first = directory(tmp_path / "a", 0.0, ("maf", "nice"))
     second = directory(tmp_path / "b", 0.25, ("maf", "iaf"))
-    (table,) = versus.side_by_side(first, second)
+    (table,) = compare_runs.side_by_side(first, second)
     assert table.title == "toy"
     (row,) = table.rows  # NICE and IAF stand in one of them only
     texts = [cell.text for cell in row]
@@ -51,7 +52,7 @@ def test_both_likelihoods_their_difference_and_both_costs(tmp_path):
 def test_other_rows_are_subtracted_without_an_interval(tmp_path):
     first = directory(tmp_path / "a", 0.0)
     second = directory(tmp_path / "b", 0.25, checksum="other")
-    (table,) = versus.side_by_side(first, second)
+    (table,) = compare_runs.side_by_side(first, second)
     assert table.title == "toy (not known to be the same rows)"
     assert [cell.text for cell in table.rows[0]][4:6] == ["0.250", ""]
     assert not table.rows[0][4].bold
@@ -72,7 +73,7 @@ def test_the_command_prints_and_writes_nothing(tmp_path, capsys):
 def test_nothing_in_common_is_one_line(other, tmp_path, capsys):
     first, second = directory(tmp_path / "a", 0.0), directory(tmp_path / "b", 0.0, **other)
     with pytest.raises(ReportError, match="no finished data set, model and depth in common"):
-        versus.side_by_side(first, second)
+        compare_runs.side_by_side(first, second)
     with pytest.raises(SystemExit) as caught:
         cli.main(["report", str(first), str(second)])
     assert caught.value.code == 2

@@ -8,7 +8,7 @@ import pytest
 import cflows
 from baselines.harness import cli
 from baselines.harness.data import DataError, files
-from baselines.harness.sources import open_rows
+from baselines.harness.estimator.table_rows import open_rows
 
 
 def run(*arguments):
@@ -61,7 +61,7 @@ def test_weights_of_a_streamed_file_stay_with_their_rows(tmp_path, monkeypatch):
     rows[:, 2] = np.abs(rows[:, 0])
     np.save(tmp_path / "t.npy", rows)
     monkeypatch.setattr(files, "STREAMED_BYTES", 1000)
-    monkeypatch.setattr("baselines.harness.sources.AT_ONCE", 70)
+    monkeypatch.setattr("baselines.harness.estimator.table_rows.AT_ONCE", 70)
     found = open_rows(str(tmp_path / "t.npy"), weights="x2")
     for name, step in (("train", 1), ("validation", 3)):
         x, _ = found.few(name, lambda _, step=step: step)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .dataset import DataError, Dataset, Entry
-from .files import table
-from .quantised import Width
-from .registry import entry, load, names
-from .toys import toy
+from baselines.harness.data.dataset import DataError, Dataset, Entry
+from baselines.harness.data.files import table
+from baselines.harness.data.quantised import Width
+from baselines.harness.data.registry import entry, load, names
+from baselines.harness.data.toys import toy
 
 __all__ = ["DataError", "Dataset", "Entry", "Width", "entry", "load", "names", "table", "toy"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .dataset import DataError
+from baselines.harness.data.dataset import DataError
 
 __all__ = ["ARCHIVE", "Archive", "extract"]
 

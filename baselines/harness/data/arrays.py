@@ -8,9 +8,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import DataError, Matrix
-from .inputs import Input
-from .rows import SPLITS, Table, numbered
+from baselines.harness.data.dataset import DataError, Matrix
+from baselines.harness.data.inputs import Input
+from baselines.harness.data.rows import SPLITS, Table, numbered
 
 __all__ = ["mapped_npy", "read_npy", "read_npz"]
 

@@ -8,11 +8,10 @@ from typing import TypeAlias
 
 import numpy as np
 
+from baselines.harness.data.dataset import DataError, Dataset, Matrix, listed, nearest
+from baselines.harness.data.rows import SPLITS
+from baselines.harness.data.streams import Streamed
 from cflows import Bounded
-
-from .dataset import DataError, Dataset, Matrix, listed, nearest
-from .rows import SPLITS
-from .streams import Streamed
 
 __all__ = ["Bounds", "Pair", "bounded", "parse", "refuse_unknown", "within"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .dataset import DataError, listed, nearest
-from .rows import Fault, Table
+from baselines.harness.data.dataset import DataError, listed, nearest
+from baselines.harness.data.rows import Fault, Table
 
 __all__ = ["places", "refuse_unknown", "refuse_unusable"]
 

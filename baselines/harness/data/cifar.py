@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cflows.atomic_write import write_beside
-
-from . import store
-from .archive import Archive
-from .dataset import DataError, Dataset
-from .dequantise import Pixels, image_rows
+from baselines.harness.data import store
+from baselines.harness.data.archive import Archive
+from baselines.harness.data.dataset import DataError, Dataset
+from baselines.harness.data.dequantise import Pixels, image_rows
+from cflows.core.atomic_write import write_beside
 
 __all__ = ["ARCHIVE", "DOWNLOAD", "FOLDER", "LICENCE", "SOURCE", "convert", "dataset", "here",
            "is_source", "place", "read", "read_batch"]  # fmt: skip

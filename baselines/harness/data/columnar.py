@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import DataError, Matrix
-from .inputs import Input
-from .rows import Fault, Table
+from baselines.harness.data.dataset import DataError, Matrix
+from baselines.harness.data.inputs import Input
+from baselines.harness.data.rows import Fault, Table
 
 __all__ = [
     "MISSING",

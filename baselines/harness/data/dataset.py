@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .dequantise import Pixels
+from baselines.harness.data.dequantise import Pixels
 
 __all__ = ["DataError", "Dataset", "Entry", "Matrix", "Part", "listed", "nearest"]
 

@@ -13,9 +13,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from cflows.atomic_write import blaming
-
-from .dataset import DataError
+from baselines.harness.data.dataset import DataError
+from cflows.core.atomic_write import blaming
 
 __all__ = ["digest", "download", "refuse_checksum"]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dataset import DataError
+from baselines.harness.data.dataset import DataError
 
 __all__ = ["ENERGIES", "Energy", "GridKL", "energy", "grid_kl"]
 

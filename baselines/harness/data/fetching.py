@@ -10,13 +10,19 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import archive as archives
-from . import store
-from .archive import Archive, extract
-from .dataset import DataError, nearest
-from .download import download, refuse_checksum
-from .fetching_images import IMAGES, fetch_images
-from .published import PUBLISHED, Published, find, prepare, refuse_without_h5py
+from baselines.harness.data import archive as archives
+from baselines.harness.data import store
+from baselines.harness.data.archive import Archive, extract
+from baselines.harness.data.dataset import DataError, nearest
+from baselines.harness.data.download import download, refuse_checksum
+from baselines.harness.data.fetching_images import IMAGES, fetch_images
+from baselines.harness.data.published import (
+    PUBLISHED,
+    Published,
+    find,
+    prepare,
+    refuse_without_h5py,
+)
 
 __all__ = ["fetch"]
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cflows.atomic_write import write_beside
-
-from . import cifar, idx, store
-from .dataset import DataError
-from .download import download, refuse_checksum
+from baselines.harness.data import cifar, idx, store
+from baselines.harness.data.dataset import DataError
+from baselines.harness.data.download import download, refuse_checksum
+from cflows.core.atomic_write import write_beside
 
 __all__ = ["IMAGES", "fetch_images"]
 

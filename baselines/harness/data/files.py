@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from . import quantised
-from .arrays import mapped_npy, read_npy, read_npz
-from .choice import places, refuse_unusable
-from .columnar import from_frame, is_frame, read_feather, read_parquet
-from .dataset import DataError, Dataset, Matrix
-from .inputs import STANDARD, Input, kind_of, unpacked
-from .quantised import Width
-from .rows import MIN_ROWS, SPLITS, Split, Table, numbered
-from .streams import Streamed
-from .text import read_text
+from baselines.harness.data import quantised
+from baselines.harness.data.arrays import mapped_npy, read_npy, read_npz
+from baselines.harness.data.choice import places, refuse_unusable
+from baselines.harness.data.columnar import from_frame, is_frame, read_feather, read_parquet
+from baselines.harness.data.dataset import DataError, Dataset, Matrix
+from baselines.harness.data.inputs import STANDARD, Input, kind_of, unpacked
+from baselines.harness.data.quantised import Width
+from baselines.harness.data.rows import MIN_ROWS, SPLITS, Split, Table, numbered
+from baselines.harness.data.streams import Streamed
+from baselines.harness.data.text import read_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame

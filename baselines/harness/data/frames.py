@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import DataError, Matrix
+from baselines.harness.data.dataset import DataError, Matrix
 
 __all__ = ["read_frame"]
 

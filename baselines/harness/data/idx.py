@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import store
-from .archive import Archive
-from .dataset import DataError, Dataset
-from .dequantise import Pixels, image_rows
+from baselines.harness.data import store
+from baselines.harness.data.archive import Archive
+from baselines.harness.data.dataset import DataError, Dataset
+from baselines.harness.data.dequantise import Pixels, image_rows
 
 __all__ = ["ARCHIVES", "FILES", "SETS", "dataset", "folder_of", "is_folder", "place_in", "read",
            "read_idx", "read_images"]  # fmt: skip

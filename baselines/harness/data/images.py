@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import DataError, Dataset, Matrix
-from .dequantise import Pixels, image_rows
+from baselines.harness.data.dataset import DataError, Dataset, Matrix
+from baselines.harness.data.dequantise import Pixels, image_rows
 
 __all__ = ["DIGITS", "TRAIN_ROWS", "digits", "patches", "patches4", "positions"]
 

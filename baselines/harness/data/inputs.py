@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from .dataset import DataError
+from baselines.harness.data.dataset import DataError
 
 __all__ = ["STANDARD", "Input", "kind_of", "unpacked"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 
-from .dataset import DataError, Entry
+from baselines.harness.data.dataset import DataError, Entry
 
 __all__ = ["GROUP", "entered", "installed"]
 

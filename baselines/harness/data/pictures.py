@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import DataError, Dataset, Matrix
+from baselines.harness.data.dataset import DataError, Dataset, Matrix
 
 __all__ = ["SIZES", "SUFFIXES", "draw", "is_supported", "read"]
 

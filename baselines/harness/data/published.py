@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import store, tabular
-from .archive import ARCHIVE
-from .dataset import DataError, Dataset, Entry, Matrix
-from .frames import read_frame
-from .tabular import Splits
+from baselines.harness.data import store, tabular
+from baselines.harness.data.archive import ARCHIVE
+from baselines.harness.data.dataset import DataError, Dataset, Entry, Matrix
+from baselines.harness.data.frames import read_frame
+from baselines.harness.data.tabular import Splits
 
 __all__ = ["PUBLISHED", "Published", "entries", "find", "load", "prepare", "refuse_without_h5py"]
 

@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from . import cifar, files, idx, images, pictures, published, toys
-from .columnar import is_frame
-from .dataset import DataError, Dataset, Entry, nearest
-from .files import Source
-from .installed import entered, installed
-from .quantised import Width
+from baselines.harness.data import cifar, files, idx, images, pictures, published, toys
+from baselines.harness.data.columnar import is_frame
+from baselines.harness.data.dataset import DataError, Dataset, Entry, nearest
+from baselines.harness.data.files import Source
+from baselines.harness.data.installed import entered, installed
+from baselines.harness.data.quantised import Width
 
 __all__ = ["entry", "load", "names"]
 

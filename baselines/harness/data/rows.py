@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import Matrix
+from baselines.harness.data.dataset import Matrix
 
 __all__ = ["BLOCK", "MIN_ROWS", "SPLITS", "Fault", "Split", "SplitName", "Table", "numbered"]
 

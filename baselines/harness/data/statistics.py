@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dataset import DataError, Matrix, Part
+from baselines.harness.data.dataset import DataError, Matrix, Part
 
 __all__ = ["Score", "extremes", "gaussian_scores", "moments"]
 

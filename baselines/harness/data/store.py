@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from cflows.atomic_write import WriteOnly, blaming
-
-from .dataset import DataError, Dataset, Part
-from .download import digest
-from .statistics import moments
+from baselines.harness.data.dataset import DataError, Dataset, Part
+from baselines.harness.data.download import digest
+from baselines.harness.data.statistics import moments
+from cflows.core.atomic_write import WriteOnly, blaming
 
 __all__ = ["SPLITS", "cache_folder", "load", "manifest", "place_of", "read_only_folder", "save",
            "verify"]  # fmt: skip

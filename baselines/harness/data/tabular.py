@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dataset import DataError, Matrix
+from baselines.harness.data.dataset import DataError, Matrix
 
 __all__ = ["Splits", "gas", "hepmass", "miniboone", "power"]
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from .columnar import MISSING, columns_of, is_number, pandas_for
-from .dataset import DataError
-from .inputs import Input, unpacked
-from .rows import MIN_ROWS, Table, numbered
+from baselines.harness.data.columnar import MISSING, columns_of, is_number, pandas_for
+from baselines.harness.data.dataset import DataError
+from baselines.harness.data.inputs import Input, unpacked
+from baselines.harness.data.rows import MIN_ROWS, Table, numbered
 
 __all__ = ["read_text"]
 

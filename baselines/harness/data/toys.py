@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import DataError, Dataset, Matrix
+from baselines.harness.data.dataset import DataError, Dataset, Matrix
 
 __all__ = ["LICENCE", "SIZES", "SOURCE", "TOYS", "dataset", "toy"]
 

@@ -1,0 +1,338 @@
+r"""Autoregressive flows: MAF and IAF.
+
+By the chain rule, p(x) = Π_i p(x_i | x_<i). Make each conditional a normal whose mean μ_i and log
+scale α_i are a network's outputs, and drawing from it is an affine map of noise,
+
+    x_i = μ_i(x_<i) + exp(α_i(x_<i)) z_i.
+
+Its Jacobian is triangular, so that log|det dx/dz| = Σ_i α_i. This is one layer of the
+**masked autoregressive flow** (Papamakarios, Pavlakou and Murray 2017). To score x, all μ_i and
+α_i come from one pass of a MADE; to draw x, each needs the coordinates before it, one after the
+other.
+
+The **inverse autoregressive flow** (Kingma et al. 2016) conditions on the noise instead,
+
+    x_i = μ_i(z_<i) + exp(α_i(z_<i)) z_i,
+
+and turns the cost round: one pass to draw, D to score a point that it did not draw itself.
+
+One pass, or D: that is how it stood, because the slow direction was computed by passing D times
+through a network of which each pass needs one output more. Walking the units in the order of their
+degrees computes each of them once (``inversion="cached"``, see ``baselines.inversion.degree_sweep``), and both
+directions of both flows cost about one pass.
+
+Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a network's output s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from baselines.flows.made_mog import MADEMoG
+from baselines.inversion.autoregressive import INVERSIONS
+from baselines.networks.made import MADE, ORDERS
+from baselines.transforms.univariate import AffineScale, Transformer
+from cflows import BatchNorm, Bijector, Chain, Flow, register
+
+__all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "autoregressive_layers"]
+
+
+@register
+class Autoregressive(Bijector):
+    """One layer x_i = τ(z_i; h_i), h_i of the coordinates before i of x or of z.
+
+    Args:
+        features: D.
+        transformer: τ, of as many parameters as the MADE has outputs per coordinate.
+        context_features: C.
+        conditions_on: ``"data"``, h_i(x_<i): a MAF layer, its inverse one pass; ``"noise"``,
+            h_i(z_<i): an IAF layer, its forward one pass. The other direction is ``inversion``'s.
+        inversion: how the slow direction is computed: ``"cached"``, one walk through the degrees,
+            about the price of a pass; ``"jacobi"``, sweeps of all coordinates until nothing moves,
+            D at most; ``"sequential"``, D passes. All give the same values and gradients; only
+            through ``"sequential"`` can gradients be differentiated again.
+        made: further arguments of the ``MADE``: hidden, activation, order, hidden_degrees,
+            residual.
+
+    Example:
+        >>> import torch
+        >>> from baselines import Autoregressive, RationalQuadratic
+        >>> layer = Autoregressive(5, RationalQuadratic(bins=4, bound=3.0), hidden=(16,))
+        >>> z = layer.inverse(torch.zeros(7, 5))
+        >>> torch.allclose(layer(z), torch.zeros(7, 5), atol=1e-5)
+        True
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        transformer: Transformer,
+        *,
+        context_features: int = 0,
+        conditions_on: str = "data",
+        inversion: str = "cached",
+        **made: Any,
+    ) -> None:
+        super().__init__(features, context_features)
+        if conditions_on not in ("data", "noise"):
+            raise ValueError(f'conditions_on must be "data" or "noise", got {conditions_on!r}')
+        if inversion not in INVERSIONS:
+            raise ValueError(f"inversion must be one of {', '.join(INVERSIONS)}; got {inversion!r}")
+        self.transformer = transformer
+        self.conditions_on = conditions_on
+        self.inversion = inversion
+        self.made = MADE(
+            features,
+            context_features=context_features,
+            outputs=transformer.size,
+            **made,
+        )
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x = τ(z); D coordinates at once for an IAF layer, ``inversion`` for a MAF layer."""
+        z, context = self.broadcast(z, context)
+        if self.conditions_on == "noise":
+            x, log_det = self.transformer.forward(z, self._conditional(z, context))
+            return x, log_det.sum(-1)
+        invert, tau = INVERSIONS[self.inversion], self.transformer
+        return invert(self.made, z, context, tau.forward, tau.forward_vjp)
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """z = τ⁻¹(x); D coordinates at once for a MAF layer, ``inversion`` for an IAF layer."""
+        x, context = self.broadcast(x, context)
+        if self.conditions_on == "data":
+            z, log_det = self.transformer.inverse(x, self._conditional(x, context))
+            return z, log_det.sum(-1)
+        invert, tau = INVERSIONS[self.inversion], self.transformer
+        return invert(self.made, x, context, tau.inverse, tau.inverse_vjp)
+
+    def _conditional(self, condition: Tensor, context: Tensor | None) -> Tensor:
+        # Under autocast the network is in low precision, its answer must not stay so.
+        return self.made.parameters_of(condition, context).to(condition.dtype)
+
+
+@register
+class AutoregressiveAffine(Autoregressive):
+    """One layer x_i = μ_i + exp(α_i) z_i, conditioned on the coordinates before i of x or of z.
+
+    Args:
+        features: D.
+        context_features: C.
+        conditions_on: ``"data"`` or ``"noise"``, see ``Autoregressive``.
+        inversion: ``"cached"``, ``"jacobi"`` or ``"sequential"``, see ``Autoregressive``.
+        made: further arguments of the ``MADE``.
+
+    Example:
+        >>> import torch
+        >>> from baselines import AutoregressiveAffine
+        >>> layer = AutoregressiveAffine(3, hidden=(16,))
+        >>> jacobian = torch.autograd.functional.jacobian(layer.inverse, torch.zeros(3))
+        >>> bool((jacobian.triu(1) == 0).all())
+        True
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        context_features: int = 0,
+        conditions_on: str = "data",
+        inversion: str = "cached",
+        **made: Any,
+    ) -> None:
+        super().__init__(
+            features,
+            AffineScale(),
+            context_features=context_features,
+            conditions_on=conditions_on,
+            inversion=inversion,
+            **made,
+        )
+
+
+class _Autoregressive(Flow):
+    """Affine layers that differ in their orders."""
+
+    def __init__(
+        self,
+        features: int,
+        layers: int,
+        order: str,
+        base: nn.Module | None,
+        *,
+        components: int = 1,
+        batch_norm: bool,
+        **settings: Any,
+    ) -> None:
+        if components < 1 or (components > 1 and base is not None):
+            raise ValueError(
+                f"components must be at least 1, and 1 beside a base of your own; got {components}"
+            )
+        parts = autoregressive_layers(features, layers, order, batch_norm=batch_norm, **settings)
+        if components > 1:
+            # Orders alternate from the data on; the base goes on where the layers end.
+            made = {k: v for k, v in settings.items() if k not in ("conditions_on", "inversion")}
+            base = MADEMoG(features, components, order=_order(order, layers), **made)
+        super().__init__(Chain(*parts), base)
+
+
+def autoregressive_layers(
+    features: int,
+    layers: int,
+    order: str,
+    *,
+    transformer: Transformer | None = None,
+    batch_norm: bool = False,
+    **settings: Any,
+) -> list[Bijector]:
+    """Layers from noise to data that differ in their orders; a batch norm before each."""
+    if layers < 1:
+        raise ValueError(f"layers must be at least 1, got {layers}")
+    parts: list[Bijector] = []
+    for k in range(layers):
+        if batch_norm:
+            parts.append(BatchNorm(features))
+        parts.append(
+            Autoregressive(
+                features, transformer or AffineScale(), order=_order(order, k), **settings
+            )
+        )
+    return parts
+
+
+def _order(order: str, layer: int) -> str:
+    if order == "alternate":
+        return ("sequential", "reversed")[layer % 2]
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of alternate, {', '.join(ORDERS)}; got {order!r}")
+    return order
+
+
+@register
+class MAF(_Autoregressive):
+    """Masked autoregressive flow: one pass a layer for a density, one walk for a sample.
+
+    Args:
+        features: D.
+        context_features: C, 0 for an unconditional density.
+        layers: K.
+        hidden: widths of each MADE's hidden layers.
+        activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
+        order: ``"alternate"`` (sequential, reversed, ...), ``"sequential"``, ``"reversed"`` or
+            ``"random"`` (drawn anew for each layer).
+        components: above 1, the base is a ``MADEMoG`` of that many components a conditional, as in
+            the paper's MAF MoG.
+        batch_norm: whether a ``BatchNorm`` follows each layer on its noise side, as in the MAF
+            paper, section 4.
+        inversion: of sampling; ``"cached"``, ``"jacobi"`` or ``"sequential"``, see
+            ``Autoregressive``.
+        hidden_degrees: ``"sequential"`` or ``"random"``, see ``MADE``.
+        residual: whether the MADEs are of residual blocks.
+        base: the distribution of z; by default the standard normal.
+
+    Example:
+        >>> import torch
+        >>> from baselines import MAF
+        >>> MAF(5, layers=2).log_prob(torch.zeros(3, 5)).shape
+        torch.Size([3])
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        context_features: int = 0,
+        layers: int = 5,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        order: str = "alternate",
+        components: int = 1,
+        batch_norm: bool = False,
+        inversion: str = "cached",
+        hidden_degrees: str = "sequential",
+        residual: bool = False,
+        base: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            features,
+            layers,
+            order,
+            base,
+            components=components,
+            batch_norm=batch_norm,
+            inversion=inversion,
+            conditions_on="data",
+            context_features=context_features,
+            hidden=hidden,
+            activation=activation,
+            hidden_degrees=hidden_degrees,
+            residual=residual,
+        )
+
+
+@register
+class IAF(_Autoregressive):
+    """Inverse autoregressive flow: one pass a layer for a sample, one walk for a density.
+
+    Args:
+        features: D.
+        context_features: C, 0 for an unconditional density.
+        layers: K.
+        hidden: widths of each MADE's hidden layers.
+        activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
+        order: ``"alternate"`` (sequential, reversed, ...), ``"sequential"``, ``"reversed"`` or
+            ``"random"`` (drawn anew for each layer).
+        batch_norm: whether a ``BatchNorm`` follows each layer on its noise side, as in the MAF
+            paper, section 4.
+        inversion: of the density; ``"cached"``, ``"jacobi"`` or ``"sequential"``, see
+            ``Autoregressive``.
+        hidden_degrees: ``"sequential"`` or ``"random"``, see ``MADE``.
+        residual: whether the MADEs are of residual blocks.
+        base: the distribution of z; by default the standard normal.
+
+    Example:
+        >>> from baselines import IAF
+        >>> IAF(5, layers=2).sample(3).shape
+        torch.Size([3, 5])
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        context_features: int = 0,
+        layers: int = 5,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        order: str = "alternate",
+        batch_norm: bool = False,
+        inversion: str = "cached",
+        hidden_degrees: str = "sequential",
+        residual: bool = False,
+        base: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            features,
+            layers,
+            order,
+            base,
+            batch_norm=batch_norm,
+            inversion=inversion,
+            conditions_on="noise",
+            context_features=context_features,
+            hidden=hidden,
+            activation=activation,
+            hidden_degrees=hidden_degrees,
+            residual=residual,
+        )

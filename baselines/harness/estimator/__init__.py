@@ -1,0 +1,1 @@
+"""One model of the user's own: trained, scored, drawn from."""

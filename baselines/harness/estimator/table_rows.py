@@ -1,0 +1,204 @@
+"""The rows that one model is trained on: in memory or on the disk, features and context apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baselines.harness import data
+from baselines.harness.data import DataError, Dataset
+from baselines.harness.data.choice import refuse_unknown
+from baselines.harness.data.files import is_once, stream
+from baselines.harness.data.quantised import Width
+from baselines.harness.data.rows import SPLITS, SplitName
+from baselines.harness.data.streams import Stream, Streamed
+from baselines.harness.experiment import checks
+from cflows import Affine, standardise
+
+__all__ = ["Rows", "Source", "open_rows"]
+
+AT_ONCE = 100_000
+
+Rows = tuple[Tensor, Tensor | None]
+
+
+class Source:
+    """A data set or a streamed table, seen as features and context in float32.
+
+    Args:
+        rows: checked by ``open_rows``.
+        context: names of columns that are given to the model and not modelled; may be empty.
+        weights: the column that says how much each row counts, or None.
+
+    Attributes:
+        columns: names of the features.
+        context: names of the context columns.
+        context_map: x = mean + std z of the context's training rows; None without a context.
+
+    """
+
+    def __init__(
+        self, rows: Dataset | Streamed, context: Sequence[str], weights: str | None = None
+    ) -> None:
+        self.rows, self.context, self.weights = rows, tuple(context), weights
+        self.columns = tuple(c for c in rows.columns if c not in context and c != weights)
+        self._places = [rows.columns.index(name) for name in self.columns]
+        self._context_places = [rows.columns.index(name) for name in self.context]
+        self.context_map: Affine | None = None
+        if self.context:
+            self.context_map = self._standard()
+
+    def _standard(self) -> Affine:
+        """The map of the context, which only moves what is constant."""
+        still = _still(self.rows, self.context)
+        vary = [i for i, name in enumerate(self.context) if name not in still]
+        loc = self._spaced("train", lambda n: n)[0, self._context_places]
+        scale = torch.ones(len(self.context))
+        if vary:
+            fitted = standardise(self._whole([self._context_places[i] for i in vary]))
+            loc[vary], scale[vary] = fitted.loc, fitted.scale
+        return Affine(loc, scale)
+
+    def train(self) -> tuple[Tensor | Stream, Tensor | Stream | None]:
+        """The training rows as ``cflows.fit`` takes them, their context standardised."""
+        x = self._whole(self._places)
+        if self.context_map is None:
+            return x, None
+        context = self._whole(self._context_places)
+        if isinstance(context, Tensor):
+            return x, self.context_map.inverse(context)
+        loc, scale = self.context_map.loc.numpy(), self.context_map.scale.numpy()
+        return x, replace(context, loc=loc, scale=scale)
+
+    def weights_of(self, name: SplitName, distance: Callable[[int], int]) -> Tensor | None:
+        """The weights of the rows that ``few`` gives; None where all count alike.
+
+        Raises:
+            DataError: none of them is positive.
+
+        """
+        if self.weights is None:
+            return None
+        at = self.rows.columns.index(self.weights)
+        if isinstance(self.rows, Streamed):
+            part = self.rows.part(name, [at])
+            chosen = np.arange(0, len(part), distance(len(part)))
+            pieces = range(0, len(chosen), AT_ONCE)  # whole rows are read for the one column
+            values = np.concatenate([part[chosen[first : first + AT_ONCE]] for first in pieces])
+            found = torch.from_numpy(values[:, 0])
+        else:
+            found = self._spaced(name, distance)[:, at]
+        if not bool((found > 0).any()):
+            raise DataError(f"{self.rows.source}: no {name} row has a positive weight in the "
+                            f"column {self.weights!r}; give more rows that count")  # fmt: skip
+        return found
+
+    def few(self, name: SplitName, distance: Callable[[int], int]) -> Rows:
+        """Rows of a split, evenly spaced, in the units of the table.
+
+        Args:
+            name: of the split.
+            distance: from the number of rows to that between two of them.
+
+        """
+        values = self._spaced(name, distance)
+        context = values[:, self._context_places] if self.context else None
+        return values[:, self._places], context
+
+    def standardised(self, rows: Rows) -> Rows:
+        """The same rows with the context as ``train`` gives it."""
+        x, context = rows
+        if self.context_map is None or context is None:
+            return x, None
+        return x, self.context_map.inverse(context)
+
+    def _spaced(self, name: SplitName, distance: Callable[[int], int]) -> Tensor:
+        if isinstance(self.rows, Streamed):
+            part = self.rows.part(name, range(len(self.rows.columns)))
+            return torch.from_numpy(part[:: distance(len(part))])
+        split = getattr(self.rows, name)
+        return torch.from_numpy(np.array(split[:: distance(len(split))], np.float32))
+
+    def _whole(self, places: Sequence[int]) -> Tensor | Stream:
+        if isinstance(self.rows, Streamed):
+            return self.rows.part("train", places)
+        values = self.rows.train
+        if len(places) < len(self.rows.columns):
+            values = values[:, places]
+        return torch.from_numpy(values).float()
+
+
+def open_rows(
+    name: str,
+    *,
+    context: Sequence[str] = (),
+    weights: str | None = None,
+    dequantise: Width | None = None,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+) -> Source:
+    """Open a data set or a file, a large .npy file without loading it; check it for training.
+
+    Args:
+        name: a registered name, or a file.
+        context: the columns that are given to the model and not modelled.
+        weights: the column that says how much each row counts, and is not modelled.
+        dequantise: as ``files.read`` takes it; files alone.
+        columns: likewise, the columns to keep beside the context.
+        drop: likewise, the columns to leave out.
+
+    Raises:
+        DataError: the rows or the columns cannot be used.
+
+    """
+    context = tuple(dict.fromkeys(context))
+    spared = context if weights is None else (*context, weights)
+    if weights in context:
+        raise DataError(f"{name}: the column {weights!r} is named by --context and --weights; "
+                        "leave it out of one")  # fmt: skip
+    rows: Dataset | Streamed | None = None
+    if name not in data.names():
+        rows = stream(Path(name), dequantise=dequantise, spared=spared, columns=columns, drop=drop)
+    if rows is None:
+        rows = data.load(name, dequantise=dequantise, spared=spared, columns=columns, drop=drop)
+    if twice := [column for column in rows.columns if rows.columns.count(column) > 1]:
+        raise DataError(f"{rows.source}: two columns are called {twice[0]!r}; rename one")
+    refuse_unknown(name, context, rows.columns, "context")
+    refuse_unknown(name, () if weights is None else (weights,), rows.columns, "weights")
+    if len(spared) == len(rows.columns):
+        option = "--context" if weights is None else "--context or --weights"
+        raise DataError(f"{name}: every column is named by {option}; leave one at least to model")
+    checks.refuse_single_precision(rows, _still(rows, spared))
+    if weights is not None:
+        _refuse_negative(name, rows, weights)
+    return Source(rows, context, weights)
+
+
+def _still(rows: Dataset | Streamed, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the columns that are constant in training."""
+    if isinstance(rows, Streamed):
+        return tuple(name for name in names if name in rows.still)
+    places = {name: rows.columns.index(name) for name in names}
+    return tuple(n for n, at in places.items() if (rows.train[:, at] == rows.train[0, at]).all())
+
+
+def _refuse_negative(name: str, rows: Dataset | Streamed, weights: str) -> None:
+    """Name the first row of a file, in its order, whose weight is below zero."""
+    at = rows.columns.index(weights)
+    if isinstance(rows, Streamed):
+        values = np.concatenate([chunk[:, at] for _, chunk in rows.chunks()])
+    elif name in data.names() or is_once(name):
+        values = np.concatenate([getattr(rows, split)[:, at] for split in SPLITS])
+    else:
+        values = data.table(Path(name), lambda names: [names.index(weights)])[0][:, 0]
+    if (values < 0).any():
+        row = int((values < 0).argmax())
+        raise DataError(
+            f"{name}: the weight {weights!r} is {values[row]:g} in row {row + 1}, a "
+            "header not counted; weights must not be negative: drop or mend this row"
+        )

@@ -1,0 +1,418 @@
+"""Cells: one (data, model, depth, seed) at a time, each in a folder of its own.
+
+A cell's key is a hash of its configuration. What is in its folder is written beside and renamed,
+``result.json`` last: a cell that has it is finished, and is not done again. One that was killed
+goes on from its ``checkpoint.pt``. Whoever works on it holds the lock of its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import re
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baselines.harness import data
+from baselines.harness.data import Width
+from baselines.harness.data.bounds import Pair, bounded
+from baselines.harness.data.dequantise import Pixels
+from baselines.harness.experiment import data_end, locks
+from baselines.harness.metrics import likelihood, memory, sample_quality, sampling
+from baselines.harness.metrics.bootstrap import mean_and_error
+from baselines.models import builtin
+from cflows import Bijector, Flow, __version__, fit, inside, load, whiten
+from cflows.core.atomic_write import write_whole
+
+__all__ = [
+    "HELD",
+    "VIEWS",
+    "Cell",
+    "attempt",
+    "cost_of",
+    "fail",
+    "finished",
+    "flow_of",
+    "is_free",
+    "rows_of",
+    "run",
+    "test_rows",
+]
+
+Work = Callable[["Cell", Path], dict[str, Any]]
+
+BATCH_SIZE = 512
+VALIDATION_ROWS = 2000
+VALIDATIONS = 20
+PATIENCE = 30  # validations without a better one, as in Papamakarios et al. 2017
+VIEWS = ("default", "parameters", "budget")
+RESULT, LOCK = "result.json", "lock"
+HELD = {"status": "held"}  # what stands for the result of a cell that another process works on
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All that decides a cell's result.
+
+    Attributes:
+        data: what tables call the data set.
+        source: its registered name, or the absolute path of its file; not part of the key, since
+            the checksum says which rows these are.
+        checksum: of its rows.
+        model: a model's name, or ``"gaussian"``.
+        depth: layers or blocks; None for the Gaussian.
+        seed: of the first weights, the order of the rows and the probes.
+        steps: optimiser steps at most; None where only seconds end the training.
+        seconds: training seconds at most, or None.
+        learning_rate: Adam's.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: of rows and weights.
+        preprocess: the map that the model ends in, one of ``data_end.PREPROCESS``.
+        configuration: a hash of the model's preset, see ``models.configuration``.
+        batch_size: rows a step.
+        validation_rows: about how many of the validation rows choose the best state.
+        validations: how often they do in a run of known steps.
+        version: of this package, so that another one's results are not taken for its own.
+        dequantise: noise for quantised columns of a file, as ``data.load`` takes it; no part of the
+            key, since the checksum is that of the rows with their noise.
+        columns: those of a file that were chosen, or None; part of the key where they were.
+        pixels: levels and alpha of rows that are made of pixels, else None; likewise.
+        view: in which sense the models are compared as equals, one of ``VIEWS``.
+        hidden: widths of the hidden layers, or None for the model's own.
+        patience: validations without a better one after which training stops.
+        validate_every: steps between two validations, in place of ``validations``.
+        schedule: of the learning rate, as ``fit`` takes it.
+        warmup: steps over which the learning rate rises.
+        origin: what ``models.find`` knows a model of the user's own by, or ""; no part of the key,
+            since the configuration holds its text.
+        bounds: of each column, or None where none has any; then no part of the key.
+
+    """
+
+    data: str
+    source: str
+    checksum: str
+    model: str
+    depth: int | None
+    seed: int
+    steps: int | None
+    seconds: float | None
+    learning_rate: float
+    device: str = "cpu"
+    dtype: str = "float32"
+    preprocess: str = "auto"
+    configuration: str = ""
+    batch_size: int = BATCH_SIZE
+    validation_rows: int = VALIDATION_ROWS
+    validations: int = VALIDATIONS
+    version: str = __version__
+    dequantise: Width | None = None
+    columns: tuple[str, ...] | None = None
+    pixels: tuple[int, float] | None = None
+    view: str = "default"
+    hidden: tuple[int, ...] | None = None
+    patience: int = PATIENCE
+    validate_every: int | None = None
+    schedule: str = "cosine"
+    warmup: int = 0
+    origin: str = ""
+    bounds: tuple[Pair, ...] | None = None
+
+    @property
+    def found(self) -> str:
+        """The name that ``models.find`` knows the model by, from any folder."""
+        return self.origin or self.model
+
+    @property
+    def key(self) -> str:
+        """The folder's name: readable, and unique by a hash of the configuration."""
+        indirect = ["source", "dequantise", "pixels", "origin"]
+        if self.bounds is None:
+            indirect.append("bounds")
+        decisive = {name: value for name, value in asdict(self).items() if name not in indirect}
+        if self.columns is None:
+            del decisive["columns"]
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        name, model = (
+            re.sub(r"[^A-Za-z0-9_]+", "-", text)[:40] for text in (self.data, self.model)
+        )
+        depth = "" if self.depth is None else f"-{self.depth}"
+        return f"{name}-{model}{depth}-seed{self.seed}-{digest[:10]}"
+
+    def folder(self, out: Path) -> Path:
+        """Where the cell lives below DIR."""
+        return out / "cells" / self.key
+
+
+def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """The result of a cell that is done and did not fail, else None."""
+    try:
+        result: dict[str, Any] = json.loads((cell.folder(out) / RESULT).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return result if result.get("status") == "ok" else None
+
+
+def attempt(cell: Cell, work: Work, out: Path, since: float) -> dict[str, Any]:
+    """Do the work of a cell, unless another process is at it: the result, or ``HELD``.
+
+    Args:
+        cell: the cell.
+        work: ``run``, or what takes its place.
+        out: DIR.
+        since: when this command began, by the clock of DIR's file system. A result younger than
+            that is another process's, and is taken as it is, a failure too.
+
+    """
+    folder = cell.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locks.claimed(folder / LOCK) as held:
+        if not held:
+            return HELD
+        place = folder / RESULT
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if place.stat().st_mtime > since:
+                found: dict[str, Any] = json.loads(place.read_text())
+                return found
+        for left in folder.glob(".*.*"):  # what a kill left of a file that was being written
+            left.unlink(missing_ok=True)
+        return work(cell, out)
+
+
+def is_free(cell: Cell, out: Path) -> bool:
+    """Whether no other process works on a cell at this moment."""
+    return locks.is_free(cell.folder(out) / LOCK)
+
+
+def run(cell: Cell, out: Path) -> dict[str, Any]:
+    """Train and evaluate a cell on one thread, unless it is finished; return its result.
+
+    An exception becomes a result of status ``"failed"`` with its reason: one cell that fails does
+    not stop the others.
+    """
+    done = finished(cell, out)
+    if done is not None:
+        return done
+    torch.set_num_threads(1)
+    folder = cell.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", asdict(cell))
+    memory.forget_peak(cell.device)
+    before = memory.resident_mb()
+    try:
+        result = _train_and_evaluate(cell, folder)
+    except Exception as error:  # whatever it was, it is this cell's and the report says it
+        return _fail_with(cell, out, error)
+    result["peak_memory_mb"] = round(memory.peak_mb(cell.device, before), 1)
+    _write_json(folder / RESULT, result)
+    return result
+
+
+def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
+    """Give a cell a result of status ``"failed"``; return it."""
+    result = {"status": "failed", "error": " ".join(reason.split())}
+    with contextlib.suppress(OSError):  # a full disk: what has no result is done again
+        cell.folder(out).mkdir(parents=True, exist_ok=True)
+        _write_json(cell.folder(out) / RESULT, result)
+    return result
+
+
+def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
+    """Time a finished cell's model, unless that was done on a processor like the present one.
+
+    Nothing else should run meanwhile. An exception makes the cell a failed one, and what is
+    returned is its result: what cannot be timed does not stop the others.
+    """
+    place, processor = cell.folder(out) / "cost.json", sampling.processor(cell.device)
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        cost: dict[str, Any] = json.loads(place.read_text())
+        if cost.get("processor") == processor:
+            return cost
+    torch.set_num_threads(1)
+    try:
+        flow = flow_of(cell, out)
+        test = _rows(cell)[2]
+        cost = {**sampling.measure(flow, test), "processor": processor}
+    except Exception as error:  # as in run
+        return _fail_with(cell, out, error, "timing: ")
+    _write_json(place, cost)
+    return cost
+
+
+def flow_of(cell: Cell, out: Path) -> Flow:
+    """Return the flow of a finished cell, in evaluation mode and on its device."""
+    folder = cell.folder(out)
+    if (folder / "model.pt").exists():
+        return load(folder / "model.pt").to(cell.device)
+    # Of parts that are not registered, so that only its function can build it.
+    name = json.loads((folder / RESULT).read_text())["map"]
+    fit_map = inside(bounded(cell.bounds), data_end.MAPS[name])
+    flow = _built(cell, fit_map(_rows(cell)[0]))
+    flow.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    return flow.to(cell.device).eval()
+
+
+@functools.lru_cache(maxsize=2)
+def rows_of(
+    source: str,
+    checksum: str,
+    dtype: str,
+    device: str,
+    dequantise: Width | None = None,
+    columns: tuple[str, ...] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test rows as tensors.
+
+    Raises:
+        DataError: the rows are not those of the checksum.
+
+    """
+    rows = data.load(source, dequantise=dequantise, columns=columns)
+    if rows.checksum != checksum:
+        raise data.DataError(f"{source} has changed since the command was planned: run it again")
+    train, validation, test = (
+        torch.from_numpy(part).to(device, getattr(torch, dtype))
+        for part in (rows.train, rows.validation, rows.test)
+    )
+    return train, validation, test
+
+
+def test_rows(cell: Cell) -> Tensor:
+    """The rows that a cell is tested on, (N, D); raises as ``rows_of`` does."""
+    return _rows(cell)[2]
+
+
+def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
+    return rows_of(
+        cell.source, cell.checksum, cell.dtype, cell.device, cell.dequantise, cell.columns
+    )
+
+
+def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dict[str, Any]:
+    """Fail with an exception's text; the traceback stays beside the result."""
+    with contextlib.suppress(OSError):  # a full disk: the reason itself is what counts
+        (cell.folder(out) / "traceback.txt").write_text(traceback.format_exc())
+    return fail(cell, out, f"{prefix}{type(error).__name__}: {error}")
+
+
+def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
+    train, validation, test = _rows(cell)
+    result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
+    if cell.model == builtin.GAUSSIAN:
+        end = inside(bounded(cell.bounds), whiten)(train)
+        flow = builtin.build(cell.model, None, end, cell.seed).to(cell.device)
+    else:
+        # Evenly spaced, since neighbouring rows of a validation set may come from one place.
+        stride = max(1, len(validation) // cell.validation_rows)
+        flow, facts = _trained(cell, folder, train, validation[::stride])
+        result |= facts
+    flow.eval()
+    result["parameters"] = sum(p.numel() for p in flow.parameters())
+    if cell.model == builtin.GAUSSIAN:
+        features = train.shape[1]
+        result["parameters"] = features + features * (features + 1) // 2
+    scores, log_prob = likelihood.evaluate(flow, test)
+    if lost := int((~log_prob.isfinite()).sum()):
+        raise ArithmeticError(f"log p of {lost} of {len(test)} test rows is not a finite number")
+    if cell.pixels is not None:
+        bits = Pixels(*cell.pixels).bits_per_dim(
+            log_prob.cpu().numpy(), test.double().cpu().numpy()
+        )
+        result["bits_per_dim"], result["bits_per_dim_2se"] = mean_and_error(bits)
+    _write(folder / "test_log_prob.npy", lambda file: np.save(file, log_prob.cpu().numpy()))
+    if train.shape[1] == 2:
+        parts = likelihood.picture(flow, test)
+        _write(folder / "picture.npz", lambda file: np.savez_compressed(file, **parts))  # type: ignore[arg-type]
+    _save(flow, folder)
+    return result | scores | sample_quality.evaluate(flow, test)
+
+
+def _save(flow: Flow, folder: Path) -> None:
+    """Keep the flow as ``cflows.load`` reads it; its tensors alone if a part is not registered."""
+    try:
+        flow.save(folder / "model.pt")
+    except TypeError:
+        _write(folder / "state.pt", lambda file: torch.save(flow.state_dict(), file))
+
+
+def _built(cell: Cell, end: Bijector) -> Flow:
+    return builtin.build(cell.found, cell.depth, end, cell.seed, cell.hidden)
+
+
+def _trained(
+    cell: Cell, folder: Path, train: Tensor, validation: Tensor
+) -> tuple[Flow, dict[str, Any]]:
+    """Choose the map, train behind it; the flow, and what the result says of both."""
+    model = builtin.find(cell.found)
+    settings: dict[str, Any] = {
+        "objective": model.objective,
+        "batch_size": cell.batch_size,
+        "learning_rate": cell.learning_rate,
+        "warmup": cell.warmup,
+        "patience": min(cell.patience, model.patience or cell.patience),
+        "seed": cell.seed,
+        "device": cell.device,
+        "progress": False,
+    }
+    name, end, chosen_in, _ = data_end.fitted(
+        cell.preprocess,
+        lambda end: _built(cell, end),
+        train,
+        validation,
+        folder / "map.json",
+        maps={name: inside(bounded(cell.bounds), f) for name, f in data_end.MAPS.items()},
+        steps=_usual_steps(cell),
+        seconds=cell.seconds,
+        **settings,
+    )
+    flow = _built(cell, end).to(cell.device)
+    every = cell.validate_every
+    if every is None and cell.steps is not None:
+        every = max(1, cell.steps // cell.validations)
+    history = fit(
+        flow,
+        train,
+        validation,
+        steps=cell.steps,
+        seconds=None if cell.seconds is None else max(cell.seconds - chosen_in, 1e-9),
+        validate_every=every,
+        schedule=cell.schedule,
+        checkpoint=folder / "checkpoint.pt",
+        **settings,
+    )
+    history.write(folder / "history.jsonl")
+    return flow, {
+        "view": cell.view,
+        "stopped": history.stopped,
+        "steps": history.steps,
+        "train_seconds": history.seconds + chosen_in,
+        "map": name,
+    }
+
+
+def _usual_steps(cell: Cell) -> int | None:
+    """Steps of which the choice of a map takes a part: of those that only patience ends, fewer."""
+    if cell.steps is None or cell.validate_every is None:
+        return cell.steps
+    return min(cell.steps, cell.validations * cell.validate_every)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write what numpy and torch save, in memory first: of a full disk they tell no reason."""
+    buffer = io.BytesIO()
+    save(buffer)
+    write_whole(path, buffer.getbuffer())

@@ -1,0 +1,87 @@
+"""What is measured after the cells, when nothing else runs: the sweeps of cost.
+
+Each is kept beside what it is of, with the processor that it was measured on: a command that is
+given again measures only what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment.cell import Cell
+from baselines.harness.metrics import depth, sampling, scaling
+from baselines.harness.metrics.scaling import Record
+from baselines.models import builtin
+from cflows import __version__
+
+__all__ = ["ROWS_FILE", "STEPS_FILE", "measure", "sweep_file"]
+
+ROWS_FILE, STEPS_FILE = "sizes.json", "solver_steps.json"  # in a cell's folder
+_SWEEPS = {"sampling": "features", "depth": "depth"}  # of the comparisons that have one
+
+
+def sweep_file(name: str) -> str:
+    """Name the file of DIR that holds a sweep."""
+    return f"growth_{name}.json"
+
+
+def measure(
+    comparison: str,
+    todo: Sequence[Cell],
+    out: Path,
+    chosen: Mapping[str, str],
+    *,
+    quick: bool,
+    device: str,
+    say: Callable[[str], object],
+) -> None:
+    """Measure what a comparison shows beside its cells, of the cells that are finished.
+
+    ``sampling``: densities and samples of 1 row to many of every cell of the first seed,
+    and the growth with the dimension. ``depth``: the solver's steps of every continuous cell at its
+    deepest, and the growth with depth. Others: nothing. What cannot be measured is said, and stops
+    nothing. ``chosen`` holds what ``models.find`` knows each model by, under what tables call it.
+    """
+    if comparison not in _SWEEPS:
+        return
+    torch.set_num_threads(1)
+    key = {"quick": quick, "processor": sampling.processor(device), "version": __version__}
+    for cell in _chosen(todo, out):
+        if comparison == "sampling":
+            place, of = ROWS_FILE, scaling.by_rows
+        elif cell.model == builtin.GAUSSIAN or not builtin.solvers(cell.found):
+            continue
+        else:
+            place, of = STEPS_FILE, depth.solver_steps
+
+        def make(cell: Cell = cell, of: Callable[..., list[Record]] = of) -> list[Record]:
+            return of(cells.flow_of(cell, out), cells.test_rows(cell), quick)
+
+        try:
+            scaling.kept_or_made(cell.folder(out) / place, key, make)
+        except Exception as error:  # as in cells.run: it is this cell's, and stops no other
+            say(f"{cell.data} {cell.model}: {place} failed: {' '.join(str(error).split())}")
+    name = _SWEEPS[comparison]
+    say(f"timing untrained models against {'dimension' if name == 'features' else 'depth'}")
+    shown = {found: model for model, found in chosen.items() if found != depth.END_TIME}
+    known = {model: builtin.configuration(found, 2, 1) for found, model in shown.items()}
+
+    def swept() -> list[Record]:
+        records = scaling.sweep(name, list(shown), quick, device)
+        return [{**record, "model": shown[record["model"]]} for record in records]
+
+    scaling.kept_or_made(out / sweep_file(name), {**key, "models": known, "device": device}, swept)
+
+
+def _chosen(todo: Sequence[Cell], out: Path) -> list[Cell]:
+    """The finished cells at their deepest, of the first seed of each data set, model and view."""
+    found: dict[tuple[Any, ...], Cell] = {}
+    for cell in sorted(todo, key=lambda cell: (-(cell.depth or 0), cell.seed)):
+        if cells.finished(cell, out) is not None:
+            found.setdefault((cell.data, cell.model, cell.view), cell)
+    return list(found.values())

@@ -1,0 +1,239 @@
+"""What a command asks for, and the cells that it comes to.
+
+Likelihoods are compared by the protocol of Papamakarios, Pavlakou and Murray 2017 (section 4 and
+appendix D) where nothing else was asked for: the data set's own splits and standardisation;
+training until 30 validations in a row brought nothing better, the best state kept. They validated
+once an epoch. Here it is once an epoch or 200 steps, whichever comes first, as in FFJORD's code for
+the same tables, whose rule for the learning rate is taken too (``schedules.Plateau``).
+
+Two views in which models are equals: ``parameters``, so many in each, by the widths of their hidden
+layers; ``budget``, so many seconds of training for each. ``default`` is neither: the models' own
+widths, and steps or patience.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from baselines.harness import data
+from baselines.harness.data import Width
+from baselines.harness.data.bounds import Bounds, refuse_unknown, within
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment.cell import Cell
+from baselines.harness.metrics import depth
+from baselines.models import builtin, widths
+from baselines.models import user as user_models
+
+__all__ = [
+    "COMPARISONS",
+    "EQUAL",
+    "Plan",
+    "Sets",
+    "default_seeds",
+    "model_names",
+    "plan_cells",
+    "work",
+]
+
+Sets = dict[str, tuple[str, data.Dataset]]
+WORK = {"ffjord": 16, "ffjord-matching": 16, "iaf": 8}  # roughly, for order and time left alone
+COMPARISONS = ("compare", "likelihood", "sampling", "depth")
+SEEDS = (0, 1, 2)
+QUICK_VALIDATIONS = 5  # one of a continuous flow takes as long as dozens of its steps
+EPOCH = 200  # steps between two validations at most, where patience ends a training
+EQUAL = "equal"
+MOST = 50  # of a model's own steps, beyond which no patience goes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command asks for.
+
+    Attributes:
+        comparison: a name in ``COMPARISONS``.
+        data: names of data sets, or files.
+        models: names that ``models.find`` knows; the Gaussian is added to every table.
+        seeds: one cell each.
+        depths: for every model alike, or None for each model's own.
+        steps: optimiser steps a cell, or None for each model's own.
+        budget: training seconds a cell, or None.
+        quick: whether to use the models' quick steps.
+        device: ``"cpu"`` or ``"cuda"``.
+        jobs: cells trained at a time, a process and a thread each.
+        out: DIR.
+        preprocess: the map behind each model, one of ``data_end.PREPROCESS``; with ``quick``
+            nothing is chosen, and ``"auto"`` is ``"whiten"``.
+        command: as it was typed, for the manifest.
+        dequantise: noise for quantised columns of files, as ``data.load`` takes it.
+        bounds: of columns, by name.
+        columns: of files, the columns to use; None for all.
+        drop: of files, columns to leave out.
+        parameters: how many each model shall have, in widths that are solved for; ``"equal"`` for
+            the median of the models' own numbers on a data set; None for the models' own widths.
+            Beside a budget it is a second view: each model is trained in both.
+        patience: validations without a better one after which training stops.
+        executor: ``"local"``, or a name in ``cluster.EXECUTORS``; with ``"slurm"``, jobs 0 is as
+            many as the cluster will take.
+        cluster: settings of submitit.
+
+    """
+
+    comparison: str
+    data: Sequence[str]
+    builtin: Sequence[str]
+    seeds: Sequence[int]
+    depths: Sequence[int] | None
+    steps: int | None
+    budget: float | None
+    quick: bool
+    device: str
+    jobs: int
+    out: Path
+    command: str
+    preprocess: str = "auto"
+    dequantise: Width | None = None
+    bounds: Bounds = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+    parameters: int | str | None = None
+    patience: int = cells.PATIENCE
+    executor: str = "local"
+    cluster: Mapping[str, str | int] = field(default_factory=dict)
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether only the validation rows end a training, but for one of a budget."""
+        return self.comparison == "likelihood" and not self.quick and self.steps is None
+
+
+def default_seeds(comparison: str, *, quick: bool, bare: bool) -> tuple[int, ...]:
+    """Return the seeds where none were given: three, or one for a first look.
+
+    Args:
+        comparison: a name in ``COMPARISONS``.
+        quick: whether it was asked for.
+        bare: whether a compare chooses neither its data nor its models, or cuts its steps.
+
+    """
+    return SEEDS[:1] if quick or (comparison == "compare" and bare) else SEEDS
+
+
+def model_names(given: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what tables call each model, and what finds it from any folder; each once.
+
+    Raises:
+        ModelError: two files of one name have a function of one name.
+
+    """
+    found = list(dict.fromkeys(user_models.located(name) for name in given))
+    shared = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
+    if shared:
+        raise builtin.ModelError(f"two models are called {shared[0]!r}: rename one of the files")
+    return found
+
+
+def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
+    """Return the cells of a plan, the longest first so that processes end together.
+
+    Raises:
+        ModelError: a model is not known, or cannot have the depth or the parameters asked for.
+        DataError: a row lies outside of its column's bounds, or no column is called as they are.
+
+    """
+    listed: list[Cell] = []
+    refuse_unknown((rows.columns for _, rows in sets.values()), plan.bounds)
+    preprocess = "whiten" if plan.quick and plan.preprocess == "auto" else plan.preprocess
+    deepest_only = plan.comparison in ("likelihood", "sampling")
+    for name, (source, rows) in sets.items():
+        common: dict[str, Any] = {
+            "data": name,
+            "source": source,
+            "checksum": rows.checksum,
+            "device": plan.device,
+            "dequantise": plan.dequantise if rows.kind == "file" else None,
+            "bounds": within(rows, rows.columns, plan.bounds),
+            "columns": rows.columns if plan.columns is not None or plan.drop else None,
+            "validations": QUICK_VALIDATIONS if plan.quick else cells.VALIDATIONS,
+            "pixels": rows.pixels and (rows.pixels.levels, rows.pixels.alpha),
+        }
+        parameters = _parameters(plan, rows.features)
+        for model_name, found in model_names(plan.models):
+            model = builtin.find(found)
+            for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
+                for view in _views(plan, found, deep, rows, parameters):
+                    hidden = view.get("hidden")
+                    settings = builtin.configuration(found, rows.features, deep, hidden)
+                    listed += [
+                        Cell(
+                            **common,
+                            **view,
+                            model=model_name,
+                            origin="" if found == model_name else found,
+                            depth=deep,
+                            seed=seed,
+                            learning_rate=model.learning_rate,
+                            warmup=model.warmup_of(view["steps"]),
+                            batch_size=model.batch_size or cells.BATCH_SIZE,
+                            patience=plan.patience,
+                            preprocess=preprocess,
+                            configuration=settings,
+                        )
+                        for seed in plan.seeds
+                    ]
+        gaussian = Cell(
+            **common, model=builtin.GAUSSIAN, depth=None, seed=0, steps=0, seconds=None,
+            learning_rate=0.0, preprocess="whiten",
+        )  # fmt: skip
+        listed.append(gaussian)
+    features = {name: rows.features for name, (_, rows) in sets.items()}
+    return sorted(listed, key=lambda cell: -work(cell, features[cell.data]))
+
+
+def work(cell: Cell, features: int) -> float:
+    """What a cell takes beside others, roughly: for their order, and for the time that is left."""
+    if cell.seconds is not None:
+        return cell.seconds
+    return WORK.get(cell.model, 1) * (cell.depth or 0) * features
+
+
+def _views(
+    plan: Plan, found: str, deep: int, rows: data.Dataset, parameters: int | None
+) -> Iterator[dict[str, Any]]:
+    """What a cell says of its view: the widths, and what ends the training."""
+    bounds = _bounds(plan, builtin.find(found), len(rows.train))
+    if parameters is not None:
+        hidden = widths.solved(found, rows.features, deep, parameters)
+        yield {"view": "parameters", "hidden": hidden, **bounds}
+    if plan.budget is not None:
+        yield {"view": "budget", "steps": plan.steps, "seconds": plan.budget}
+    if plan.budget is None and parameters is None:
+        yield {"view": "default", **bounds}
+
+
+def _bounds(plan: Plan, model: builtin.Model, rows: int) -> dict[str, Any]:
+    if plan.is_patient:
+        epoch = max(1, rows // (model.batch_size or cells.BATCH_SIZE))
+        return {
+            "steps": MOST * model.steps,
+            "seconds": None,
+            "validate_every": min(epoch, EPOCH),
+            "schedule": "plateau",
+        }
+    own = model.quick_steps if plan.quick else model.steps
+    return {"steps": own if plan.steps is None else plan.steps, "seconds": None}
+
+
+def _parameters(plan: Plan, features: int) -> int | None:
+    """The number that all models of a plan shall have on a data set, or None."""
+    if plan.parameters != EQUAL:
+        return None if plan.parameters is None else int(plan.parameters)
+    own = []
+    for _, found in model_names(plan.models):
+        deep = depth.settings(builtin.find(found), plan.depths, deepest_only=True)[0]
+        own.append(widths.counted(found, features, deep))
+    return round(median(own))

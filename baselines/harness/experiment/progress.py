@@ -1,0 +1,117 @@
+"""What a comparison prints as it goes: a line a cell, with the time that is left; a bar besides.
+
+Lines go to standard output, whatever that is; the bar is for a terminal alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from baselines.harness.experiment.cell import Cell
+from baselines.models import builtin
+
+__all__ = ["Progress", "line", "say"]
+
+
+class Progress:
+    """Count cells as they end.
+
+    The time that is left is guessed from the work that is done: cells differ by orders of
+    magnitude, and how long the first ones took says how long the others will.
+
+    Args:
+        cells: all that there are.
+        work: what a cell takes beside others.
+
+    """
+
+    def __init__(self, cells: Sequence[Cell], work: Callable[[Cell], float]) -> None:
+        self._work = work
+        self._total, self._count = len(cells), 0
+        self._left = sum(map(work, cells))
+        self._done = 0.0
+        self._started = time.perf_counter()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=self._total, unit="cell", leave=False, dynamic_ncols=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def ended(self, cell: Cell, result: dict[str, Any], *, before: bool = False) -> None:
+        """Print a cell's line.
+
+        Args:
+            cell: the cell.
+            result: its result.
+            before: whether it was there when the command began, and has cost nothing.
+
+        """
+        self._count += 1
+        self._left -= self._work(cell)
+        if not before:
+            self._done += self._work(cell)
+        width = len(str(self._total))
+        self.say(f"[{self._count:{width}}/{self._total}] {line(cell, result)}{self._remaining()}")
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.refresh()  # cells that end within a tenth of a second are counted too
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if self._bar is None:
+            say(text)
+        else:
+            self._bar.write(text, file=sys.stdout)
+
+    def _remaining(self) -> str:
+        if self._count == self._total or self._done <= 0 or self._left <= 0:
+            return ""
+        seconds = (time.perf_counter() - self._started) * self._left / self._done
+        return f", about {_duration(seconds)} left"
+
+
+def line(cell: Cell, result: dict[str, Any]) -> str:
+    """Return what is said of a cell."""
+    name = f"{cell.data} {cell.model}"
+    if cell.depth is not None:
+        name += f" {builtin.find(cell.found).counted(cell.depth)}"
+    if cell.view != "default":
+        name += f" {cell.view}"
+    if cell.seed:
+        name += f" seed {cell.seed}"
+    if result["status"] != "ok":
+        return f"{name:32} failed: {result['error']}"
+    bits = f"  {result['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in result else ""
+    return (
+        f"{name:32} test log-likelihood {result['test_log_prob']:9.3f} "
+        f"± {result['test_log_prob_2se']:.3f}{bits}  ({result['train_seconds']:.0f} s)"
+    )
+
+
+def say(text: str) -> None:
+    """Print a line at once, into a pipe too."""
+    print(text, file=sys.stdout, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

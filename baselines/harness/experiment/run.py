@@ -1,0 +1,286 @@
+"""Running the cells of a comparison: training side by side, timing alone, then the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from datetime import datetime, timezone
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+import cflows
+from baselines.harness import data
+from baselines.harness.data import Width
+from baselines.harness.data.files import is_once
+from baselines.harness.executors import slurm
+from baselines.harness.executors.process_pool import Killed, side_by_side
+from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import checks, cost_sweeps
+from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment.locks import claimed
+from baselines.harness.experiment.plan import Plan, Sets, model_names, plan_cells, work
+from baselines.harness.experiment.progress import Progress, line, say
+from baselines.harness.metrics import sampling
+from baselines.harness.report import contents
+from baselines.models import builtin
+from cflows.core.atomic_write import write_whole
+
+__all__ = ["Plan", "execute", "plan_cells"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TIMING = ".timing"  # the lock of whoever measures: two at once would disturb each other
+PAUSE = 0.2  # seconds between two looks at cells that another process holds
+
+
+def execute(plan: Plan) -> int:
+    """Run what is not done yet, print each cell as it ends, write the report; 1 if a cell failed.
+
+    Raises:
+        DataError: a data set cannot be used.
+        ModelError: a model or a depth cannot.
+        ClusterError: jobs cannot be submitted from here.
+
+    """
+    started = time.perf_counter()
+    if plan.executor != "local":
+        slurm.check(plan.executor)
+    sets = _load(plan.data, plan.dequantise, plan.columns, plan.drop)
+    todo = plan_cells(plan, sets)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    since = _write_manifest(plan, sets, todo)
+    for name, (_, rows) in sets.items():
+        sizes = " / ".join(f"{len(part):,}" for part in (rows.train, rows.validation, rows.test))
+        for note in rows.notes:
+            print(f"cflows: {note}", file=sys.stderr)
+        say(f"{name}: {rows.features} columns, {sizes} rows to train / validate / test")
+        if rows.note:
+            say(rows.note)
+    where = f"on {plan.jobs} process(es), one thread each"
+    if plan.executor != "local":
+        where = f"as jobs of {plan.executor}"
+    say(f"{len(todo)} cells {where}, into {plan.out}")
+    features = {name: rows.features for name, (_, rows) in sets.items()}
+    with Progress(todo, lambda cell: work(cell, features[cell.data])) as progress:
+        _train(todo, plan, since, progress)
+    if plan.comparison != "likelihood":
+        say("timing densities and samples, one model at a time")
+        for cell, result in _timed(todo, plan):
+            say(line(cell, result))
+    chosen = dict(model_names(plan.models))
+    with claimed(plan.out / "cells" / TIMING, wait=True):
+        cost_sweeps.measure(plan.comparison, todo, plan.out, chosen, quick=plan.quick,
+                      device=plan.device, say=say)  # fmt: skip
+    page = contents.write(plan.out)
+    say("\n" + contents.summary(plan.out))
+    say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
+    return 0 if all(cells.finished(cell, plan.out) for cell in todo) else 1
+
+
+def _load(
+    names: Sequence[str],
+    dequantise: Width | None = None,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+) -> Sets:
+    """The data sets by what tables call them, with where each is loaded from again.
+
+    Files of one name are all called by their paths as given: what a data set is called must not
+    hang on which was given first.
+    """
+    found: dict[tuple[str, str], tuple[str, data.Dataset]] = {}
+    if dequantise is not None and set(names) <= set(data.names()):
+        raise data.DataError(f"--dequantise is for files; {', '.join(names)} have what they need")
+    if once := [name for name in names if is_once(name)]:
+        raise data.DataError(f"{once[0]}: a comparison reads its data again in each process; give "
+                             "it a file, in place of a pipe")  # fmt: skip
+    for name in names:
+        rows = data.load(name, dequantise=None if name in data.names() else dequantise,
+                         columns=columns, drop=drop)  # fmt: skip
+        checks.refuse_unusable(rows)
+        source = str(Path(name).resolve()) if rows.kind == "file" else name
+        found.setdefault((rows.name, source), (name, rows))  # ./a.csv and a.csv are one
+    shared = Counter(name for name, _ in found)
+    return {
+        given if shared[name] > 1 else name: (source, rows)
+        for (name, source), (given, rows) in found.items()
+    }
+
+
+def _train(todo: Sequence[Cell], plan: Plan, since: float, progress: Progress) -> None:
+    """Run what is not finished, and say what each cell came to.
+
+    A cell that another process holds is left for later, and its result taken from the disk.
+    """
+    waiting = []
+    for cell in todo:
+        done = cells.finished(cell, plan.out)
+        if done is None:
+            waiting.append(cell)
+        else:
+            progress.ended(cell, done, before=True)
+    attempt = partial(cells.attempt, work=cells.run, out=plan.out, since=since)
+    said = False
+    while waiting:
+        held = []
+        for cell, result in _attempts(attempt, waiting, plan):
+            if result == cells.HELD:
+                held.append(cell)
+            else:
+                progress.ended(cell, result)
+        if held and not said:
+            progress.say(f"waiting for {len(held)} cell(s) that another process works on")
+            said = True
+        while held and not any(cells.is_free(cell, plan.out) for cell in held):
+            time.sleep(PAUSE)
+        waiting = held
+
+
+def _attempts(
+    attempt: Callable[[Cell], dict[str, Any]], waiting: Sequence[Cell], plan: Plan
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    found: Generator[tuple[Cell, dict[str, Any] | Killed | slurm.Lost], None, None]
+    if plan.executor != "local":
+        found = _submitted(attempt, waiting, plan)
+    elif plan.jobs == 1 or len(waiting) <= 1:
+        found = ((cell, attempt(cell)) for cell in waiting)
+    else:
+        found = side_by_side(attempt, waiting, plan.jobs)
+    # Closed here, so that an interruption ends the processes before it is answered.
+    with closing(found):
+        for cell, result in found:
+            if isinstance(result, Killed | slurm.Lost):
+                result = cells.fail(cell, plan.out, _why(result))
+            yield cell, result
+
+
+def _submitted(
+    work: Callable[[Item], Result], items: Sequence[Item], plan: Plan
+) -> Generator[tuple[Item, Result | slurm.Lost], None, None]:
+    jobs = plan.jobs or None if plan.executor == "slurm" else plan.jobs
+    return slurm.submitted(
+        work, items, plan.executor, plan.out / "jobs", jobs=jobs, settings=plan.cluster
+    )
+
+
+def _why(death: Killed | slurm.Lost) -> str:
+    if isinstance(death, slurm.Lost):
+        return death.reason
+    if death.exit_code == -9:  # what the kernel does to a process when memory runs out
+        return "its process was killed (exit code -9; out of memory?)"
+    reason = f"its worker process ended with exit code {death.exit_code}"
+    if death.started:
+        return reason
+    return f'{reason} before it began: a script must call this below `if __name__ == "__main__":`'
+
+
+def _timed(todo: Sequence[Cell], plan: Plan) -> list[tuple[Cell, dict[str, Any]]]:
+    """Time the cells that are finished; return those that cannot be, with their results."""
+    if plan.executor == "local":
+        return _time(todo, plan.out)
+    # One job for all: one after the other on one machine, which is the trained cells' kind.
+    ((_, found),) = _submitted(partial(_time, out=plan.out), [todo], plan)
+    if isinstance(found, slurm.Lost):
+        return [(cell, cells.fail(cell, plan.out, f"timing: {found.reason}")) for cell in todo]
+    return found
+
+
+def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, dict[str, Any]]]:
+    """No other command times cells of this directory meanwhile."""
+    failed = []
+    with claimed(out / "cells" / TIMING, wait=True):
+        for cell in todo:
+            if cells.finished(cell, out) is not None:
+                result = cells.cost_of(cell, out)
+                if result.get("status") == "failed":
+                    failed.append((cell, result))
+    return failed
+
+
+def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
+    """Write manifest.json; return when, by the clock of its file system."""
+    path = plan.out / "manifest.json"
+    manifest = {
+        "command": plan.command,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "comparison": plan.comparison,
+        "seed": list(plan.seeds),
+        "models": [name for name, _ in model_names(plan.models)],
+        "labels": {name: builtin.find(found).label for name, found in model_names(plan.models)},
+        "steps": plan.steps,
+        "budget": plan.budget,
+        "parameters": plan.parameters,
+        "patience": plan.patience,
+        "protocol": "patience" if plan.is_patient else "fixed",
+        "hidden": {cell.key: list(cell.hidden) for cell in todo if cell.hidden},
+        "quick": plan.quick,
+        "dequantise": plan.dequantise,
+        "bounds": dict(plan.bounds),
+        "columns": plan.columns,
+        "drop": plan.drop,
+        "versions": {
+            "python": platform.python_version(),
+            "cflows": cflows.__version__,
+            "torch": torch.__version__,
+            "torchdiffeq": _version("torchdiffeq"),
+            "numpy": np.__version__,
+        },
+        "processor": sampling.processor(),
+        "processors": os.cpu_count(),
+        "threads": 1,
+        "jobs": plan.jobs,
+        "executor": plan.executor,
+        "device": plan.device,
+        "dtype": "float32",
+        "solver": {
+            name: solvers
+            for name, found in model_names(plan.models)
+            if (solvers := builtin.solvers(found))
+        },
+        "data": {
+            name: {
+                "checksum": rows.checksum,
+                "rows": [len(rows.train), len(rows.validation), len(rows.test)],
+                "features": rows.features,
+                "columns": list(rows.columns),
+                "kind": rows.kind,
+                "source": rows.source,
+                "licence": rows.licence,
+                **({"note": rows.note} if rows.note else {}),
+            }
+            for name, (_, rows) in sets.items()
+        },
+        "cells": {
+            cell.key: {
+                "data": cell.data,
+                "model": cell.model,
+                "depth": cell.depth,
+                "seed": cell.seed,
+                "view": cell.view,
+            }
+            for cell in todo
+        },
+    }
+    text = json.dumps(manifest, indent=1) + "\n"
+    write_whole(path, text)
+    return path.stat().st_mtime
+
+
+def _version(package: str) -> str:
+    """The version of a package that costs too much to import for its number alone."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,80 @@
+"""The third comparison: what depth buys.
+
+Depth is not one quantity. A discrete flow is deeper by layers, each one pass of a network; a
+continuous flow by blocks, each one field and one solve, of as many evaluations as its dynamics ask
+for. So a depth is always named with its unit, and stands beside the evaluations that it cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from baselines.harness.metrics import likelihood, scaling
+from baselines.harness.metrics import timing as calls
+from baselines.models.builtin import Model, ModelError
+from cflows import Adaptive, FixedGrid, Flow, log_likelihood
+
+__all__ = ["END_TIME", "STEPS", "settings", "solver_steps"]
+
+END_TIME = "ffjord-time"  # the model whose depth is how long its field acts: no more layers
+STEPS = (1, 2, 4, 8, 16, 32)
+STEPPED_ROWS = {False: 2000, True: 500}  # by whether it is quick
+JUDGE = Adaptive("dopri5", rtol=1e-6, atol=1e-6)
+
+
+def settings(model: Model, asked: Sequence[int] | None, *, deepest_only: bool = False) -> list[int]:
+    """Return the depths at which a model is run, ascending.
+
+    Args:
+        model: the model.
+        asked: what the user asked for, of every model alike; None for the model's own.
+        deepest_only: whether one, the largest, will do.
+
+    Raises:
+        ModelError: a depth below 1.
+
+    """
+    depths = sorted(set(asked if asked is not None else model.depths))
+    if not depths or depths[0] < 1:
+        raise ModelError(f"depths must be whole numbers of at least 1, got {list(asked or ())}")
+    return depths[-1:] if deepest_only else depths
+
+
+def solver_steps(flow: Flow, test: Tensor, quick: bool = False) -> list[dict[str, Any]]:
+    """What a trained continuous flow's likelihood and cost are on fixed grids of rk4.
+
+    Args:
+        flow: with at least one continuous part, in evaluation mode.
+        test: (N, D); the first rows are scored.
+        quick: fewer rows, and one timing in place of several.
+
+    Returns:
+        a record a grid: its ``steps`` a block, test log-likelihood with its error, the mean and the
+        largest |log p - log p by an adaptive solve at 1e-6| of a row, the round-trip error, and
+        ``density`` and ``sample`` as ``calls.both`` has them for those rows.
+
+    """
+    x = test[: STEPPED_ROWS[quick]]
+    with flow.using(solver=JUDGE):
+        true = log_likelihood(flow, x).double()
+    found = []
+    for steps in STEPS[::2] if quick else STEPS:
+        with flow.using(solver=FixedGrid("rk4", steps)):
+            log_prob = log_likelihood(flow, x).double()
+            timed = {r["what"]: r for r in calls.both(flow, x, scaling.limits(quick))}
+            error = (log_prob - true).abs()
+            found.append(
+                {
+                    "steps": steps,
+                    "test_log_prob": float(log_prob.mean()),
+                    "test_log_prob_2se": 2 * float(log_prob.std()) / len(x) ** 0.5,
+                    "error_mean": float(error.mean()),
+                    "error_max": float(error.max()),
+                    "round_trip_error": likelihood.round_trip_error(flow, x),
+                    **timed,
+                }
+            )
+    return found

@@ -1,0 +1,365 @@
+"""The pictures that are curves: training against the clock, cost against size, what depth buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.harness.plots.style import (
+    Mark,
+    by_dataset,
+    drawing,
+    finite,
+    floor,
+    grid_of,
+    legend,
+    log_axis,
+    marks,
+    panels_of,
+)
+from baselines.harness.results.aggregate import Setting, deepest, name_of
+from baselines.harness.results.number_format import clip, significant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Line", "depth_curves", "front", "growth", "nfe_in_training", "training", "trajectories"]
+
+Array = NDArray[np.float64]
+Histories = Mapping[str, Sequence[Mapping[str, Any]]]  # lines of history.jsonl, by a row's cell
+
+_DASHES = {"": "-", "cached": "-", "sequential": (0, (4, 2))}
+_MEASURES = (
+    ("test_log_prob", "test log-likelihood", False),
+    ("density_ms_per_1000", "ms per 1000 densities", True),
+    ("sample_ms_per_1000", "ms per 1000 samples", True),
+    ("round_trip_error", "round-trip error", True),
+)
+
+
+class Line(NamedTuple):
+    """A curve of a model: its points, each with the values of ``depth_curves``' measures."""
+
+    model: str
+    label: str
+    what: str  # "blocks", "solver steps", ...: how the points differ
+    points: Sequence[tuple[float, Mapping[str, float | None]]]
+
+
+def training(found: Sequence[Setting], histories: Histories) -> Figure | None:
+    """Return validation log-likelihood against training seconds, a panel a data set; or None."""
+    figure = _histories(found, histories, "seconds", "validation", first=1)
+    if figure is not None:
+        figure.supxlabel("training seconds, validation included", fontsize=9)
+        figure.supylabel("validation log-likelihood in nats", fontsize=9)
+    return figure
+
+
+def nfe_in_training(found: Sequence[Setting], histories: Histories) -> Figure | None:
+    """Return network evaluations a step against steps of the continuous flows; or None."""
+    continuous = [s for s in found if any(finite(row["solver_gap"]) for row in s.rows)]
+    whole = {cell: _without_a_short_end(lines) for cell, lines in histories.items()}
+    figure = _histories(continuous, whole, "step", "nfe", first=1)
+    if figure is not None:
+        figure.supxlabel("optimiser step", fontsize=9)
+        figure.supylabel("network evaluations a step", fontsize=9)
+        for axes in figure.axes:
+            axes.set_ylim(bottom=0)
+    return figure
+
+
+def front(found: Sequence[Setting]) -> Figure | None:
+    """Return likelihood against the cost of a sample, every setting a point, and their front.
+
+    An arrow at the lower edge, with its number, stands for a point below it.
+    """
+    from matplotlib.markers import CARETDOWN
+
+    def place(s: Setting) -> tuple[float, float] | None:
+        value, cost = s.likelihood[0], s.mean("sample_ms_per_1000")
+        if value is None or cost is None or not np.isfinite(value) or not 0 < cost < np.inf:
+            return None
+        return cost, value
+
+    panels = by_dataset([s for s in found if place(s)])
+    if not panels:
+        return None
+    style = marks(s.model for s in found)
+    quiet: Any = {"fontsize": 7, "color": "#666666"}
+    with drawing():
+        figure, grid = panels_of(len(panels), 4.6, 3.6)
+        for axes, (name, entries) in zip(grid, panels.items(), strict=True):
+            points = [(*(place(s) or (0.0, 0.0)), s) for s in entries]
+            least = floor((value, s.likelihood[1]) for _, value, s in points)
+            last = {id(s) for s in deepest(entries)}  # more numbers than these would overlap
+            for cost, value, s in points:
+                colour, marker, edge = style[s.model]
+                drawn: dict[str, Any] = {
+                    "color": colour,
+                    "mec": edge,
+                    "mew": 0.6,
+                    "ms": 6.5,
+                    "zorder": 3,
+                }
+                if value < least:
+                    below = axes.get_xaxis_transform()
+                    axes.plot(cost, 0, marker=CARETDOWN, transform=below, clip_on=False, **drawn)
+                    text = significant(value).replace("-", "−")
+                    axes.annotate(text, (cost, 0), xycoords=below, xytext=(6, 4),
+                                  textcoords="offset points", **quiet)  # fmt: skip
+                    continue
+                axes.plot(cost, value, marker=marker, **drawn)
+                if s.depth is not None and id(s) in last:
+                    axes.annotate(str(s.depth), (cost, value), xytext=(5, 3),
+                                  textcoords="offset points", **quiet)  # fmt: skip
+            best = _front([(cost, value) for cost, value, _ in points if value >= least])
+            axes.step(*zip(*best, strict=True), where="post", color="#999999", lw=1, zorder=1)
+            axes.set_xscale("log")
+            axes.margins(0.12)
+            _number(axes)
+            _plain(axes, name)
+        figure.supxlabel("ms per 1000 samples (left is better)", fontsize=9)
+        figure.supylabel("test log-likelihood in nats", fontsize=9)
+        legend(figure, {s.model: s.label for p in panels.values() for s in p}, style)
+    return figure
+
+
+def growth(
+    records: Sequence[Mapping[str, Any]], axis: str, labels: Mapping[str, str]
+) -> Figure | None:
+    """Return milliseconds of 1000 densities, and of 1000 samples, against a size; or None."""
+    measured = [record for record in records if record.get("ms")]
+    if len({record["size"] for record in measured}) < 2:
+        return None
+    names = {record["model"]: labels.get(record["model"], record["model"]) for record in measured}
+    style = marks(names)
+    with drawing():
+        figure, grid = panels_of(2, 4.6, 3.8)
+        for axes, what in zip(grid, ("density", "sample"), strict=True):
+            for (model, way), points in _series(measured, what).items():
+                colour, marker, edge = style[model]
+                axes.plot(
+                    [point["size"] for point in points],
+                    [point["ms"] for point in points],
+                    color=colour,
+                    ls=_DASHES.get(way, ":"),
+                    marker=marker,
+                    ms=5,
+                    mec=edge,
+                    mew=0.6,
+                    lw=1.2,
+                    mfc="white" if way == "sequential" else colour,
+                )
+                if way == "sequential":
+                    axes.lines[-1].set_markeredgecolor(colour)
+            axes.set(xscale="log", yscale="log")
+            sizes = sorted({record["size"] for record in measured})
+            axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            axes.minorticks_off()
+            _plain(axes, {"density": "1000 densities", "sample": "1000 samples"}[what])
+            axes.set_xlabel(axis)
+        low = min(axes.get_ylim()[0] for axes in grid)
+        high = max(axes.get_ylim()[1] for axes in grid)
+        for axes in grid:
+            axes.set_ylim(low, high)
+            log_axis(axes.yaxis, np.log10(high / low))
+        grid[0].set_ylabel("milliseconds")
+        legend(figure, names, style)
+    return figure
+
+
+def depth_curves(discrete: Sequence[Line], continuous: Sequence[Line], name: str) -> Figure | None:
+    """Return what depth buys: layers at the left, evaluations of the field at the right; or None.
+
+    Four rows: likelihood, cost of a density, cost of a sample, round-trip error. A curve is a way
+    to be deeper; a point's place at the right is its evaluations a density, whatever made them.
+    """
+    sides = [(lines, axis) for lines, axis in (
+        (discrete, "layers of a discrete flow"),
+        (continuous, "network evaluations a density"),
+    ) if any(len(line.points) > 1 for line in lines)]  # fmt: skip
+    if not sides:
+        return None
+    lines = [line for side, _ in sides for line in side]
+    style = marks(line.model for line in lines)
+    kinds = list(dict.fromkeys(line.what for line in continuous if len(line.points) > 1))
+    dashes = dict(zip(kinds, ("-", (0, (4, 2)), (0, (1, 1.5))), strict=False))
+    with drawing():
+        figure, grid = grid_of(len(_MEASURES), len(sides), 4.4, 1.75)
+        for row, (measure, title, log) in zip(grid, _MEASURES, strict=True):
+            for axes, (side, axis) in zip(row, sides, strict=True):
+                for line in side:
+                    _curve(axes, line, measure, style[line.model], dashes.get(line.what, "-"))
+                axes.set_xscale("log")
+                if log and axes.lines:
+                    axes.set_yscale("log")
+                _plain(axes, "")
+                _ticks(axes, side)
+                if measure == _MEASURES[-1][0]:
+                    axes.set_xlabel(axis)
+            row[0].set_ylabel(title)
+            _share(list(row))
+            for axes in row:
+                _number(axes, "y")
+        grid[0, 0].set_title(clip(name, 40), loc="left")
+        _kinds(grid[0, -1], dashes)
+        legend(figure, {line.model: line.label for line in lines}, style)
+    return figure
+
+
+def trajectories(columns: Sequence[tuple[Setting, Mapping[str, Array]]]) -> Figure | None:
+    """Return the paths of continuous flows in the plane, from noise to data; None without paths."""
+    shown = [(s, picture) for s, picture in columns if "paths" in picture]
+    if not shown:
+        return None
+    with drawing():
+        figure, grid = panels_of(len(shown), 3.4, 3.5)
+        for axes, (s, picture) in zip(grid, shown, strict=True):
+            paths = picture["paths"]  # (T, n, 2)
+            axes.plot(paths[:, :, 0], paths[:, :, 1], color="#999999", lw=0.4, alpha=0.7)
+            for where, colour, word in ((0, "#0072B2", "noise"), (-1, "#D55E00", "data")):
+                x, y = paths[where].T
+                axes.plot(x, y, ".", ms=2.5, color=colour, zorder=3, label=word)
+            axes.set(xticks=[], yticks=[])
+            axes.set_aspect("equal", adjustable="datalim")
+            axes.set_title(name_of(s, 30), loc="left")
+        words = grid[0].get_legend_handles_labels()
+        figure.legend(*words, loc="outside upper right", ncols=2, markerscale=2.5, frameon=False)
+    return figure
+
+
+def _without_a_short_end(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Records but for a last one of few steps, where the seconds ended: its average says little."""
+    if len(lines) < 3:
+        return lines
+    before, last = (lines[i]["step"] - lines[i - 1]["step"] for i in (-2, -1))
+    return lines[:-1] if last < before / 2 else lines
+
+
+def _histories(
+    found: Sequence[Setting], histories: Histories, x: str, y: str, first: int
+) -> Figure | None:
+    """A line a seed of every model at its deepest; records before ``first`` are left out."""
+    from matplotlib.ticker import MaxNLocator
+
+    panels = by_dataset(
+        [s for s in deepest(found) if any(row["cell"] in histories for row in s.rows)]
+    )
+    if not panels:
+        return None
+    style = marks(s.model for s in found)
+    with drawing():
+        figure, grid = panels_of(len(panels), 4.6, 3.2)
+        for axes, (name, entries) in zip(grid, panels.items(), strict=True):
+            seen: list[float] = []
+            for s in entries:
+                for row in s.rows:
+                    lines = [line for line in histories.get(row["cell"], ())[first:]
+                             if finite(line.get(x)) and finite(line.get(y))]  # fmt: skip
+                    values = [line[y] for line in lines]
+                    seen += values
+                    axes.plot([line[x] for line in lines], values, color=style[s.model].colour,
+                              marker=style[s.model].marker, ms=3, mew=0, lw=1)  # fmt: skip
+            if y == "validation" and len(seen) > 4:
+                # A first validation far below would leave the rest no room.
+                low, high = np.quantile(seen, (0.1, 1.0))
+                axes.set_ylim(low - 0.15 * (high - low), high + 0.08 * (high - low))
+            if x == "seconds":
+                axes.set_xscale("log")
+                _number(axes)
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            _plain(axes, name)
+        legend(figure, {s.model: s.label for p in panels.values() for s in p}, style)
+    return figure
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both, by rising cost."""
+    best: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or value > best[-1][1]:
+            best.append((cost, value))
+    return best
+
+
+def _series(
+    records: Sequence[Mapping[str, Any]], what: str
+) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Records of one kind by model and way; the way is left out where it is not the slow one."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    fast = {"maf": "density", "iaf": "sample"}  # one pass, whatever the way
+    for record in records:
+        way = record.get("way", "")
+        if record["what"] != what or (way == "sequential" and fast.get(record["model"]) == what):
+            continue
+        found.setdefault((record["model"], way), []).append(record)
+    return found
+
+
+def _curve(axes: Axes, line: Line, measure: str, mark: Mark, dashes: Any) -> None:
+    points = [(x, values.get(measure)) for x, values in sorted(line.points, key=lambda p: p[0])]
+    points = [(x, y) for x, y in points if y is not None and np.isfinite(y)]
+    if measure != _MEASURES[0][0]:
+        points = [(x, y) for x, y in points if y > 0]  # type: ignore[operator]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=mark.colour, marker=mark.marker, ms=4.5,
+                  mec=mark.edge, mew=0.6, lw=1.2, ls=dashes)  # fmt: skip
+
+
+def _ticks(axes: Axes, side: Sequence[Line]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    values = sorted({x for line in side for x, _ in line.points})
+    if len(values) > 7:
+        _number(axes)
+    else:
+        axes.set_xticks(values)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _number(axes: Axes, which: str = "x") -> None:
+    """Label an axis in plain numbers if it is a log one."""
+    scale, axis = (
+        (axes.get_xscale(), axes.xaxis) if which == "x" else (axes.get_yscale(), axes.yaxis)
+    )
+    if scale == "log":
+        low, high = axis.get_view_interval()
+        log_axis(axis, float(np.log10(high / low)))
+
+
+def _share(row: Sequence[Axes]) -> None:
+    """Give the panels of a row the same limits, so that both families can be compared."""
+    drawn = [axes for axes in row if axes.lines]
+    if drawn:
+        low = min(axes.get_ylim()[0] for axes in drawn)
+        high = max(axes.get_ylim()[1] for axes in drawn)
+        # What one panel has lowest or highest should not lie on the edge of all.
+        if drawn[0].get_yscale() == "log":
+            margin = (high / low) ** 0.05
+            low, high = low / margin, high * margin
+        else:
+            margin = 0.05 * (high - low)
+            low, high = low - margin, high + margin
+        for axes in row:
+            axes.set_ylim(low, high)
+
+
+def _kinds(axes: Axes, dashes: Mapping[str, Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    if len(dashes) > 1:
+        handles = [Line2D([], [], color="#666666", ls=dash) for dash in dashes.values()]
+        axes.legend(handles, list(dashes), fontsize=7, loc="best", framealpha=0.9)
+
+
+def _plain(axes: Axes, title: str) -> None:
+    axes.grid()
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(clip(title, 36), loc="left")

@@ -1,0 +1,96 @@
+"""Two directories of cells side by side: what changed from one to the other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from baselines.harness.metrics.bootstrap import intervals
+from baselines.harness.report.tables import Cell, Table, likelihood_digits, plain_table
+from baselines.harness.results import load as reading
+from baselines.harness.results.aggregate import Setting, name_of
+from baselines.harness.results.load import ReportError
+from baselines.harness.results.number_format import clip, fixed, plus_minus, significant
+
+__all__ = ["side_by_side", "text"]
+
+_HEADER = ("model", "depth", "A", "B", "B - A", "95%", "density ms, A / B", "sample ms, A / B")
+Key = tuple[str, str, int | None, str]
+
+
+def text(first: Path, second: Path) -> str:
+    """Return the tables for a terminal, at most 120 wide; raises as ``side_by_side`` does."""
+    lines = [f"A: {first}", f"B: {second}", ""]
+    for table in side_by_side(first, second):
+        lines += [table.title, *plain_table(table, 120), ""]
+    lines.append(
+        "log-likelihood in nats ± 2 s.e. over test points; B - A with its paired 95% interval "
+        "where the test rows are the same, else without one; ms per 1000 rows"
+    )
+    return "\n".join(lines)
+
+
+def side_by_side(first: Path, second: Path) -> list[Table]:
+    """Return a table a data set: both likelihoods, their difference, both costs.
+
+    Rows are paired where both directories name the same checksum of the data; the likelihoods of
+    other rows are only subtracted.
+
+    Raises:
+        ReportError: a directory cannot be read, or they have no finished model in common.
+
+    """
+    results = [reading.load(Path(directory)) for directory in (first, second)]
+    ours, theirs = ({_key(s): s for s in found.settings if s.rows} for found in results)
+    common = [key for key in ours if key in theirs]
+    if not common:
+        raise ReportError(
+            f"{first} and {second} have no finished data set, model and depth in common: "
+            "name two runs of the same models on the same data"
+        )
+    checksums = [_checksums(found.manifest) for found in results]
+    tables = []
+    for name in dict.fromkeys(key[0] for key in common):
+        same = checksums[0].get(name) == checksums[1].get(name) is not None
+        pairs = [(ours[key], theirs[key]) for key in common if key[0] == name]
+        digits = likelihood_digits(s for pair in pairs for s in pair)
+        rows = tuple(_row(one, other, digits, same) for one, other in pairs)
+        title = clip(name, 70) + ("" if same else " (not known to be the same rows)")
+        tables.append(Table(title, "", _HEADER, rows))
+    return tables
+
+
+def _key(s: Setting) -> Key:
+    return s.dataset, s.model, s.depth, s.view
+
+
+def _checksums(manifest: dict[str, object]) -> dict[str, object]:
+    about = manifest.get("data")
+    if not isinstance(about, dict):
+        return {}
+    return {
+        reading.one_line(name): facts.get("checksum")
+        for name, facts in about.items()
+        if isinstance(facts, dict)
+    }
+
+
+def _row(one: Setting, other: Setting, digits: int, same: bool) -> tuple[Cell, ...]:
+    low = high = math.nan
+    values = [s.likelihood[0] for s in (one, other)]
+    difference = None if None in values else values[1] - values[0]  # type: ignore[operator]
+    a, b = one.log_prob, other.log_prob
+    if same and a is not None and b is not None and a.shape == b.shape:
+        difference, low, high = intervals(b - a)[0]
+    interval = f"{fixed(low, digits)} to {fixed(high, digits)}" if math.isfinite(low) else ""
+    cells = [
+        Cell(name_of(one)),
+        Cell("" if one.depth is None else str(one.depth)),
+        *(Cell(plus_minus(*s.likelihood, digits)) for s in (one, other)),
+        Cell(fixed(difference, digits), low > 0 or high < 0),
+        Cell(interval),
+    ]
+    for what in ("density", "sample"):
+        costs = [significant(s.mean(f"{what}_ms_per_1000")) for s in (one, other)]
+        cells.append(Cell(" / ".join(costs) if all(costs) else ""))
+    return tuple(cells)

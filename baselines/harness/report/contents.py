@@ -1,0 +1,213 @@
+"""results.csv, report.md, .html, .tex and the pictures, rebuilt from a directory of cells alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from baselines.harness.experiment import cost_sweeps
+from baselines.harness.metrics import scaling
+from baselines.harness.report import gallery, latex, pages, tables
+from baselines.harness.report.difference_table import difference_table
+from baselines.harness.report.pages import Block
+from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
+from baselines.harness.report.tables import Table
+from baselines.harness.results import load as reading
+from baselines.harness.results.load import COLUMNS, ReportError, Results, load, one_line
+from baselines.harness.results.number_format import clip
+from cflows.core.atomic_write import write_whole
+
+__all__ = ["COLUMNS", "ReportError", "rows", "summary", "write"]
+
+Row = dict[str, Any]
+
+_TITLES = {
+    "likelihood": "Normalizing flows compared: likelihood",
+    "sampling": "Normalizing flows compared: sampling cost",
+    "depth": "Normalizing flows compared: what depth buys",
+    "compare": "Normalizing flows compared: likelihood, sampling cost, depth",
+}
+_TABLES = {
+    "likelihood": [tables.likelihood_table, difference_table, tables.quality_table],
+    "sampling": [tables.cost_table],
+    "depth": [tables.depth_table],
+    "compare": [
+        tables.likelihood_table,
+        difference_table,
+        tables.quality_table,
+        tables.cost_table,
+        tables.depth_table,
+    ],
+}
+_HOW_TO_READ = (
+    "Log-likelihoods are in nats, in the data set's own units; higher is better, and ± is 2"
+    " standard errors over the test rows. The gain is the paired difference to a full-covariance"
+    " Gaussian fitted to the same training rows, which is what a flow must beat. Likelihood and"
+    " sampling cost show each model at its deepest; bold is the best log-likelihood and every other"
+    " within 2 standard errors of the paired difference to it. Evaluations count calls of a model's"
+    " networks. Solver gap is how far a row's log-density moves when the ODE solver's tolerance is"
+    " ten times tighter: discrete flows have no solver, and their cell is empty. The round-trip"
+    " error is the largest of the test rows checked, in standard deviations of the data."
+)
+_SEEDS = (
+    " Values are averages over seeds, except that the solver gap's maximum and the round-trip error"
+    " are the largest of all seeds. ± 2 s.e. is over test points, of that average; the spread over"
+    " seeds is one standard deviation, and the gain's is the same: the Gaussian has no seed."
+)
+
+
+def write(directory: Path) -> Path:
+    """Write results.csv, report.md, .html, .tex and the pictures; return the path of report.html.
+
+    Raises `ReportError` where the directory is missing or holds no cells, or a file is broken.
+    """
+    results = load(Path(directory))
+    pictures, blocks = {}, list(_results_blocks(results))
+    for stem, caption, png, svg in gallery.pictures(results):
+        pictures[stem] = png
+        blocks.append(Block("picture", caption, stem))
+        write_whole(results.directory / f"{stem}.png", png)
+        write_whole(results.directory / f"{stem}.svg", svg)
+    if not pictures:
+        reason = (
+            "no cell has what one shows" if gallery.has_matplotlib() else "they need matplotlib"
+        )
+        blocks.append(Block("p", f"None: {reason}."))
+    blocks += _run_blocks(results)
+    write_whole(results.directory / "results.csv", _csv(results.rows))
+    for name, lines in _measurements(results):
+        columns = tuple(dict.fromkeys(column for line in lines for column in line))
+        write_whole(results.directory / name, _csv(lines, columns))
+    write_whole(results.directory / "report.md", pages.markdown(blocks))
+    write_whole(results.directory / "report.tex", latex.document(blocks))
+    path = results.directory / "report.html"
+    write_whole(path, pages.page(blocks, pictures))
+    return path
+
+
+def rows(directory: Path) -> list[Row]:
+    """Return the rows of results.csv, None where one is empty. Raises as `write` does."""
+    return load(Path(directory)).rows
+
+
+def summary(directory: Path) -> str:
+    """Return the table for a terminal: every setting of every data set, at most 100 wide.
+
+    Raises as `write` does.
+    """
+    lines: list[str] = []
+    results = load(Path(directory))
+    for name, found in results.by_dataset.items():
+        seeds = max(len(s.rows) + len(s.failed) for s in found)
+        averaged = f" (averages over {seeds} seeds)" if seeds > 1 else ""
+        lines += [clip(name, 70) + averaged]
+        lines += tables.plain_table(tables.summary_table(found))
+        missing = [(s, row) for s in found if s.rows for row in s.failed]
+        for s, row in missing:
+            place = f"{s.label} depth {s.depth} seed {row['seed']}"
+            lines.append(clip(f"{place} failed: {row['error']}", 100))
+        lines.append("")
+    timed = any(row["density_ms_per_1000"] is not None for s in results.settings for row in s.rows)
+    costs = "; ms per 1000 rows; NFE density/sample" if timed else ""
+    lines.append(f"log-likelihood in nats, higher is better{costs}")
+    return "\n".join(lines)
+
+
+# --- what the report says ------------------------------------------------------------------------
+
+
+def _results_blocks(results: Results) -> Iterator[Block | Table]:
+    comparison = results.manifest.get("comparison")
+    several = any(len(s.rows) + len(s.failed) > 1 for s in results.settings)
+    yield Block("h1", _TITLES.get(str(comparison), _TITLES["compare"]))
+    yield Block("p", _HOW_TO_READ + (_SEEDS if several else ""))
+    about = results.manifest.get("data")
+    about = {one_line(k): v for k, v in about.items()} if isinstance(about, dict) else {}
+    for name, found in results.by_dataset.items():
+        if not name:  # a cell cut off before it wrote what it is: listed among the failed
+            continue
+        yield Block("h2", name)
+        if isinstance(about.get(name), dict):
+            yield Block("p", _describe(about[name]), "soft")
+        for table in _TABLES.get(str(comparison), _TABLES["compare"]):
+            if (filled := table(found)).rows:
+                yield filled
+        for file, table_of in (
+            (cost_sweeps.ROWS_FILE, rows_table),
+            (cost_sweeps.STEPS_FILE, steps_table),
+        ):
+            if measured := reading.measured(results, file).get(name):
+                yield table_of(measured)
+    for axis, title in (("features", "dimension"), ("depth", "depth")):
+        if records := reading.records(results.directory / cost_sweeps.sweep_file(axis)):
+            yield Block("h2", f"Growth with {title}")
+            for what in ("density", "sample"):
+                yield growth_table(records, axis, what, results.labels)
+    yield Block("h2", "Pictures")
+
+
+def _describe(data: Mapping[str, Any]) -> str:
+    parts = [str(data["kind"])] if data.get("kind") else []
+    if isinstance(data.get("rows"), list):
+        counts = " / ".join(f"{n:,}" if isinstance(n, int) else str(n) for n in data["rows"])
+        parts.append(f"{counts} rows to train / validate / test")
+    if data.get("features"):
+        parts.append(f"{data['features']} columns")
+    if data.get("note"):
+        parts.append(str(data["note"]))
+    parts += [f"{key} {data[key]}" for key in ("source", "licence", "checksum") if data.get(key)]
+    return one_line("; ".join(parts))
+
+
+def _run_blocks(results: Results) -> Iterator[Block | Table]:
+    yield Block("h2", "Failed cells")
+    failures = tables.failure_table(results.rows, results.labels)
+    yield failures if failures.rows else Block("p", "None.")
+    manifest = results.manifest
+    yield Block("h2", "Command and machine")
+    yield Block("code", one_line(manifest.get("command", "")))
+    keys = ("created", "processor", "threads", "device", "dtype", "seed", "steps")
+    lines = [f"{key}: {manifest[key]}" for key in keys if manifest.get(key) is not None]
+    if isinstance(versions := manifest.get("versions"), dict):
+        lines.append("versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
+    yield Block("list", "\n".join(map(one_line, lines)))
+    yield Block("manifest", json.dumps(manifest, indent=2, ensure_ascii=False))
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+
+def _measurements(results: Results) -> Iterator[tuple[str, list[Row]]]:
+    """Name and lines of the further .csv files: what was measured after the cells, flat."""
+    for axis in scaling.SWEEPS:
+        if records := reading.records(results.directory / cost_sweeps.sweep_file(axis)):
+            yield cost_sweeps.sweep_file(axis).replace(".json", ".csv"), records
+    for file in (cost_sweeps.ROWS_FILE, cost_sweeps.STEPS_FILE):
+        lines: list[Row] = []
+        for name, found in reading.measured(results, file).items():
+            for s, records in found:
+                head = {"dataset": name, "model": s.model, "depth": s.depth, "view": s.view}
+                lines += [head | _flat(record) for record in records]
+        if lines:
+            yield file.replace(".json", ".csv"), lines
+
+
+def _flat(record: Mapping[str, Any]) -> Row:
+    """{"density": {"ms": 1}} -> {"density_ms": 1}."""
+    found: Row = {}
+    for name, value in record.items():
+        parts = value if isinstance(value, dict) else {None: value}
+        found |= {name if part is None else f"{name}_{part}": v for part, v in parts.items()}
+    return found
+
+
+def _csv(found: Iterable[Row], columns: Sequence[str] = COLUMNS) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue()

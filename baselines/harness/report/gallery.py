@@ -1,0 +1,151 @@
+"""Which pictures a directory of cells can fill, under which names, with which captions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from baselines.harness.experiment import cost_sweeps
+from baselines.harness.metrics.depth import END_TIME
+from baselines.harness.plots import curves, likelihood_cost
+from baselines.harness.plots import style as canvas
+from baselines.harness.plots.curves import Line
+from baselines.harness.report.scaling_tables import per_1000
+from baselines.harness.results import load as reading
+from baselines.harness.results.aggregate import Setting, deepest
+from baselines.harness.results.load import Results
+
+__all__ = ["has_matplotlib", "pictures"]
+
+_AXES = {"features": "dimension D", "depth": "depth K (layers; blocks of FFJORD)"}
+_WHAT = {END_TIME: "end time"}  # of a continuous model whose depth counts no blocks
+
+
+def has_matplotlib() -> bool:
+    """Tell whether pictures can be drawn at all."""
+    return find_spec("matplotlib") is not None
+
+
+def pictures(results: Results) -> Iterator[tuple[str, str, bytes, bytes]]:
+    """Yield file stem, caption, PNG and SVG of every picture that the results can fill."""
+    if not has_matplotlib():
+        return
+    for stem, caption, figure in _figures(results):
+        if figure is not None:
+            yield stem, caption, *canvas.encode(figure)
+
+
+def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
+    named = [s for s in results.settings if s.dataset]
+    yield (
+        "likelihood",
+        "Test log-likelihood of each model at its deepest; the dashed line is the Gaussian. An "
+        "arrow stands for what lies far below.",
+        likelihood_cost.likelihood(named),
+    )
+    yield (
+        "front",
+        "Likelihood against the cost of sampling: every model at every depth, the deepest with its "
+        "number of layers or blocks. The line joins those that no other beats in both; an arrow, "
+        "with its log-likelihood, stands for what lies far below.",
+        curves.front(named),
+    )
+    yield (
+        "cost",
+        "What a sample costs against what a density costs; the thin line joins a model's depths.",
+        likelihood_cost.cost(named),
+    )
+    histories = reading.histories(results)
+    yield (
+        "training",
+        "Validation log-likelihood while training, each model at its deepest, a line a seed; the "
+        "lowest tenth of the points may lie below the panel.",
+        curves.training(named, histories),
+    )
+    yield (
+        "nfe",
+        "Network evaluations an optimiser step of the continuous flows, while training.",
+        curves.nfe_in_training(named, histories),
+    )
+    for name, axis in _AXES.items():
+        records = reading.records(results.directory / cost_sweeps.sweep_file(name))
+        yield (
+            f"growth_{name}",
+            f"Cost against {axis.split(' ')[0]}, untrained models; an autoregressive flow's slow "
+            "direction is solid where it is cached, dashed with open marks where sequential.",
+            curves.growth(records, axis, results.labels),
+        )
+    taken: set[str] = set()
+    stepped = reading.measured(results, cost_sweeps.STEPS_FILE)
+    for name, found in results.by_dataset.items():
+        if not name:
+            continue
+        stem = _stem(name, taken)
+        yield (
+            f"depth_{stem}",
+            f"{name}: what depth buys. Layers and evaluations are different things: each family "
+            "has its own axis.",
+            curves.depth_curves(*_lines(found, stepped.get(name, [])), name),
+        )
+        columns = [(s, p) for s in deepest(found) if (p := reading.picture(results, s))]
+        if columns:
+            data = next((p["data"] for _, p in columns if "data" in p), None)
+            yield (
+                f"densities_{stem}",
+                f"{name}: densities above, samples below, at each model's deepest.",
+                likelihood_cost.densities(columns, data),
+            )
+            yield (
+                f"trajectories_{stem}",
+                f"{name}: paths of the continuous flows from noise to data.",
+                curves.trajectories(columns),
+            )
+
+
+def _lines(
+    found: Sequence[Setting], stepped: Sequence[tuple[Setting, Sequence[Any]]]
+) -> tuple[list[Line], list[Line]]:
+    """The curves of discrete and of continuous flows; a continuous one is told by its gap."""
+    discrete: list[Line] = []
+    continuous: list[Line] = []
+    keys = ((s.model, s.label, s.view) for s in found if s.depth is not None)
+    for model, label, view in dict.fromkeys(keys):
+        own = [s for s in found if (s.model, s.view) == (model, view) and s.rows]
+        if any(s.mean("solver_gap") is not None for s in own):
+            points = [(float(nfe), _measures(s)) for s in own if (nfe := s.mean("nfe_density"))]
+            continuous.append(Line(model, label, _WHAT.get(model, "blocks"), points))
+        else:
+            points = [(float(s.depth or 0), _measures(s)) for s in own]
+            discrete.append(Line(model, label, "layers", points))
+    for s, records in stepped:
+        points = []
+        for r in records:
+            values = {
+                "test_log_prob": r["test_log_prob"],
+                "round_trip_error": r["round_trip_error"],
+                "density_ms_per_1000": per_1000(r["density"]),
+                "sample_ms_per_1000": per_1000(r["sample"]),
+            }
+            points.append((float(r["density"]["nfe_call"]), values))
+        continuous.append(Line(s.model, s.label, "solver steps", points))
+    return discrete, continuous
+
+
+def _measures(s: Setting) -> dict[str, float | None]:
+    return {
+        "test_log_prob": s.likelihood[0],
+        "round_trip_error": s.largest("round_trip_error"),
+        "density_ms_per_1000": s.mean("density_ms_per_1000"),
+        "sample_ms_per_1000": s.mean("sample_ms_per_1000"),
+    }
+
+
+def _stem(name: str, taken: set[str]) -> str:
+    """Return a file name that no data set can lead out of the directory, nor share with another."""
+    stem = base = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60]
+    while stem.lower() in taken:
+        stem = f"{base}_{len(taken) + 1}"
+    taken.add(stem.lower())
+    return stem

@@ -1,0 +1,283 @@
+"""The tables of a report: seeds averaged, every mean with its error, differences paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from baselines.harness.results.aggregate import (
+    VIEW,
+    Row,
+    Setting,
+    deepest,
+    leaders,
+    name_of,
+)
+from baselines.harness.results.number_format import (
+    clip,
+    count,
+    decimals,
+    fixed,
+    plus_minus,
+    power,
+    significant,
+)
+
+__all__ = [
+    "Cell",
+    "Table",
+    "cost_table",
+    "depth_table",
+    "failure_table",
+    "likelihood_digits",
+    "likelihood_table",
+    "plain_table",
+    "quality_table",
+    "summary_table",
+]
+
+Columns = dict[str, Callable[[Setting], str]]
+
+_QUALITY = (
+    "Draws against test rows; in brackets the null, test rows against test rows, which is what a"
+    " perfect model would show. In standard deviations of the data; the classifier's accuracy is on"
+    " held-out rows, one half if it cannot tell. Smaller is better in all four."
+)
+_LIKELIHOOD = "test log-likelihood ± 2 s.e."
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: its text, and whether it is set in bold."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table without a format: a title, a note (or ""), column heads, rows of cells.
+
+    A row shorter than the header ends in a sentence, which runs over the columns it lacks.
+    """
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    words: bool = False  # set like text, not like numbers
+
+    @cached_property
+    def sides(self) -> str:
+        """``"l"`` or ``"r"`` for each column: where words stand, and where numbers do."""
+        full = [row for row in self.rows if len(row) == len(self.header)]
+        texts = [[row[i].text for row in full if row[i].text] for i in range(len(self.header))]
+        words = [self.words or i == 0 or (bool(column) and all(map(_is_word, column)))
+                 for i, column in enumerate(texts)]  # fmt: skip
+        return "".join("l" if left else "r" for left in words)
+
+
+def likelihood_table(found: Sequence[Setting]) -> Table:
+    """Return the Likelihood table of one data set: the Gaussian, then each model at its deepest."""
+    shown = deepest(found)
+    digits = decimals(s.gain[1] for s in shown)
+    bits: Columns = {
+        "bits per dimension ± 2 s.e.": lambda s: plus_minus(
+            s.mean("bits_per_dim"), s.mean("bits_per_dim_2se"), 3
+        )
+    }
+    columns: Columns = {
+        **_likelihood_columns(shown),
+        **(bits if any(s.mean("bits_per_dim") is not None for s in shown) else {}),
+        "gain over Gaussian ± 2 s.e.": lambda s: _gain(s, digits),
+        "solver gap, mean / max": lambda s: _join(
+            power(s.mean("solver_gap")), power(s.largest("solver_gap_max"))
+        ),
+        "round-trip error": lambda s: power(s.largest("round_trip_error")),
+        "parameters": lambda s: count(s.mean("parameters")),
+        "training s": lambda s: fixed(s.mean("train_seconds"), 1),
+    }
+    return _table("Likelihood", shown, columns, _stand_ins(found, shown), leaders(shown))
+
+
+def _is_word(text: str) -> bool:
+    return text[0].isalpha() and not text.startswith(("nan", "inf", "not known"))
+
+
+def cost_table(found: Sequence[Setting]) -> Table:
+    """Return the Sampling cost table of one data set: the rows of the Likelihood table."""
+    shown = deepest(found)
+    columns: Columns = {
+        "evaluations, density": lambda s: count(s.mean("nfe_density")),
+        "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
+        "ms per 1000 densities (quartiles)": lambda s: _quartiles(s, "density"),
+        "ms per 1000 samples (quartiles)": lambda s: _quartiles(s, "sample"),
+        "sample / density": lambda s: significant(_ratio(s)),
+    }
+    return _table("Sampling cost", shown, columns, _stand_ins(found, shown))
+
+
+def quality_table(found: Sequence[Setting]) -> Table:
+    """Return the Sample quality table of one data set; no rows where nothing was compared."""
+    shown = [s for s in deepest(found) if s.mean("sw") is not None]
+    names = {
+        "sw": ("sliced Wasserstein", 3),
+        "mmd": ("MMD²", 4),
+        "ks": ("mean 1-d KS", 3),
+        "c2st": ("classifier accuracy", 3),
+    }
+    columns: Columns = {
+        f"{title} (null)": partial(_beside_null, name=name, digits=digits)
+        for name, (title, digits) in names.items()
+    }
+    return _table("Sample quality", shown, columns, _QUALITY)
+
+
+def _beside_null(s: Setting, name: str, digits: int) -> str:
+    value, null = s.mean(name), s.mean(f"{name}_null")
+    spread = s.spread_of(name)
+    text = fixed(value, digits) + ("" if spread is None else f" ± {fixed(spread, digits)} s.d.")
+    return text if value is None or null is None else f"{text} ({fixed(null, digits)})"
+
+
+def depth_table(found: Sequence[Setting]) -> Table:
+    """Return the Depth table of one data set: every model at every depth, the Gaussian first."""
+    columns: Columns = {
+        **_likelihood_columns(found),
+        "ms per 1000 densities": lambda s: significant(s.mean("density_ms_per_1000")),
+        "ms per 1000 samples": lambda s: significant(s.mean("sample_ms_per_1000")),
+        "evaluations, density": lambda s: count(s.mean("nfe_density")),
+        "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
+        "parameters": lambda s: count(s.mean("parameters")),
+    }
+    return _table("Depth", found, columns)
+
+
+def summary_table(found: Sequence[Setting]) -> Table:
+    """Return the short table of one data set that a terminal shows at the end of a run.
+
+    A column that stays empty is left out.
+    """
+    digits, gain_digits = likelihood_digits(found), decimals(s.gain[1] for s in found)
+    columns: Columns = {
+        "log-lik. ± 2 s.e.": lambda s: plus_minus(*s.likelihood, digits),
+        "gain ± 2 s.e.": lambda s: _gain(s, gain_digits),
+        "solver gap": lambda s: power(s.mean("solver_gap")),
+        "density ms": lambda s: significant(s.mean("density_ms_per_1000")),
+        "sample ms": lambda s: significant(s.mean("sample_ms_per_1000")),
+        "NFE d/s": lambda s: _join(count(s.mean("nfe_density")), count(s.mean("nfe_sample")), "/"),
+    }
+    done = [s for s in found if s.rows]
+    measured = {head: text for head, text in columns.items() if any(map(text, done))}
+    return _table("", found, measured or columns)
+
+
+def failure_table(rows: Iterable[Row], labels: Mapping[str, str]) -> Table:
+    """Return one line for every cell that did not finish, with its reason."""
+    header = ("data set", "model", "depth", "seed", "reason", "cell")
+    columns = ("dataset", "model", "depth", "seed", "error", "cell")
+    failed = [row for row in rows if row["status"] != "ok"]
+
+    def cells(row: Row) -> tuple[Cell, ...]:
+        values = {**row, "model": labels.get(row["model"], row["model"])}
+        return tuple(Cell("" if values[c] is None else str(values[c])) for c in columns)
+
+    return Table("", "", header, tuple(map(cells, failed)), words=True)
+
+
+def plain_table(table: Table, width: int = 100) -> list[str]:
+    """Return the table's lines, none longer than `width`; the first column gives way."""
+    columns = len(table.header)
+    lines = [table.header, *(tuple(cell.text for cell in row) for row in table.rows)]
+    full = [line for line in lines if len(line) == columns]
+    sizes = [max(len(line[i]) for line in full) for i in range(columns)]
+    sizes[0] = max(len(line[0]) for line in lines)
+    sizes[0] = max(8, min(sizes[0], width - sum(sizes[1:]) - 2 * (columns - 1)))
+
+    def text(line: tuple[str, ...]) -> str:
+        tail = line[-1:] if len(line) < columns else ()
+        body = line[1 : len(line) - len(tail)]
+        parts = [clip(line[0], sizes[0]).ljust(sizes[0])]
+        for value, size, side in zip(body, sizes[1:], table.sides[1:], strict=False):
+            parts.append(value.ljust(size) if side == "l" else value.rjust(size))
+        return clip("  ".join([*parts, *tail]).rstrip(), width)
+
+    return list(map(text, lines))
+
+
+def likelihood_digits(found: Iterable[Setting]) -> int:
+    """Return the decimals at which these settings' log-likelihoods are worth printing."""
+    return decimals(s.likelihood[1] for s in found)
+
+
+def _stand_ins(found: Sequence[Setting], shown: Sequence[Setting]) -> str:
+    """Say where a table's row is not the deepest setting that was asked for."""
+    notes = []
+    for s in shown:
+        missed = [
+            o.depth
+            for o in found
+            if (o.model, o.view) == (s.model, s.view) and _deeper(o, s) and not o.rows
+        ]
+        if s.rows and missed:
+            depths = ", ".join(str(depth) for depth in missed)
+            notes.append(f"{name_of(s)} failed at depth {depths}: depth {s.depth} stands here.")
+    return " ".join(notes)
+
+
+def _deeper(first: Setting, second: Setting) -> bool:
+    return (first.depth or 0) > (second.depth or 0)
+
+
+def _table(
+    title: str,
+    shown: Sequence[Setting],
+    columns: Columns,
+    note: str = "",
+    bold: Sequence[Setting] = (),
+) -> Table:
+    """Return a row a setting: model, depth, the columns; a row cut short says why it failed."""
+    views = any(s.view != VIEW for s in shown)
+
+    def cells(s: Setting) -> tuple[Cell, ...]:
+        name = (Cell(s.label), *([Cell(s.view)] if views else []))
+        name += (Cell("" if s.depth is None else str(s.depth)),)
+        if not s.rows:
+            return (*name, Cell(f"failed: {s.failed[0]['error']}"))
+        first, *rest = (text(s) for text in columns.values())
+        return (*name, Cell(first, s in bold), *map(Cell, rest))
+
+    head = ("model", *(["view"] if views else []), "depth")
+    return Table(title, note, (*head, *columns), tuple(map(cells, shown)))
+
+
+def _likelihood_columns(shown: Sequence[Setting]) -> Columns:
+    """Return the likelihood, and with several seeds their number and spread."""
+    digits = likelihood_digits(shown)
+    columns: Columns = {_LIKELIHOOD: lambda s: plus_minus(*s.likelihood, digits)}
+    if any(len(s.rows) + len(s.failed) > 1 for s in shown):
+        columns["seeds"] = lambda s: s.seeds
+        columns["spread over seeds (± s.d.)"] = lambda s: (
+            "" if s.spread is None else f"± {fixed(s.spread, digits)}"
+        )
+    return columns
+
+
+def _gain(s: Setting, digits: int) -> str:
+    return "0" if s.model == "gaussian" else plus_minus(*s.gain, digits)
+
+
+def _ratio(s: Setting) -> float | None:
+    density, sample = s.mean("density_ms_per_1000"), s.mean("sample_ms_per_1000")
+    return sample / density if density and sample is not None else None
+
+
+def _quartiles(s: Setting, what: str) -> str:
+    middle = significant(s.mean(f"{what}_ms_per_1000"))
+    low, high = (significant(s.mean(f"{what}_ms_{q}")) for q in ("q1", "q3"))
+    return f"{middle} ({low}–{high})" if middle and low and high else middle
+
+
+def _join(first: str, second: str, sign: str = " / ") -> str:
+    return f"{first}{sign}{second}" if first and second else first or second

@@ -1,0 +1,1 @@
+"""A directory of cells, read and averaged."""

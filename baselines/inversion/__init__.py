@@ -1,0 +1,1 @@
+"""Inverses that are computed: roots, degree sweeps, fixed points."""

@@ -1,0 +1,273 @@
+r"""The walk through the degrees of a MADE: an autoregressive layer inverted in one pass.
+
+A hidden unit of degree m depends on y_1..y_m and on nothing later, so it is computed once, as soon
+as y_m is known. Walk the degrees upwards,
+
+    h_d from the units of degree < d;  y_d = τ(g_d; h_d);  then the units of degree d,
+
+and every product of the masked network is done once, against D times. The gradient walks down: when
+the cotangents of everything of a degree above m are known, those of the units of degree m are, then
+that of y_m. Each takes about one pass, and O(N H) memory a layer.
+
+Degrees are taken some at a time: what earlier ones contribute to them is one large product, and
+only what they contribute to each other is done in small steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.networks.activations import ACTIVATIONS
+from baselines.networks.made import MADE
+from cflows.core.first_order import first_order_only
+
+__all__ = ["ONCE", "Pullback", "Solve", "walk"]
+
+UNITS_AT_A_TIME = 96
+ONCE = (
+    "the gradient through a cached or jacobi inversion cannot be differentiated again: "
+    'build the layer with inversion="sequential"'
+)
+
+# given (*S), parameters (*S, P) -> value (*S), log-derivative (*S)
+Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# given, parameters, value, for_value, for_log_det -> for_given (*S), for_parameters (*S, P)
+Pullback = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def walk(
+    made: MADE,
+    given: Tensor,
+    context: Tensor | None,
+    solve: Solve,
+    pullback: Pullback | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Walk the degrees: (N, D, *G) and (N, C) -> y (N, D) and log-derivatives (D, N) by degree.
+
+    Args:
+        made: whose outputs are the parameters.
+        given: what ``solve`` is given of each coordinate, (N, *G).
+        context: of each row.
+        solve: (N, *G), (N, P) -> y_d (N,), log-derivative (N,).
+        pullback: its gradient; without one there is none.
+
+    """
+    made.evaluations_made += 1
+    by_degree = made.degrees.argsort()
+    with torch.autocast(given.device.type, enabled=False):
+        layers = made.masked
+        offset: Tensor = layers[0].bias[:, None]
+        if made.context_weight is not None:
+            assert context is not None
+            offset = offset + made.context_weight @ context.mT
+        weights = [layer.effective() for layer in layers]
+        weights[0] = weights[0][:, by_degree]
+        # Outputs of one coordinate side by side, coordinates in the order of their degrees.
+        shape = (made.outputs, made.features)
+        weights[-1] = weights[-1].view(*shape, -1)[:, by_degree].transpose(0, 1).flatten(0, 1)
+        biases: list[Tensor] = [layer.bias for layer in layers]
+        if not torch.is_grad_enabled():
+            # A Function is told that a parameter needs a gradient even where none is recorded.
+            biases = [bias.detach() for bias in biases]
+        biases[-1] = biases[-1].view(shape)[:, by_degree].mT.flatten()
+        # Feature by row: what the walk slices then lies in one piece.
+        rows = given.transpose(0, 1)[by_degree]
+        y, slopes = _Walk.apply(  # type: ignore[no-untyped-call]
+            _Network(made), solve, pullback, rows, offset, *weights, *biases[1:]
+        )
+    return y[made.degrees - 1].mT.contiguous(), slopes
+
+
+class _Network:
+    """A MADE with its coordinates in the order of their degrees, and how to walk it."""
+
+    def __init__(self, made: MADE) -> None:
+        self.features = made.features
+        self.outputs = made.outputs
+        self.edges = made.plan().edges
+        self.activation = ACTIVATIONS[made.activation]
+        self.skips = [made.skip(layer) for layer in range(len(self.edges))]
+
+    @property
+    def depth(self) -> int:
+        """How many hidden layers there are."""
+        return len(self.edges)
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of degrees p..q-1 that cover 0..D; the last has no hidden unit."""
+        p = 0
+        while p <= self.features:
+            q = p + 1
+            while (
+                q <= self.features
+                and q - p < UNITS_AT_A_TIME
+                and self.most(p, q + 1) <= UNITS_AT_A_TIME
+            ):
+                q += 1
+            yield p, q
+            p = q
+
+    def most(self, p: int, q: int) -> int:
+        """The largest number of a layer's units with degrees p..q-1."""
+        return max(edge[min(q, self.features)] - edge[p] for edge in self.edges)
+
+    def block(self, layer: int, p: int, q: int) -> slice:
+        """Units of a hidden layer with degrees p..q-1."""
+        edge = self.edges[layer]
+        return slice(edge[min(p, self.features)], edge[min(q, self.features)])
+
+    def inputs(self, layer: int, p: int, q: int) -> slice:
+        """What a layer reads of degrees p..q-1: coordinates, or units of the layer before."""
+        return self.block(layer - 1, p, q) if layer else slice(max(p - 1, 0), max(q - 1, 0))
+
+    def rows(self, layer: int, p: int, q: int) -> slice:
+        """Rows of a layer for degrees p..q-1; of the last layer, for their coordinates."""
+        return self.block(layer, p, q) if layer < self.depth else self.parameters(p, q)
+
+    def sizes(self, layer: int, p: int, q: int) -> list[int]:
+        """How many of these rows each degree has."""
+        if layer == self.depth:
+            return [self.outputs if m else 0 for m in range(p, q)]
+        edge = self.edges[layer]
+        return [edge[m + 1] - edge[m] if m < self.features else 0 for m in range(p, q)]
+
+    def parameters(self, p: int, q: int) -> slice:
+        """Rows of the last layer for the coordinates of degrees p..q-1."""
+        return slice(max(p - 1, 0) * self.outputs, max(q - 1, 0) * self.outputs)
+
+
+class _Walk(torch.autograd.Function):
+    """(g, offset, weights, biases) -> (y, log-derivatives), all feature by row.
+
+    Degrees 0..D in turn: coordinate d, if d ≥ 1, then the hidden units of degree d, if d < D.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        network: _Network,
+        solve: Solve,
+        pullback: Pullback | None,
+        given: Tensor,
+        offset: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        depth, edges = network.depth, network.edges
+        weights, biases = (
+            tensors[: depth + 1],
+            (offset, *(b[:, None] for b in tensors[depth + 1 :])),
+        )
+        count = given.shape[1]
+        needed = any(ctx.needs_input_grad)
+        y, slopes = (weights[0].new_zeros(network.features, count) for _ in range(2))
+        before = [weights[0].new_empty(edge[-1], count) for edge in edges]
+        # What the activation is applied to is kept only for a skip or for the derivative.
+        apart = needed or any(skip is not None for skip in network.skips)
+        after = [torch.zeros_like(h) for h in before] if apart else before
+        parameters = weights[0].new_empty(weights[-1].shape[0], count)
+        values, sources = [*before, parameters], [y, *after]
+        # One view a coordinate, made at once: indexing is what the small steps spend time on.
+        given_at, y_at, slope_at = given.unbind(0), y.unbind(0), slopes.unbind(0)
+        for p, q in network.chunks():
+            rows = [network.rows(layer, p, q) for layer in range(depth + 1)]
+            for layer in range(depth + 1):
+                known = network.inputs(layer, 0, p)
+                if rows[layer].stop > rows[layer].start:
+                    torch.addmm(biases[layer][rows[layer]], weights[layer][rows[layer], known],
+                                sources[layer][known], out=values[layer][rows[layer]])  # fmt: skip
+            # What degrees p..q-1 contribute to each other: by layer, a view a degree. Factors span
+            # all of them: what is not known yet is finite, and its masked weight is zero.
+            own = [network.inputs(layer, p, q) for layer in range(depth + 1)]
+            sizes = [network.sizes(layer, p, q) for layer in range(depth + 1)]
+            inner = [source[c] for source, c in zip(sources, own, strict=True)]
+            factors = [
+                torch.split(w[r, c], n)
+                for w, r, c, n in zip(weights, rows, own, sizes, strict=True)
+            ]
+            value_at = [torch.split(v[r], n) for v, r, n in zip(values, rows, sizes, strict=True)]
+            after_at = [torch.split(a[r], n) for a, r, n in zip(after, rows, sizes, strict=False)]
+            for i, m in enumerate(range(p, q)):
+                if m:
+                    h = value_at[depth][i].addmm_(factors[depth][i], inner[depth])
+                    value, slope = solve(given_at[m - 1], h.mT)
+                    y_at[m - 1].copy_(value)
+                    slope_at[m - 1].copy_(slope)
+                for layer in range(depth):
+                    if sizes[layer][i] == 0:
+                        continue
+                    h = value_at[layer][i].addmm_(factors[layer][i], inner[layer])
+                    if (skip := network.skips[layer]) is not None:
+                        h += value_at[skip][i]
+                    if apart:
+                        after_at[layer][i].copy_(h)
+                    network.activation.in_place(after_at[layer][i])
+        ctx.network, ctx.pullback = network, pullback
+        if needed:
+            ctx.save_for_backward(
+                given, y, parameters, offset, *weights, *before, *after, *tensors[depth + 1 :]
+            )
+        return y, slopes
+
+    @staticmethod
+    @first_order_only(ONCE)
+    def backward(ctx: Any, for_y: Tensor, for_slopes: Tensor) -> Any:
+        network: _Network = ctx.network
+        depth, most = network.depth, network.features + 1
+        given, y, parameters, offset, *rest = ctx.saved_tensors
+        # The biases that follow are there to be refused, should a second derivative ask for them.
+        weights, before = rest[: depth + 1], rest[depth + 1 : 2 * depth + 1]
+        after = rest[2 * depth + 1 : 3 * depth + 1]
+        for_y = for_y.clone()
+        for_given = torch.empty_like(given)
+        # Cotangents of the layers' values, h and parameters; under a, before a' is multiplied in.
+        forms = [*(torch.empty_like(h) for h in before), torch.empty_like(parameters)]
+
+        def gather(source: int, columns: slice, rows: slice) -> Tensor:
+            weight: Tensor = weights[source][rows, columns]
+            return weight.mT @ forms[source][rows]
+
+        for p, q in reversed(list(network.chunks())):
+            later = [network.block(layer, q, most) for layer in range(depth)]
+            later.append(network.parameters(q, most))
+            columns = network.inputs(0, p, q)
+            for_y[columns] += gather(0, columns, later[0])
+            for layer in range(depth):
+                columns = network.block(layer, p, q)
+                forms[layer][columns] = gather(layer + 1, columns, later[layer + 1])
+            for m in reversed(range(p, q)):
+                for layer in reversed(range(depth if m < network.features else 0)):
+                    columns = network.block(layer, m, m + 1)
+                    if columns.stop == columns.start:
+                        continue
+                    rows = (network.block(layer + 1, m, q) if layer + 1 < depth
+                            else network.parameters(m + 1, q))  # fmt: skip
+                    form = forms[layer][columns]
+                    if rows.stop > rows.start:
+                        form.addmm_(weights[layer + 1][rows, columns].mT, forms[layer + 1][rows])
+                    h, a = before[layer][columns], after[layer][columns]
+                    network.activation.pull_back(form, h, a)
+                    if layer in network.skips:
+                        form += forms[network.skips.index(layer)][columns]
+                if m:
+                    column, rows = network.inputs(0, m, m + 1), network.block(0, m, q)
+                    if rows.stop > rows.start:
+                        for_y[column].addmm_(weights[0][rows, column].mT, forms[0][rows])
+                    rows = network.parameters(m, m + 1)
+                    for_given[m - 1], for_parameters = ctx.pullback(
+                        given[m - 1], parameters[rows].mT, y[m - 1], for_y[m - 1], for_slopes[m - 1]
+                    )
+                    forms[-1][rows] = for_parameters.mT
+        needs = ctx.needs_input_grad[5 : 5 + depth + 1]
+        for_weights = [
+            form @ source.mT if need else None
+            for need, form, source in zip(needs, forms, [y, *after], strict=True)
+        ]
+        for_offset = (
+            forms[0] if offset.shape[1] == given.shape[1] else forms[0].sum(1, keepdim=True)
+        )
+        for_biases = [form.sum(1) for form in forms[1:]]
+        return None, None, None, for_given, for_offset, *for_weights, *for_biases

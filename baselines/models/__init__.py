@@ -1,0 +1,1 @@
+"""Models by name: settings, papers, and those of users."""

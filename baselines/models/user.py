@@ -1,0 +1,194 @@
+"""Models of the user's own: a function in a file or a module, or an entry point of a package.
+
+The function is (features, depth) -> Flow, for white data. Attributes of it may say more, each as in
+``models.Model``: ``label``, ``depths``, ``unit``, ``steps``, ``quick_steps``, ``learning_rate``,
+``warmup``, ``objective``, ``batch_size``. With a third argument ``hidden`` its widths can be chosen
+for it. In place of a function a ``models.Model`` will do.
+
+    # mine.py; cflows compare --models maf mine.py:deep
+    from baselines import MAF
+
+    def deep(features, depth):
+        return MAF(features, layers=depth, hidden=(32,) * 4)
+
+    deep.depths = (3,)
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from baselines.harness.data.dataset import nearest
+from baselines.models.builtin import MODELS, Model, ModelError
+from cflows import Flow
+
+__all__ = ["GROUP", "entered", "imported", "installed", "located"]
+
+GROUP = "cflows.models"
+
+
+def imported(name: str) -> Model:
+    """Return the model behind ``file.py:function`` or ``module:function``.
+
+    Raises:
+        ModelError: there is no such file, module or function, or it cannot be imported.
+
+    """
+    place, _, function = name.rpartition(":")
+    if not place or not function.isidentifier():
+        raise ModelError(f"{name!r} is no model: write FILE.py:FUNCTION or MODULE:FUNCTION")
+    module = _file(Path(place)) if _is_file(place) else _module(place)
+    if not hasattr(module, function):
+        own = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        raise ModelError(f"{place} has no function {function!r}; {nearest(function, own)}it has "
+                         f"{', '.join(own) or 'none'}")  # fmt: skip
+    found = _model(getattr(module, function), name)
+    return replace(found, text=found.text + _fingerprint(module))
+
+
+def located(name: str) -> tuple[str, str]:
+    """Return what tables call a model, and the name that finds it from any folder.
+
+    Example:
+        >>> located("maf")
+        ('maf', 'maf')
+
+    """
+    place, _, function = name.rpartition(":")
+    if not place or not _is_file(place):
+        return name, name
+    return f"{Path(place).name}:{function}", f"{Path(place).resolve()}:{function}"
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Return the entry points of installed packages, by name."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def entered(entry: EntryPoint) -> Model:
+    """Return the model behind an entry point.
+
+    Raises:
+        ModelError: it cannot be imported, or is no model.
+
+    """
+    try:
+        found = _model(entry.load(), entry.name)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a package does when it is imported
+        raise _broken(f"the entry point {entry.name!r} ({entry.value})", error) from error
+    module = sys.modules.get(entry.module)
+    return found if module is None else replace(found, text=found.text + _fingerprint(module))
+
+
+def _model(given: Any, name: str) -> Model:
+    if isinstance(given, Model):
+        return given
+    if not callable(given):
+        raise ModelError(f"{name} is a {type(given).__name__}, not a function "
+                         "(features, depth) -> Flow")  # fmt: skip
+    core: Callable[..., Flow] = given
+    said = {
+        field.name: getattr(given, field.name)
+        for field in fields(Model)
+        if field.name not in ("core", "text") and hasattr(given, field.name)
+    }
+    if "depths" in said:
+        said["depths"] = tuple(said["depths"])
+    like = MODELS["maf"]
+    usual = {
+        "label": name.rpartition(":")[2],
+        "depths": (1,),
+        "unit": "layers",
+        "steps": like.steps,
+        "quick_steps": like.quick_steps,
+        "learning_rate": like.learning_rate,
+        "warmup": like.warmup,
+    }
+    return Model(core=core, **{**usual, **said})
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or os.sep in place
+
+
+def _file(path: Path) -> ModuleType:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); a model of your own is "
+                         "FILE.py:FUNCTION or MODULE:FUNCTION") from error  # fmt: skip
+    return _executed(path.resolve(), hashlib.sha256(content).hexdigest())
+
+
+@functools.cache
+def _executed(path: Path, digest: str) -> ModuleType:
+    """Run a file as a module, once for each content of it."""
+    # Its own name, which saved flows carry, unless another module has it.
+    name = path.stem
+    there = getattr(sys.modules.get(name), "__file__", None)
+    if name in sys.modules and (there is None or Path(there).resolve() != path):
+        name = f"{name}_{digest[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path}: is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    _look_in(path.parent)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file does
+        del sys.modules[name]
+        raise _broken(str(path), error) from error
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    _look_in(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ModelError(f"no module is called {name!r}: run the command in its folder, or "
+                             "name the file, as in FILE.py:FUNCTION") from error  # fmt: skip
+        raise _broken(name, error) from error
+    except Exception as error:
+        raise _broken(name, error) from error
+
+
+def _look_in(folder: Path) -> None:
+    """Let what stands beside the user's file be imported, behind all else."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _fingerprint(module: ModuleType) -> str:
+    """A hash of a module's text: what its constructors' arguments do not show, it does."""
+    path = getattr(module, "__file__", None)
+    if path is None or not os.path.isfile(path):
+        return ""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _broken(place: str, error: Exception) -> ModelError:
+    line = ""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is not None:
+        code = trace.tb_frame.f_code
+        line = f" (line {trace.tb_lineno} of {os.path.basename(code.co_filename)})"
+    reason = " ".join(str(error).split())
+    return ModelError(f"{place} cannot be imported: {type(error).__name__}: {reason}{line}")

@@ -1,0 +1,1 @@
+"""Networks that respect an order, a mask or a Lipschitz bound."""

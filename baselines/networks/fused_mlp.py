@@ -1,0 +1,186 @@
+r"""A perceptron as one node of the graph: what the networks of all discrete flows run on.
+
+    h_1 = W_1 x + b_1 + offset,   h_k = W_k a(h_{k-1}) + b_k
+
+Layer by layer, torch keeps h_k and a(h_k), and allocates a gradient of either. Here activations are
+written over their inputs, and so are their gradients: a training step of a narrow flow is as much
+memory traffic and bookkeeping as it is products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from baselines.networks.activations import Activation
+from baselines.networks.masked_linear import (
+    Staircase,
+    gradient_of_input,
+    gradient_of_weight,
+    product,
+)
+from cflows.core.bijector import may_read
+
+__all__ = ["by_calls", "perceptron", "plain", "transformed"]
+
+
+def perceptron(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: Activation,
+    *,
+    offset: Tensor | None = None,
+    staircases: Sequence[Staircase | None] | None = None,
+) -> Tensor:
+    """Apply the layers: (*B, inputs) -> (*B, outputs), differentiable any number of times.
+
+    Args:
+        x: (*B, inputs).
+        weights: a matrix (outputs, inputs) a layer.
+        biases: a vector (outputs,) a layer.
+        activation: between two layers.
+        offset: added to the first layer's values, (*B, H_1).
+        staircases: which blocks of the weights are not zero, None for all.
+
+    """
+    staircases = staircases or [None] * len(weights)
+    flat = x.reshape(-1, x.shape[-1])
+    if offset is not None:
+        offset = offset.reshape(-1, offset.shape[-1])
+    parameters = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
+    out: Tensor
+    if plain(x) and not torch.is_grad_enabled():
+        out = _evaluated(activation, staircases, flat, offset, *parameters)
+    elif plain(x):
+        out = _Perceptron.apply(activation, staircases, flat, offset, *parameters)  # type: ignore[no-untyped-call]
+    else:
+        out = _layer_by_layer(activation, flat, offset, *parameters)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def plain(x: Tensor) -> bool:
+    """Whether neither autocast nor a transform asks for torch's own operations."""
+    return not transformed(x) and not torch.is_autocast_enabled(x.device.type)
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether something is going on that has a rule of its own for each operation.
+
+    torch.func, compilation and tracing have, and forward differentiation: they see no custom
+    Function.
+    """
+    return not may_read(x) or forward_ad._current_level >= 0
+
+
+def by_calls(
+    x: Tensor,
+    layers: Iterable[nn.Module],
+    activation: Activation,
+    *,
+    offset: Tensor | None = None,
+) -> Tensor:
+    """The same as ``perceptron`` by calls of the layers, hooks and all."""
+    h = x
+    for number, layer in enumerate(layers):
+        h = layer(activation.call(h) if number else h)
+        if number == 0 and offset is not None:
+            h = h + offset
+    return h
+
+
+def _layer_by_layer(
+    activation: Activation, x: Tensor, offset: Tensor | None, *parameters: Tensor
+) -> Tensor:
+    h = x
+    for number, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
+        h = F.linear(activation.call(h) if number else h, weight, bias)
+        if number == 0 and offset is not None:
+            h = h + offset
+    return h
+
+
+def _evaluated(
+    activation: Activation,
+    staircases: Sequence[Staircase | None],
+    x: Tensor,
+    offset: Tensor | None,
+    *parameters: Tensor,
+) -> Tensor:
+    """Without a gradient: no layer's values outlive the next layer's."""
+    h = x
+    layers = zip(parameters[::2], parameters[1::2], staircases, strict=True)
+    for number, (weight, bias, staircase) in enumerate(layers):
+        h = product(activation.written(h) if number else h, weight, bias, staircase)
+        if number == 0 and offset is not None:
+            h += offset
+    return h
+
+
+class _Perceptron(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        activation: Activation,
+        staircases: Sequence[Staircase | None],
+        x: Tensor,
+        offset: Tensor | None,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.activation, ctx.staircases = activation, staircases
+        before: list[Tensor] = []
+        after = [x]
+        layers = zip(parameters[::2], parameters[1::2], staircases, strict=True)
+        for number, (weight, bias, staircase) in enumerate(layers):
+            h = product(after[-1], weight, bias, staircase)
+            if number == 0 and offset is not None:
+                h += offset
+            if number < len(staircases) - 1:
+                before.append(h)
+                after.append(activation.written(h))
+        ctx.save_for_backward(x, offset, *parameters, *before, *after[1:])
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        activation, staircases = ctx.activation, ctx.staircases
+        depth = len(staircases)
+        x, offset, *rest = ctx.saved_tensors
+        parameters, hidden = rest[: 2 * depth], rest[2 * depth :]
+        if torch.is_grad_enabled():
+            return (None, None, *_again(ctx, gradient, x, offset, *parameters))
+        before, after = hidden[: depth - 1], [x, *hidden[depth - 1 :]]
+        found: list[Tensor | None] = []
+        for number in reversed(range(depth)):
+            staircase, weight = staircases[number], parameters[2 * number]
+            needs_weight, needs_bias = ctx.needs_input_grad[4 + 2 * number : 6 + 2 * number]
+            found.append(gradient.sum(0) if needs_bias else None)
+            found.append(
+                gradient_of_weight(gradient, after[number], staircase) if needs_weight else None
+            )
+            if number:
+                gradient = gradient_of_input(gradient, weight, staircase)
+                gradient = activation.pull_back(gradient, before[number - 1], after[number])
+        for_offset = gradient if ctx.needs_input_grad[3] else None
+        for_x = None
+        if ctx.needs_input_grad[2]:
+            for_x = gradient_of_input(gradient, parameters[0], staircases[0])
+        return None, None, for_x, for_offset, *reversed(found)
+
+
+def _again(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
+    """The gradient as torch takes it, layer by layer, so that it can be differentiated again."""
+    needs = ctx.needs_input_grad[2:]
+    with torch.enable_grad():
+        # One input may be a function of another, as under a layer that is used twice. Views cut
+        # them apart: what flows from one to the other is the engine's to add, not this node's.
+        apart = [None if v is None else v.view_as(v) for v in inputs]
+        needed = [v for v, need in zip(apart, needs, strict=True) if need and v is not None]
+        out = _layer_by_layer(ctx.activation, *apart)  # type: ignore[arg-type]
+        found = iter(torch.autograd.grad(out, needed, gradient, create_graph=True))
+    return [next(found) if need else None for need in needs]

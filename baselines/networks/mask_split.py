@@ -1,0 +1,132 @@
+"""Which coordinates a coupling transforms, and how they are taken apart and put together.
+
+Indexing costs as much as a small network's arithmetic, most of all its gradient, a sum into zeros.
+So odd and even coordinates are told apart by a view where D is even, halves by another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MASKS", "Split", "coupling_mask"]
+
+MASKS = ("alternate", "halves", "random")
+
+
+def coupling_mask(features: int, kind: str, layer: int) -> Tensor:
+    """Which coordinates layer number ``layer`` transforms: booleans (D,), turned round by parity.
+
+    Args:
+        features: D, at least 2.
+        kind: ``"alternate"`` (odd and even coordinates), ``"halves"`` (first and second half) or
+            ``"random"`` (a random half, drawn anew for each layer from torch's generator).
+        layer: counted from 0 at the base.
+
+    Raises:
+        ValueError: D is 1, or the kind is not known.
+
+    """
+    if features < 2:
+        raise ValueError(
+            "a coupling needs features >= 2, one part to read and one to transform; "
+            "for features=1 use MAF or FFJORD"
+        )
+    index = torch.arange(features, device="cpu")
+    if kind == "alternate":
+        mask = index % 2 == 1
+    elif kind == "halves":
+        mask = index >= features // 2
+    elif kind == "random":
+        mask = torch.randperm(features, device="cpu") >= features // 2
+    else:
+        raise ValueError(f"mask must be one of {', '.join(MASKS)}; got {kind!r}")
+    return mask if layer % 2 == 0 else ~mask
+
+
+class Split(nn.Module):
+    """x as two parts and back: (*B, D) <-> (*B, D_a), (*B, D_b), each in its old order.
+
+    Args:
+        mask: booleans (D,), true for part b.
+
+    Attributes:
+        sizes: D_a and D_b.
+
+    Example:
+        >>> import torch
+        >>> from baselines.networks.mask_split import Split
+        >>> split = Split(torch.tensor([False, True, False, True]))
+        >>> split.apart(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        (tensor([1., 3.]), tensor([2., 4.]))
+
+    """
+
+    order: Tensor
+    back: Tensor
+    kind: str
+    turned: bool
+    _looked_at: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        order = mask.cpu().int().argsort(stable=True)
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+        self.sizes = [int((~mask).sum()), int(mask.sum())]
+        # A random mask is drawn by the constructor and then read from the file.
+        self.register_load_state_dict_post_hook(_look)  # type: ignore[no-untyped-call]
+        _look(self)
+        # Read above on the host; they belong on the device that the module is built on.
+        self.to(torch.get_default_device())
+
+    def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(*B, D) -> (*B, D_a), (*B, D_b)."""
+        kind = self._kind()
+        if kind == "alternate":
+            first, second = x.unflatten(-1, (-1, 2)).unbind(-1)  # type: ignore[no-untyped-call]
+        elif kind == "halves":
+            sizes = self.sizes[::-1] if self.turned else self.sizes
+            first, second = torch.split(x, sizes, dim=-1)
+        else:
+            first, second = torch.split(x.index_select(-1, self.order), self.sizes, dim=-1)
+            return first, second
+        return (second, first) if self.turned else (first, second)
+
+    def together(self, a: Tensor, b: Tensor) -> Tensor:
+        """(*B, D_a), (*B, D_b) -> (*B, D)."""
+        kind = self._kind()
+        if kind == "other":
+            return torch.cat([a, b], dim=-1).index_select(-1, self.back)
+        parts = (b, a) if self.turned else (a, b)
+        if kind == "alternate":
+            return torch.stack(parts, dim=-1).flatten(-2)
+        return torch.cat(parts, dim=-1)
+
+    def _kind(self) -> str:
+        """Which view serves; none where a functional call has put another mask in."""
+        return self.kind if self.order is self._looked_at else "other"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Split:
+        known = self.order is self._looked_at
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if known:  # moved, and the same mask as before
+            self._looked_at = self.order
+        return self
+
+
+def _look(split: Split, _: object = None) -> None:
+    """Note which view serves the mask, and whether b comes first."""
+    split._looked_at = split.order
+    if split.order.is_meta:  # whose state is still to come
+        return
+    mask = torch.ones(len(split.order), dtype=torch.bool, device="cpu")
+    mask[split.order[: split.sizes[0]].cpu()] = False
+    split.turned = bool(mask[0])
+    changes = mask[1:] != mask[:-1]
+    if len(mask) % 2 == 0 and bool(changes.all()):
+        split.kind = "alternate"
+    else:
+        split.kind = "halves" if int(changes.sum()) == 1 else "other"

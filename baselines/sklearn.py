@@ -1,0 +1,363 @@
+"""A flow as a scikit-learn estimator.
+
+Imported only when asked for: ``import cflows`` needs no scikit-learn.
+"""
+
+from __future__ import annotations
+
+import importlib
+import numbers
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from cflows.bijectors.bounded import Bounded
+from cflows.core.arrays import as_numbers
+from cflows.core.bijector import Bijector
+from cflows.core.flow import Flow, log_likelihood
+from cflows.core.table_flow import TableFlow
+from cflows.training.few_rows import LEAST, for_few_rows
+from cflows.training.fit import fit
+from cflows.training.precision import check_resolution
+from cflows.training.preprocessing import (
+    behind,
+    choose,
+    extent,
+    inside,
+    standardise,
+    whiten,
+)
+from cflows.training.rows import weights_for
+
+if TYPE_CHECKING:
+    from cflows.training.trainer import History
+
+__all__ = ["DensityEstimator"]
+
+FLOOR = 1e-6
+LEAST_HELD_OUT = 10
+TRAINED = 20  # steps, of fewer of which nothing is expected
+BY_NAME = "baselines.models.builtin"
+DRAWN_AT_ONCE = 10_000
+
+Matrix = npt.NDArray[np.float64]
+Pair = tuple[float | None, float | None]
+Bounds = Mapping[Any, Pair] | Sequence[Pair]
+
+
+class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """A normalizing flow behind scikit-learn's interface, as ``KernelDensity`` is.
+
+    Log-densities are in nats and in the units of X, and so are samples.
+
+    Args:
+        model: a name that ``cflows compare`` knows, such as ``"maf"``, or a function
+            (features, depth) -> Flow of one's own for white data. A name is looked up in
+            ``baselines`` when ``fit`` is called: this package does not import that one.
+        depth: layers or blocks; None for the deepest setting of a comparison.
+        steps: optimiser steps at most; None for the model's own number, or fewer below 5000 rows,
+            see ``few_rows.for_few_rows``.
+        learning_rate: Adam's; None for the model's own, or a lower one, likewise.
+        batch_size: rows a step.
+        preprocess: the map in front of X, ``"whiten"`` (by correlation, with a floor),
+            ``"standardise"``, ``"auto"`` for the one that does better on validation rows, or
+            ``"none"``.
+        bounds: (lower, upper) of columns that no row and no sample leaves, None where there is no
+            such end: a pair for each column, or a dictionary by the names of X's columns (by their
+            numbers, where there are none).
+        validation_fraction: share of the rows that chooses the best state, at least 10 rows where
+            that is no more than a fifth of them. 0, or a share of fewer than two rows, keeps the
+            last state, of fewer steps.
+        dtype: ``"float64"``, as scikit-learn computes, or ``"float32"``, which is faster and wants
+            columns whose spread is not small beside their distance from zero.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for the GPU where there is one.
+        random_state: of the first weights, the split and the training. The global generators of
+            torch are left alone.
+        progress: whether to show a progress bar.
+
+    Attributes:
+        flow_: the trained flow, in evaluation mode and on the CPU.
+        history_: what ``cflows.fit`` returned.
+        preprocess_: the map's name, which ``"auto"`` has chosen.
+        n_features_in_: D.
+        feature_names_in_: the columns of X, where it had names; the flow has them too.
+
+    Example:
+        >>> import numpy as np
+        >>> from baselines.sklearn import DensityEstimator
+        >>> X = np.random.default_rng(0).normal(5.0, 2.0, (200, 2))
+        >>> estimator = DensityEstimator("maf", depth=1, steps=20).fit(X)
+        >>> estimator.score_samples(X[:3]).shape, estimator.sample(4).shape
+        ((3,), (4, 2))
+
+    """
+
+    def __init__(
+        self,
+        model: str | Callable[[int, int | None], Flow] = "maf",
+        *,
+        depth: int | None = None,
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        batch_size: int = 512,
+        preprocess: str = "whiten",
+        bounds: Bounds | None = None,
+        validation_fraction: float = 0.1,
+        dtype: str = "float64",
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = 0,
+        progress: bool = False,
+    ) -> None:
+        self.model = model
+        self.depth = depth
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.preprocess = preprocess
+        self.bounds = bounds
+        self.validation_fraction = validation_fraction
+        self.dtype = dtype
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    flow_: TableFlow
+    history_: History
+    preprocess_: str
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DensityEstimator:
+        """Train a new flow on the rows of X, (N, D); y is there for the interface.
+
+        A row counts by its sample weight, (N,), in the map in front, in training and in the
+        validation that chooses the best state; one of weight zero is left out. Equal weights are
+        none.
+
+        Raises:
+            ValueError: a parameter, X or a weight cannot be used; the message says which.
+            TrainingError: the training came to no end.
+
+        """
+        X = validate_data(self, _unmasked(X), dtype=np.float64, ensure_min_samples=2)
+        self._check_parameters()
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._refuse_outside(X)
+        names = getattr(self, "feature_names_in_", None)
+        columns = None if names is None else [str(name) for name in names]
+        given, dtype = torch.tensor(X), getattr(torch, self.dtype)
+        check_resolution("X", given, dtype, columns)
+        given = given.to(dtype)
+        given, weights = self._weighed(given, sample_weight)
+        kept, held_out = self._split(len(given), seed)
+        rows = given[kept]
+        validation = None if held_out is None else given[held_out]
+        core, steps, learning_rate = self._resolved(
+            seed, len(rows), 1 if validation is None else LEAST
+        )
+        training: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "device": self.device,
+            "progress": self.progress,
+            "weights": None if weights is None else weights[kept],
+            "validation_weights": None
+            if weights is None or held_out is None
+            else weights[held_out],
+        }
+
+        def build(data_end: Bijector | None) -> TableFlow:
+            flow = behind(core(), data_end)
+            named = TableFlow(flow.bijector, flow.base, columns, extent=extent(rows))
+            return named.to(rows.dtype)
+
+        self.preprocess_, data_end = self._data_end(build, rows, validation, steps, training)
+        flow = build(data_end)
+        self.history_ = fit(
+            flow,
+            rows,
+            validation,
+            steps=steps,
+            validate_every=max(1, steps // 20),
+            **training,
+        )
+        self.flow_ = flow.cpu()
+        if self.history_.gain == 0 and steps >= TRAINED:
+            warnings.warn(
+                "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, "
+                "more rows",
+                stacklevel=2,
+            )
+        return self
+
+    def score_samples(self, X: Any) -> Matrix:
+        """Log-density of each row in nats, (N, D) -> (N,)."""
+        check_is_fitted(self)
+        X = validate_data(self, _unmasked(X), dtype=np.float64, reset=False)
+        rows = torch.tensor(X, dtype=getattr(torch, self.dtype))
+        log_prob: Matrix = log_likelihood(self.flow_, rows).double().numpy()
+        return log_prob
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Mean log-density of a row in nats: the higher the better, whatever the number of rows.
+
+        Each row counts by its sample weight, (N,).
+        """
+        log_prob = self.score_samples(X)
+        if sample_weight is None:
+            return float(log_prob.mean())
+        weights = weights_for(sample_weight, len(log_prob), "sample_weight").numpy()
+        seen = weights > 0
+        return float((weights[seen] * log_prob[seen]).sum() / len(weights))
+
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> Matrix:
+        """Draw rows in the units of X, (n_samples, D); None draws anew each time.
+
+        A warning says how many lie far outside of the rows that the flow was trained on.
+
+        Raises:
+            ValueError: n_samples is less than 1.
+
+        """
+        check_is_fitted(self)
+        given: Any = n_samples
+        if not isinstance(given, numbers.Integral) or given < 1:
+            raise ValueError(f"n_samples must be a whole number of at least 1, got {given!r}")
+        n = int(given)
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            parts = [
+                self.flow_.sample(min(DRAWN_AT_ONCE, n - first))
+                for first in range(0, n, DRAWN_AT_ONCE)
+            ]
+        together = torch.cat(parts)
+        outside = self.flow_.outside(together)
+        if outside is not None and outside.far:
+            warnings.warn(str(outside), stacklevel=2)
+        drawn: Matrix = together.double().numpy()
+        return drawn
+
+    def _check_parameters(self) -> None:
+        for name, allowed in (
+            ("preprocess", ("auto", "standardise", "whiten", "none")),
+            ("dtype", ("float64", "float32")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                )
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction must lie in [0, 1), got {self.validation_fraction}"
+            )
+        if self.depth is not None and self.depth < 1:
+            raise ValueError(f"depth must be at least 1, got {self.depth}")
+
+    def _resolved(self, seed: int, rows: int, least: int) -> tuple[Callable[[], Flow], int, float]:
+        """A maker of the flow for white data, the same each time; its steps and learning rate."""
+        depth, steps, learning_rate = self.depth, 2000, 1e-3
+        make = self.model
+        if isinstance(make, str):
+            found = importlib.import_module(BY_NAME).find(make)
+            depth = max(found.depths) if depth is None else depth
+            make, steps, learning_rate = found.core, found.steps, found.learning_rate
+
+        def core() -> Flow:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return make(self.n_features_in_, depth)
+
+        steps, learning_rate = for_few_rows(steps, learning_rate, rows, least)
+        return (
+            core,
+            steps if self.steps is None else self.steps,
+            learning_rate if self.learning_rate is None else self.learning_rate,
+        )
+
+    def _bounded(self) -> Bounded | None:
+        if self.bounds is None:
+            return None
+        names: list[Any] = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
+        pairs = self.bounds
+        if isinstance(pairs, Mapping):
+            if unknown := [name for name in pairs if name not in names]:
+                raise ValueError(f"bounds has {unknown[0]!r}, which is no column of X")
+            pairs = [pairs.get(name, (None, None)) for name in names]
+        if len(pairs) != len(names):
+            raise ValueError(f"bounds must have a pair for each of {len(names)} columns")
+        return Bounded([low for low, _ in pairs], [high for _, high in pairs])
+
+    def _refuse_outside(self, X: Matrix) -> None:
+        bounds = self._bounded()
+        if bounds is None:
+            return
+        exact = bounds.double()
+        for column, (values, low, high) in enumerate(
+            zip(X.T, exact.low.tolist(), exact.high.tolist(), strict=True)
+        ):
+            if (outside := values[~((values > low) & (values < high))]).size:
+                raise ValueError(
+                    f"column {column} of X has {outside.size:,} rows on or outside of its bounds, "
+                    f"such as {outside[0]:g}: widen them, or drop these rows"
+                )
+
+    @staticmethod
+    def _weighed(
+        rows: torch.Tensor, sample_weight: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The rows that count, and how much; no weights where they are equal."""
+        if sample_weight is None:
+            return rows, None
+        weights = weights_for(sample_weight, len(rows), "sample_weight")
+        rows, weights = rows[weights > 0], weights[weights > 0]
+        if len(rows) < 2:
+            raise ValueError("sample_weight leaves one row: give at least two a positive weight")
+        return rows, None if bool((weights == weights[0]).all()) else weights
+
+    def _split(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The numbers of the training rows, in their order where there are no others, and those."""
+        held_out = int(self.validation_fraction * count)
+        if held_out < 2 or count - held_out < 2:
+            return torch.arange(count), None
+        held_out = max(held_out, min(LEAST_HELD_OUT, count // 5))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        return order[held_out:], order[:held_out]
+
+    def _data_end(
+        self,
+        build: Callable[[Bijector | None], Flow],
+        rows: torch.Tensor,
+        validation: torch.Tensor | None,
+        steps: int,
+        training: dict[str, Any],
+    ) -> tuple[str, Bijector | None]:
+        bounds = self._bounded()
+        if self.preprocess == "none":
+            return "none", bounds
+        weights = training["weights"]
+        maps: dict[str, Callable[[torch.Tensor], Bijector]] = {
+            "standardise": inside(bounds, partial(standardise, weights=weights)),
+            "whiten": inside(bounds, partial(whiten, floor=FLOOR, weights=weights)),
+        }
+        if self.preprocess != "auto":
+            return self.preprocess, maps[self.preprocess](rows)
+        if validation is None:
+            warnings.warn("no validation rows to choose by: whitening is taken", stacklevel=3)
+            return "whiten", maps["whiten"](rows)
+        tried = min(steps, max(50, steps // 10))
+        return choose(build, rows, validation, maps, steps=tried, **training)[:2]
+
+
+def _unmasked(X: Any) -> Any:
+    """X, unless values of it are masked: scikit-learn would take what lies under the mask."""
+    return as_numbers("X", X) if isinstance(X, np.ma.MaskedArray) else X

@@ -1,0 +1,1 @@
+"""Monotone maps of one variable, whose parameters networks give."""

@@ -1,0 +1,1 @@
+"""Base distributions beside the normal one."""

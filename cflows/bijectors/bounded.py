@@ -1,0 +1,141 @@
+"""A map of chosen columns into their bounds: the data end of a flow of mixed columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from cflows.core.bijector import Bijector, within
+from cflows.core.saving import register
+
+__all__ = ["Bounded"]
+
+Bound = float | None
+
+
+@register
+class Bounded(Bijector):
+    """Each column within bounds of its own, or free.
+
+        l < x < ∞:   x = l + exp(z),         log dx/dz = z
+        -∞ < x < u:  x = u - exp(-z),        log dx/dz = -z
+        l < x < u:   x = l + (u - l) σ(z),   log dx/dz = log(u - l) + log σ(z) + log σ(-z)
+        free:        x = z
+
+    ``forward`` never rounds to a bound: the last numbers of the dtype inside are the outermost
+    values. So a draw is inside, and has a density. ``inverse`` takes a value on a bound for the
+    number next to it, since float32 rounds there what lies within 3e-8 of 1.
+
+    Args:
+        lower: l of each of the D columns, None where there is none.
+        upper: u of each, likewise.
+
+    Raises:
+        ValueError: bounds that leave no room; (in evaluation mode) ``inverse`` was given a value
+            outside of them.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Bounded
+        >>> waiting_and_share = Bounded([0.0, 0.0], [None, 1.0])
+        >>> waiting_and_share(torch.tensor([0.0, 0.0]))
+        tensor([1.0000, 0.5000])
+
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, lower: Sequence[Bound], upper: Sequence[Bound]) -> None:
+        if len(lower) != len(upper):
+            raise ValueError(
+                f"lower has {len(lower)} bounds, upper {len(upper)}: give one each a column, None "
+                "where there is none"
+            )
+        super().__init__(len(lower))
+        low = torch.tensor([-math.inf if bound is None else float(bound) for bound in lower])
+        high = torch.tensor([math.inf if bound is None else float(bound) for bound in upper])
+        for column, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+            if not a < b:
+                raise ValueError(f"column {column} has no room between {a:g} and {b:g}")
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """The box of the bounds."""
+        box = constraints.interval(self.low, self.high)  # type: ignore[no-untyped-call]
+        joint: constraints.Constraint = constraints.independent(box, 1)  # type: ignore[no-untyped-call]
+        return joint
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The value inside of the bounds."""
+        z, _ = self.broadcast(z, context)
+        below, above, both = self._kinds()
+        low, high = self._finite(self.low), self._finite(self.high)
+        # Where another branch is taken, its argument is zero: an overflow would spoil gradients.
+        most = math.log(torch.finfo(z.dtype).max)
+        distance = torch.where(below, z, torch.where(above, -z, 0)).clamp(max=most).exp()
+        x = torch.where(below, low + distance, torch.where(above, high - distance, z))
+        x = torch.where(both, low + (high - low) * torch.sigmoid(z), x)
+        return x.clamp(*self._innermost())
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log(x - l), -log(u - x), log(x - l) - log(u - x), or x."""
+        x, _ = self.broadcast(x, context)
+        x = within(
+            x,
+            (x >= self.low) & (x <= self.high),
+            self.forward(torch.zeros_like(self.low)),
+            "{value:g} is outside of the bounds of its column: widen them, or drop these rows",
+            check=not self.training,
+        ).clamp(*self._innermost())
+        below, above, both = self._kinds()
+        from_low = torch.where(below | both, x - self.low, 1).log()
+        from_high = torch.where(above | both, self.high - x, 1).log()
+        return torch.where(below | above | both, from_low - from_high, x)
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The value inside, and the sum of the columns' log dx/dz."""
+        z, _ = self.broadcast(z, context)
+        return self.forward(z), self._log_slope(z)
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The value on the real line, and minus the sum of the columns' log dx/dz."""
+        z = self.inverse(x, context)
+        return z, -self._log_slope(z)
+
+    def _log_slope(self, z: Tensor) -> Tensor:
+        below, above, both = self._kinds()
+        slope = torch.where(below, z, torch.where(above, -z, 0))
+        inside = (
+            F.logsigmoid(z) + F.logsigmoid(-z) + torch.where(both, self.high - self.low, 1).log()
+        )
+        return torch.where(both, inside, slope).sum(-1)
+
+    def _kinds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Which columns are bounded from below alone, from above alone, and twice: (D,) each."""
+        has_low, has_high = self.low.isfinite(), self.high.isfinite()
+        return has_low & ~has_high, has_high & ~has_low, has_low & has_high
+
+    @staticmethod
+    def _finite(bound: Tensor) -> Tensor:
+        return torch.where(bound.isfinite(), bound, 0)
+
+    def _innermost(self) -> tuple[Tensor, Tensor]:
+        """The outermost numbers inside; beside zero the least that is not subnormal."""
+        tiny = torch.finfo(self.low.dtype).tiny
+        infinity = torch.full_like(self.low, math.inf)
+        low = torch.maximum(torch.nextafter(self.low, infinity), self.low + tiny)
+        high = torch.minimum(torch.nextafter(self.high, -infinity), self.high - tiny)
+        free = ~(self.low.isfinite() | self.high.isfinite())
+        return torch.where(free, -infinity, low), torch.where(free, infinity, high)

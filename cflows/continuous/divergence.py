@@ -1,0 +1,415 @@
+r"""The divergence tr(∂f/∂x) of a vector field: exactly, or by Hutchinson's estimator and Hutch++.
+
+**Exactly.** The Jacobian of a perceptron is a product of weights and diagonals, and the trace of a
+product may be read off without the Jacobian. With one hidden layer, J = W₂ diag(d₁) W₁ and
+tr J = Σ_j d₁_j (W₁ W₂)_jj. With two, J = W₃ diag(d₂) W₂ diag(d₁) W₁ and
+
+    tr J = d₂ᵀ C d₁,   C = W₂ ∘ (W₁ W₃)ᵀ   (∘ elementwise),
+
+where C is one matrix for all rows: zero variance at the price of one more product. Deeper ones
+take a tangent for each unit of their narrowest layer, since tr(AB) = tr(BA); other modules take D
+vector-Jacobian products. Both go in chunks of bounded memory.
+
+**By probes.** E[vᵀ J v] = tr J for any v with E[v vᵀ] = I (Hutchinson 1990). Rademacher entries
+give the least variance, 2 (‖S‖² - Σ S_ii²) with S the symmetric part of J. Hutch++ (Meyer et al.
+2021) spends some of the products on an orthonormal Q near the range of J, where the trace is taken
+exactly, and probes what is left: tr J = tr(QᵀJQ) + E[gᵀ(I - QQᵀ) J (I - QQᵀ)g], for any Q.
+
+Probes are drawn once and kept for a whole solve and its backward pass: with new ones at each call
+the integrand would be noise in time, and an adaptive solver would shrink its steps without end
+(Grathwohl et al. 2019, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from cflows.continuous.fields import MLP, FrozenMLP, Linearized, pushforward
+from cflows.core.tracing import recorded, transformed
+from cflows.core.watched import unwatched
+
+__all__ = [
+    "DIVERGENCES",
+    "PROBES",
+    "Local",
+    "draw_probes",
+    "exact_is_cheap",
+    "is_perceptron",
+    "linearize",
+    "orthonormal_probes",
+    "value_and_divergence",
+]
+
+DIVERGENCES = ("auto", "exact", "hutchinson", "hutch++")
+PROBES = ("rademacher", "gaussian")
+CHUNK = 2**24
+"""Numbers that one chunk of tangents may hold."""
+FOREIGN_CHUNK = 2**21
+"""Of the states' size, for a module whose inner layers may be many times as wide."""
+
+
+def value_and_divergence(
+    field: nn.Module | Callable[..., Tensor],
+    t: Tensor,
+    x: Tensor,
+    context: Tensor | None = None,
+    probes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The velocity and its divergence at the same point.
+
+    Args:
+        field: f(t, x, context), an ``MLP`` or any module.
+        t: a scalar, or (N,).
+        x: the states, (N, D).
+        context: (N, C) or None.
+        probes: (k, N, D) of ``draw_probes`` or ``orthonormal_probes``, for an estimate; None for
+            the exact trace.
+
+    Returns:
+        f (N, D) and tr(∂f/∂x) (N,), with gradients where they are enabled.
+
+    Example:
+        >>> import torch
+        >>> from cflows.continuous.divergence import value_and_divergence
+        >>> double = lambda t, x, context: 2 * x
+        >>> with torch.no_grad():
+        ...     value_and_divergence(double, torch.tensor(0.0), torch.ones(1, 3))
+        (tensor([[2., 2., 2.]]), tensor([6.]))
+
+    """
+    if is_perceptron(field):
+        local = linearize(field.frozen(t, context), x)
+    else:
+        local = linearize(lambda state: field(t, state, context), x)
+    divergence = local.trace(probes)
+    return local.finished(local.value), local.finished(divergence)
+
+
+def linearize(f: Callable[[Tensor], Tensor], x: Tensor) -> Local:
+    """A field at one time, seen near its states.
+
+    Args:
+        f: a function of the states alone; a ``FrozenMLP`` is taken apart, any other is
+            differentiated.
+        x: (N, D).
+
+    """
+    if isinstance(f, FrozenMLP):
+        return PerceptronLocal(f.linearize(x))
+    if transformed() or recorded():
+        return TransformedLocal(f, x)
+    keep = torch.is_grad_enabled()
+    if not (keep and x.requires_grad):
+        x = x.detach().requires_grad_()
+    return ModuleLocal(f, x, keep)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within the block scaled dot-product attention takes no fused kernel.
+
+    The gradient of a divergence differentiates the field twice, and these have one derivative only.
+    """
+    if recorded():
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+        return
+    # The same as sdpa_kernel at a tenth of its time, which every stage of a solve would pay.
+    kernels: Any = torch.backends.cuda
+    before = [
+        kernels.flash_sdp_enabled(),
+        kernels.mem_efficient_sdp_enabled(),
+        kernels.cudnn_sdp_enabled(),
+        kernels.math_sdp_enabled(),
+    ]
+    switches = [
+        kernels.enable_flash_sdp,
+        kernels.enable_mem_efficient_sdp,
+        kernels.enable_cudnn_sdp,
+        kernels.enable_math_sdp,
+    ]
+    try:
+        for switch, wanted in zip(switches, (False, False, False, True), strict=True):
+            switch(wanted)
+        yield
+    finally:
+        for switch, wanted in zip(switches, before, strict=True):
+            switch(wanted)
+
+
+class Local:
+    """A field near its states: its value, and what its Jacobian does.
+
+    Attributes:
+        value: f(x), (N, D).
+
+    """
+
+    value: Tensor
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """J v, or vᵀ J where the field is only differentiated backwards: (k, N, D) -> the same."""
+        raise TypeError
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of J, (N, D)."""
+        raise TypeError
+
+    def exact_trace(self) -> Tensor:
+        """Tr J, (N,)."""
+        return self.diagonal().sum(-1)
+
+    def trace(self, probes: Tensor | None) -> Tensor:
+        """Tr J, exactly or as Σ_k v_kᵀ J v_k: (N,)."""
+        if probes is None:
+            return self.exact_trace()
+        return (probes * self.products(probes)).sum((0, -1))
+
+    def finished(self, value: Tensor) -> Tensor:
+        """The value without the graph that only served to differentiate."""
+        return value
+
+
+@dataclass(frozen=True)
+class PerceptronLocal(Local):
+    """A perceptron, by the factors of its Jacobian."""
+
+    factors: Linearized
+
+    @property
+    def value(self) -> Tensor:  # type: ignore[override]
+        """f(x)."""
+        return self.factors.value
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """J v."""
+        return self.factors.product(vectors)
+
+    def diagonal(self) -> Tensor:
+        """Diagonal of J, by D tangents."""
+        diagonal = _diagonal(self.factors.weights, self.factors.diagonals, self.value.shape[0])
+        return diagonal if self.factors.residual is None else diagonal - self.factors.residual
+
+    def exact_trace(self) -> Tensor:
+        """Tr J in closed form, or by as many tangents as the narrowest layer has units."""
+        weights, diagonals = self.factors.weights, self.factors.diagonals
+        shared = diagonals[-1] is None and all(weight.dim() == 2 for weight in weights)
+        if shared and len(weights) == 2 and diagonals[0] is not None:
+            inner, outer = weights
+            trace = diagonals[0] @ (inner * outer.mT).sum(-1)
+        elif shared and len(weights) == 3 and diagonals[0] is not None:
+            inner, middle, outer = weights
+            pairing = middle * (inner @ outer).mT
+            assert diagonals[1] is not None
+            trace = ((diagonals[1] @ pairing) * diagonals[0]).sum(-1)
+        else:
+            trace = _diagonal(*_narrowest_first(weights, diagonals), self.value.shape[0]).sum(-1)
+        if self.factors.residual is None:
+            return trace
+        return trace - self.value.shape[-1] * self.factors.residual
+
+
+class ModuleLocal(Local):
+    """Any module, by vector-Jacobian products."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor, keep: bool) -> None:
+        self.f, self.x, self.keep = f, x, keep
+        with torch.enable_grad(), twice_differentiable():
+            self.value = f(x)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """vᵀ J."""
+        if not self.value.requires_grad:
+            return torch.zeros_like(vectors)
+        chunks = [vectors] if self.keep else torch.split(vectors, _at_once(self.x))
+        products = [self._products(chunk) for chunk in chunks]
+        return products[0] if len(products) == 1 else torch.cat(products)
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        with torch.enable_grad():
+            # One product runs faster without the batching.
+            batched = len(vectors) > 1
+            (products,) = torch.autograd.grad(
+                self.value,
+                self.x,
+                vectors if batched else vectors[0],
+                create_graph=self.keep,
+                retain_graph=True,
+                is_grads_batched=batched,
+                materialize_grads=True,
+            )
+        return products if batched else products.unsqueeze(0)
+
+    def diagonal(self) -> Tensor:
+        """Diagonal of J, by D products in chunks."""
+        size = self.x.shape[-1]
+        basis = torch.eye(size, dtype=self.x.dtype, device=self.x.device).unsqueeze(1)
+        step = _at_once(self.x)
+
+        def chunk(first: int, local: ModuleLocal) -> Tensor:
+            vectors = basis[first : first + step].expand(-1, *self.x.shape)
+            return local.products(vectors)[..., first : first + step].diagonal(dim1=0, dim2=2)
+
+        def again(first: int, x: Tensor) -> Tensor:
+            # The value too: its graph will be gone when the chunk's turn comes on the way back.
+            return chunk(first, ModuleLocal(self.f, x, self.keep))
+
+        if step >= size or not self.keep:
+            parts = [chunk(first, self) for first in range(0, size, step)]
+        else:
+            parts = [_recomputed(again, first, self.x) for first in range(0, size, step)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def finished(self, value: Tensor) -> Tensor:
+        """The value, detached where gradients were not asked for."""
+        return value if self.keep else value.detach()
+
+
+class TransformedLocal(Local):
+    """Any module where torch.autograd.grad cannot be called: in torch.func and compilation."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.x = x
+        with twice_differentiable():
+            pulled: Any = torch.func.vjp(f, x)
+        self.value, self.pull_back = pulled
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """vᵀ J."""
+        products: Tensor = torch.func.vmap(lambda vector: self.pull_back(vector)[0])(vectors)
+        return products
+
+    def diagonal(self) -> Tensor:
+        """Diagonal of J, by D products."""
+        basis = torch.eye(self.x.shape[-1], dtype=self.x.dtype, device=self.x.device)
+        products = self.products(basis.unsqueeze(1).expand(-1, *self.x.shape))
+        return products.diagonal(dim1=0, dim2=2)
+
+
+def is_perceptron(field: object) -> TypeGuard[MLP]:
+    """Whether a field is computed as ``MLP`` computes it, so that it may be taken apart.
+
+    Not so for a subclass with a forward of its own, nor where hooks watch its calls or its layers'.
+    """
+    return (
+        isinstance(field, MLP)
+        and all(getattr(type(field), name) is getattr(MLP, name) for name in ("forward", "at"))
+        and unwatched([field])
+        and field.is_readable
+    )
+
+
+def draw_probes(x: Tensor, kind: str = "rademacher", count: int = 1) -> Tensor:
+    """Hutchinson's probes for each row of x (N, D): (count, N, D), with Σ_k E[v_k v_kᵀ] = I."""
+    shape = (count, *x.shape)
+    if kind == "gaussian":
+        probes = torch.randn(shape, dtype=x.dtype, device=x.device)
+    else:
+        probes = torch.randint(0, 2, shape, device=x.device).to(x.dtype).mul_(2).sub_(1)
+    return probes if count == 1 else probes.div_(count**0.5)
+
+
+@torch.no_grad()
+def orthonormal_probes(
+    f: Callable[[Tensor], Tensor], x: Tensor, kind: str = "rademacher", count: int = 3
+) -> Tensor:
+    """Hutch++'s probes: a third of them spans what J does to random vectors, the rest is outside.
+
+    Q is the orthonormal basis of J S at these states, for a random S; both are kept for the solve,
+    without gradient. The estimate is unbiased wherever the path goes, and exact where J keeps to
+    the span of Q.
+
+    Args:
+        f: the field at the start of the solve, a function of the states.
+        x: (N, D).
+        kind: of the probes outside of the span.
+        count: how many products an evaluation may take, at least 2.
+
+    Returns:
+        (count, N, D) with Σ_k E[v_k v_kᵀ] = I.
+
+    """
+    size = min(x.shape[-1], max(1, count // 2))
+    rest = max(1, count - size)
+    # Two rows of signs are parallel too often to span much: the sketch is always Gaussian.
+    sketch = linearize(f, x).products(draw_probes(x, "gaussian", size))
+    span = torch.linalg.qr(sketch.movedim(0, -1))[0]  # (N, D, size)
+    loose = draw_probes(x, kind, rest).movedim(0, -1)
+    loose = loose - span @ (span.mT @ loose)
+    return torch.cat([span, loose], dim=-1).movedim(-1, 0).contiguous()
+
+
+def exact_is_cheap(field: nn.Module, rows: int | None, probes: int = 1) -> bool:
+    """Whether an evaluation with the exact trace costs at most 1.5 times one with the probes.
+
+    Counted in multiplications a row: P for the value, P a probe; for the exact trace the diagonals
+    of one hidden layer are nothing, two take H₁ H₂ and D H₁ H₂ shared by all rows, more take a
+    tangent for each unit of the narrowest layer. Where the number of rows is not known (None), it
+    is taken to be large.
+    """
+    if not is_perceptron(field):
+        return False
+    widths: list[int] = [field.features, *field.hidden, field.features]
+    sizes = [a * b for a, b in pairwise(widths)]
+    varies = any(getattr(layer, "varies", False) for layer in field.layers)
+    one_pass = sum(sizes)
+    if len(sizes) == 2 and not varies:
+        trace = 0.0
+    elif len(sizes) == 3 and not varies:
+        trace = sizes[1] + (0.0 if rows is None else widths[0] * sizes[1] / max(rows, 1))
+    else:
+        trace = float(min(widths) * (one_pass - sizes[0]))
+    return one_pass + trace <= 1.5 * one_pass * (1 + probes)
+
+
+def _narrowest_first(
+    weights: list[Tensor], diagonals: list[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The factors turned round, as a trace allows, to begin and end at the narrowest layer."""
+    widths = [weight.shape[-1] for weight in weights]
+    start = widths.index(min(widths))
+    return weights[start:] + weights[:start], diagonals[start:] + diagonals[:start]
+
+
+def _diagonal(weights: list[Tensor], diagonals: list[Tensor | None], rows: Any) -> Tensor:
+    """Diagonal of diag(d_L) W_L ... diag(d_1) W_1, (N, size), by tangents in chunks."""
+    size = weights[0].shape[-1]
+    basis = torch.eye(size, dtype=weights[0].dtype, device=weights[0].device).unsqueeze(1)
+    widest = max(weight.shape[-2] for weight in weights)
+    step = max(1, CHUNK // max(1, rows * widest))
+
+    def chunk(first: int) -> Tensor:
+        # One row of tangents for all states: (k, 1, size), and its image is (k, N, size).
+        image = pushforward(weights, diagonals, basis[first : first + step])
+        return image[..., first : first + step].diagonal(dim1=0, dim2=2)
+
+    if isinstance(rows, torch.SymInt) or step >= size:  # an exported program serves any number
+        return chunk(0)
+    recompute = torch.is_grad_enabled()
+    return torch.cat(
+        [
+            _recomputed(chunk, first) if recompute else chunk(first)
+            for first in range(0, size, step)
+        ],
+        dim=-1,
+    )
+
+
+def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The function's value, computed again on the way back."""
+    value: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return value
+
+
+def _at_once(x: Tensor) -> int:
+    """How many products of a module of unknown make are taken at once."""
+    return max(1, FOREIGN_CHUNK // max(1, x.numel()))

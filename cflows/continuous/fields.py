@@ -1,0 +1,301 @@
+"""Vector fields f(t, x, context): the right-hand sides of continuous flows.
+
+A field is any ``nn.Module`` that maps a time t, a scalar, a state x (N, D) and an optional context
+(N, C) to a velocity (N, D). ``MLP`` takes a time of each row's own as well, and adds what makes a
+solve and its divergence cheap: it can be frozen at all times of a solve at once, and it gives its
+Jacobian in factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from cflows.continuous.layers import (
+    ACTIVATIONS,
+    LAYERS,
+    Activation,
+    Silu,
+    TimeFeatures,
+    TimeLayer,
+    matvec,
+)
+from cflows.core.pickling import Pickled
+from cflows.core.saving import register
+from cflows.core.watched import may_be_read, unwatched
+
+__all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
+
+CONTEXTS = ("additive", "gate")
+
+
+@register
+class MLP(Pickled):
+    """A multilayer perceptron whose layers see the time (Grathwohl et al. 2019, section 4.1).
+
+    h_0 = x,  h_l = s(layer_l(t, h_{l-1})),  f = layer_L(t, h_{L-1}). The last weights start at
+    zero, so that training starts from a field that does not depend on x and a flow that is a
+    translation.
+
+    Args:
+        features: D, the size of x and of the velocity.
+        context_features: C.
+        hidden: the widths of the hidden layers, at least one.
+        layer: how a layer sees the time, a name in ``LAYERS``: ``"ignore"``, ``"concat"``,
+            ``"squash"``, ``"concatsquash"``, ``"film"``, ``"blend"`` or ``"hyper"``.
+        activation: a name in ``ACTIVATIONS``: ``"tanh"``, ``"softplus"``, ``"elu"``, ``"silu"``
+            (with a learned slope) or ``"sin"``.
+        time_frequencies: K; the layers see t and sin kπt, cos kπt for k = 1..K.
+        context_mode: ``"additive"``, U c into the first layer; ``"gate"``, each hidden layer
+            becomes (1 + G c) layer(t, h) + U c.
+        residual: whether f is the perceptron less x.
+        spectral: whether the weights are divided by their largest singular value, estimated by
+            power iteration (Miyato et al. 2018).
+
+    Raises:
+        ValueError: a name is not known, or a width is not positive.
+
+    Example:
+        >>> import torch
+        >>> from cflows import MLP
+        >>> field = MLP(2, hidden=(16, 16))
+        >>> field(torch.tensor(0.5), torch.zeros(7, 2)).shape
+        torch.Size([7, 2])
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        context_features: int = 0,
+        hidden: Sequence[int] = (64, 64),
+        layer: str = "concatsquash",
+        activation: str = "tanh",
+        time_frequencies: int = 0,
+        context_mode: str = "additive",
+        residual: bool = False,
+        spectral: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (
+            ("layer", layer, LAYERS),
+            ("activation", activation, ACTIVATIONS),
+            ("context_mode", context_mode, CONTEXTS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden must list at least one width of at least 1, got {hidden}")
+        self.features = features
+        self.context_features = context_features
+        self.hidden = tuple(hidden)
+        self.residual = residual
+        self.time = TimeFeatures(time_frequencies)
+        widths = [features, *hidden, features]
+        layers = [LAYERS[layer](a, b, self.time.size) for a, b in pairwise(widths)]
+        if spectral:
+            for part in layers:
+                spectral_norm(part)
+        else:
+            _silence(layers[-1])
+        self.layers = nn.ModuleList(layers)
+        self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in hidden)
+        gated = widths[1:-1] if context_mode == "gate" else []
+        self.context_shifts = _linears(context_features, gated or widths[1:2])
+        self.context_gates = _linears(context_features, gated)
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """f(t, x, context): t a scalar or (*B,), x (*B, D), context (*B, C) -> (*B, D)."""
+        return self.frozen(t, context)(x) if self.is_readable else self._called(t, x, context)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the layers' weights say all that a call of them would do, see ``watched``."""
+        return may_be_read(self.layers, TimeLayer) and unwatched(self.activations)
+
+    def _called(self, t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+        """The same, layer by layer, hooks and all."""
+        h, phi, last = x, self.time(t), len(self.activations)
+        for index, layer in enumerate(self.layers):
+            h = layer(h, phi)
+            if index < len(self.context_gates):
+                h = h * (1 + self.context_gates[index](context))
+            if index < len(self.context_shifts):
+                h = h + self.context_shifts[index](context)
+            if index < last:
+                activation = self.activations[index]
+                slope = activation.beta if isinstance(activation, Silu) else None
+                h = activation(h) if slope is None else activation(slope * h) / slope
+        return h - x if self.residual else h
+
+    def frozen(self, t: Tensor, context: Tensor | None = None) -> FrozenMLP:
+        """The field as a function of x alone, at t, a scalar or (*B,)."""
+        (frozen,) = self.at(t.unsqueeze(0), context)
+        return frozen
+
+    def at(
+        self, times: Tensor, context: Tensor | None = None, scale: Tensor | None = None
+    ) -> Iterator[FrozenMLP]:
+        """As ``frozen``, at several times: what the stages of a solve need, one after the other.
+
+        Gates and shifts of all times are computed in one go, and what the context adds once.
+
+        Args:
+            times: (S,), or (S, *B).
+            context: (*B, C) or None.
+            scale: a factor of the velocity, such as dt/ds.
+
+        Returns:
+            S functions of x alone.
+
+        """
+        layers = [layer for layer in self.layers if isinstance(layer, TimeLayer)]
+        activations = [part for part in self.activations if isinstance(part, Activation)]
+        phi = self.time(times)
+        # silu(βa) / β: β goes into the layer before, 1 / β into the weights of the one after.
+        slopes = [part.beta if isinstance(part, Silu) else None for part in activations]
+        coefficients = [
+            layer.coefficients(phi) if factor is None else layer.scaled(phi, factor)
+            for layer, factor in zip(layers, [*slopes, scale], strict=True)
+        ]
+        # Taken apart at once: the gradient of one index is zeros of the whole size around it.
+        gates = [[None] * len(times) if g is None else g.unbind() for g, _ in coefficients]
+        shifts = [shift.unbind() for _, shift in coefficients]
+        added = [
+            part(context) if slope is None else slope * part(context)
+            for part, slope in zip(self.context_shifts, slopes, strict=False)
+        ]
+        factors = [1 + part(context) for part in self.context_gates]
+        behind = [None, *slopes]
+        fixed = [
+            None if layer.varies else _divided(layer.weight, slope)
+            for layer, slope in zip(layers, behind, strict=True)
+        ]
+        back = None
+        if self.residual:
+            back = times.new_ones(()) if scale is None else scale
+        for stage in range(len(times)):
+            weights = [
+                _divided(layer.weight_at(phi[stage]), slope) if weight is None else weight
+                for layer, weight, slope in zip(layers, fixed, behind, strict=True)
+            ]
+            gates_here = [gate[stage] for gate in gates]
+            shifts_here = [shift[stage] for shift in shifts]
+            for index, factor in enumerate(factors):
+                gate = gates_here[index]
+                gates_here[index] = factor if gate is None else gate * factor
+                shifts_here[index] = shifts_here[index] * factor
+            for index, shift in enumerate(added):
+                shifts_here[index] = shifts_here[index] + shift
+            yield FrozenMLP(weights, gates_here, shifts_here, activations, back)
+
+
+@dataclass(frozen=True)
+class FrozenMLP:
+    """An ``MLP`` at one time and context: a_l = gate_l (W_l h_{l-1}) + shift_l, h_l = s_l(a_l).
+
+    Attributes:
+        weights: W_l, (H_l, H_{l-1}), or (*B, H_l, H_{l-1}) where they differ by row.
+        gates: None for one, (H_l,) where all rows share it, else (*B, H_l).
+        shifts: (H_l,) or (*B, H_l).
+        activations: s_l of the hidden layers.
+        residual: r in f = a_L - r x, or None for zero.
+
+    """
+
+    weights: list[Tensor]
+    gates: list[Tensor | None]
+    shifts: list[Tensor]
+    activations: list[Activation]
+    residual: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """f(x), (*B, D) -> (*B, D)."""
+        h = x
+        for index, activation in enumerate(self.activations):
+            h = activation(self._layer(index, h))
+        return self._out(x, h)
+
+    def linearize(self, x: Tensor) -> Linearized:
+        """The value with its Jacobian in factors."""
+        diagonals: list[Tensor | None] = []
+        h = x
+        for index, activation in enumerate(self.activations):
+            h, slope = activation.value_and_slope(self._layer(index, h))
+            gate = self.gates[index]
+            diagonals.append(slope if gate is None else slope * gate)
+        value = self._out(x, h)
+        gate, weights = self.gates[-1], list(self.weights)
+        if gate is not None and gate.dim() == 1 and weights[-1].dim() == 2:
+            weights[-1], gate = gate.unsqueeze(-1) * weights[-1], None
+        return Linearized(value, weights, [*diagonals, gate], self.residual)
+
+    def _layer(self, index: int, h: Tensor) -> Tensor:
+        """gate * (W h) + shift, in as few kernels as it takes."""
+        weight, gate, shift = self.weights[index], self.gates[index], self.shifts[index]
+        if gate is not None and gate.dim() > 1:
+            # The backward of addcmul first multiplies both factors by its value, which is one.
+            return shift + gate * matvec(weight, h)
+        if gate is not None:
+            return torch.addcmul(shift, matvec(weight, h), gate)
+        if shift.dim() == 1 and weight.dim() == 2:
+            return F.linear(h, weight, shift)
+        return matvec(weight, h) + shift
+
+    def _out(self, x: Tensor, h: Tensor) -> Tensor:
+        value = self._layer(len(self.weights) - 1, h)
+        return value if self.residual is None else value - self.residual * x
+
+
+@dataclass(frozen=True)
+class Linearized:
+    """f(x) and ∂f/∂x = diag(d_L) W_L ... diag(d_1) W_1 - r I.
+
+    Attributes:
+        value: f(x), (*B, D).
+        weights: W_l.
+        diagonals: d_l, (*B, H_l); None for ones.
+        residual: r, or None for zero.
+
+    """
+
+    value: Tensor
+    weights: list[Tensor]
+    diagonals: list[Tensor | None]
+    residual: Tensor | None = None
+
+    def product(self, tangent: Tensor) -> Tensor:
+        """(∂f/∂x) v for v (k, *B, D)."""
+        image = pushforward(self.weights, self.diagonals, tangent)
+        return image if self.residual is None else image - self.residual * tangent
+
+
+def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: Tensor) -> Tensor:
+    """diag(d_L) W_L ... diag(d_1) W_1 v for v (k, *B, D)."""
+    for weight, diagonal in zip(weights, diagonals, strict=True):
+        tangent = matvec(weight, tangent)
+        if diagonal is not None:
+            tangent = tangent * diagonal
+    return tangent
+
+
+def _divided(weight: Tensor, slope: Tensor | None) -> Tensor:
+    return weight if slope is None else weight / slope
+
+
+def _linears(inputs: int, widths: Sequence[int]) -> nn.ModuleList:
+    """Maps of the context; none where there is no context."""
+    return nn.ModuleList(nn.Linear(inputs, width, bias=False) for width in widths if inputs)
+
+
+def _silence(layer: TimeLayer) -> None:
+    for name, parameter in layer.named_parameters():
+        if name in ("weight", "late_weight", "weight_slope"):
+            nn.init.zeros_(parameter)

@@ -1,0 +1,458 @@
+"""An ordinary differential equation as a bijector."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from cflows.continuous.divergence import (
+    DIVERGENCES,
+    PROBES,
+    draw_probes,
+    exact_is_cheap,
+    is_perceptron,
+    linearize,
+    orthonormal_probes,
+)
+from cflows.continuous.penalties import PENALTIES, rates
+from cflows.continuous.runge_kutta import RightHandSide, Slope, SolveStats, Stage
+from cflows.continuous.solvers import (
+    GRADIENTS,
+    SIZES,
+    Adaptive,
+    FixedGrid,
+    Lagged,
+    Solver,
+    solve,
+)
+from cflows.core.bijector import Bijector, may_read
+from cflows.core.saving import register
+from cflows.core.tracing import exported, recorded, transformed
+
+__all__ = ["ODEBijector"]
+
+T = TypeVar("T")
+
+
+@register
+class ODEBijector(Bijector):
+    """The flow map of a vector field: x = z + ∫_0^T f(t, x(t), context) dt.
+
+    log|det dx/dz| = ∫_0^T tr(∂f/∂x) dt along the path, and the inverse runs the same path from T to
+    0 (Chen et al. 2018, theorem 1; Grathwohl et al. 2019, equation 4). Solved over s in [0, 1] with
+    the field T f(sT, x), so that T is a parameter like any other.
+
+    Training and evaluation are specified apart: ``.training`` picks ``training_solver`` and
+    ``divergence``, or ``evaluation_solver`` and ``evaluation_divergence``. ``override`` changes
+    both.
+
+    Args:
+        field: f(t, x, context), an ``MLP`` or any module; ``features`` and ``context_features`` are
+            read from it. It is called with t a scalar, x (N, D) and context (N, C) or None, in
+            solves and in flow matching alike.
+        end_time: T, in the field's unit of time.
+        trainable_end_time: whether log T is a parameter.
+        divergence: in training, ``"exact"``, ``"hutchinson"``, ``"hutch++"``, or ``"auto"``, which
+            is exact where that costs about what the estimate costs, else Hutchinson's.
+        probe: ``"rademacher"`` or ``"gaussian"``.
+        probes: products that an estimate takes at each evaluation of the field.
+        training_solver: ``Lagged``, ``FixedGrid`` or ``Adaptive``.
+        evaluation_solver: likewise.
+        evaluation_divergence: the trace in evaluation, exact by default. An estimate leaves
+            log-densities unbiased, with noise of which ``torch.manual_seed`` decides; for fields in
+            hundreds of dimensions that are no ``MLP``, whose exact trace takes D products.
+        evaluation_probes: products of that estimate; None for ``probes``.
+        gradient: ``"backprop"`` through the solver; ``"checkpoint"``, the same with each step of a
+            grid computed again on the way back; ``"adjoint"``, for adaptive solves.
+        penalties: names in ``penalties.PENALTIES`` that ``collecting`` integrates along the path.
+        steer: b; in training the end time is T + U(-b, b) (Ghosh et al. 2020, "STEER").
+        bfloat16: whether the field's matrix products run in bfloat16; state, log-determinant and
+            time keep their dtype.
+        compiled: whether the field goes through ``torch.compile``.
+
+    Attributes:
+        stats: what the last solve did, a ``SolveStats``.
+        evaluations_made: field evaluations since the bijector was built. Neither follows a solve
+            that torch.func transforms, or that torch.compile or torch.export record.
+        steps: of the next ``Lagged`` solve, 0 for an adaptive one; saved with the state.
+
+    Example:
+        >>> import torch
+        >>> from cflows import ODEBijector
+        >>> class Growth(torch.nn.Module):
+        ...     features = 1
+        ...     def forward(self, t, x, context=None):
+        ...         return 2 * x
+        >>> flow = ODEBijector(Growth()).eval()
+        >>> x, log_det = flow.forward_and_log_det(torch.ones(1, 1))
+        >>> round(x.item(), 3), round(log_det.item(), 3)  # e² and 2
+        (7.389, 2.0)
+
+    """
+
+    log_end_time: Tensor
+
+    def __init__(
+        self,
+        field: nn.Module,
+        *,
+        end_time: float = 1.0,
+        trainable_end_time: bool = False,
+        divergence: str = "auto",
+        probe: str = "rademacher",
+        probes: int = 1,
+        training_solver: Solver = Lagged("dopri5", 1e-3),  # noqa: B008, immutable
+        evaluation_solver: Solver = Adaptive("dopri5", 1e-5, 1e-5),  # noqa: B008, immutable
+        evaluation_divergence: str = "exact",
+        evaluation_probes: int | None = None,
+        gradient: str = "backprop",
+        penalties: Sequence[str] = (),
+        steer: float = 0.0,
+        bfloat16: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__(_size(field, "features"), _size(field, "context_features"))
+        if not 0 < end_time < math.inf:
+            raise ValueError(f"end_time must be positive and finite, got {end_time}")
+        if not 0 <= steer < end_time:
+            raise ValueError(f"steer must lie in [0, end_time), got {steer}")
+        evaluation_probes = probes if evaluation_probes is None else evaluation_probes
+        for name, count in (("probes", probes), ("evaluation_probes", evaluation_probes)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        _known("probe", probe, PROBES)
+        _known("gradient", gradient, GRADIENTS)
+        for name in penalties:
+            _known("penalties", name, PENALTIES)
+        if gradient == "adjoint" and not isinstance(training_solver, Adaptive):
+            raise ValueError(
+                'gradient="adjoint" needs training_solver=Adaptive(...): a grid is differentiated '
+                'by "backprop" or "checkpoint"'
+            )
+        self.field = field
+        log_end_time = torch.tensor(math.log(end_time))
+        if trainable_end_time:
+            self.log_end_time = nn.Parameter(log_end_time)
+        else:
+            self.register_buffer("log_end_time", log_end_time)
+        self.divergence = _known("divergence", divergence, DIVERGENCES)
+        self.evaluation_divergence = _known(
+            "evaluation_divergence", evaluation_divergence, DIVERGENCES
+        )
+        self.probe = probe
+        self.probes = probes
+        self.evaluation_probes = evaluation_probes
+        self.training_solver = training_solver
+        self.evaluation_solver = evaluation_solver
+        self.gradient = gradient
+        self.penalties = tuple(penalties)
+        self.steer = steer
+        self.low_precision = bfloat16
+        self.stats = SolveStats()
+        self.evaluations_made = 0
+        self.steps = SIZES[3]
+        self._stage = torch.compile(_stage) if compiled else _stage
+        self._reviewed = True
+        self._warned = False
+        self._override: dict[str, Any] = {}
+        self._collected: dict[str, Tensor] | None = None
+
+    @property
+    def end_time(self) -> Tensor:
+        """T, with gradient where it is trained."""
+        return self.log_end_time.exp()
+
+    @property
+    def solver(self) -> Solver:
+        """The solver in force."""
+        default = self.training_solver if self.training else self.evaluation_solver
+        solver: Solver = self._override.get("solver", default)
+        return solver
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Noise to data; no divergence is computed."""
+        return self._flow(z, context, (0.0, 1.0), traced=False)[0]
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data to noise; no divergence is computed."""
+        return self._flow(x, context, (1.0, 0.0), traced=False)[0]
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise to data, with +∫ tr(∂f/∂x) dt."""
+        x, log_det = self._flow(z, context, (0.0, 1.0), traced=True)
+        assert log_det is not None
+        return x, log_det
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Data to noise, with -∫ tr(∂f/∂x) dt along the same path."""
+        z, log_det = self._flow(x, context, (1.0, 0.0), traced=True)
+        assert log_det is not None
+        return z, log_det
+
+    def trajectory(
+        self, start: Tensor, times: Sequence[float], context: Tensor | None = None
+    ) -> Tensor:
+        """The path at several times, (*B, D) -> (len(times), *B, D).
+
+        Args:
+            start: the state at the first of the times.
+            times: as parts of T, ascending (noise to data) or descending.
+            context: (*B, C) or None.
+
+        """
+        places = [self.broadcast(start, context)[0]]
+        for ends in pairwise(times):
+            places.append(self._flow(places[-1], context, ends, traced=False)[0])
+        return torch.stack(places)
+
+    @contextmanager
+    def override(
+        self, *, solver: Solver | None = None, divergence: str | None = None
+    ) -> Iterator[None]:
+        """Use this solver and this divergence within a block, in training and in evaluation."""
+        given: dict[str, Any] = {}
+        if solver is not None:
+            given["solver"] = solver
+        if divergence is not None:
+            given["divergence"] = _known("divergence", divergence, DIVERGENCES)
+        before = self._override
+        self._override = before | given
+        try:
+            yield
+        finally:
+            self._override = before
+
+    @contextmanager
+    def collecting(self, found: dict[str, Tensor]) -> Iterator[None]:
+        """Within a block, add each solve's penalties (*B,) to ``found``, by name."""
+        before, self._collected = self._collected, found
+        try:
+            yield
+        finally:
+            self._collected = before
+
+    def review(self) -> bool:
+        """Read the error of the last ``Lagged`` solve and choose the steps of the next.
+
+        One host synchronisation, outside of the solve. Called at the next solve if not before. Of
+        several processes each chooses its own steps here; ``Flow.review`` gives them the same.
+
+        Returns:
+            whether the error was within ten times the tolerance; if not, the batch should be
+            solved again before the optimiser uses it.
+
+        """
+        solver, stats = self.solver, self.stats
+        if self._reviewed or not isinstance(solver, Lagged):
+            return True
+        self._reviewed = True
+        if stats.status == "adaptive":
+            self.steps = solver.steps_for(0.0, 0)
+        if stats.error is None:  # adaptive, or a batch without rows: there is nothing to learn
+            return True
+        value = float(stats.error)
+        self.steps = solver.steps_for(value, stats.accepted)
+        if self.steps == 0 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{solver} cannot keep its tolerance on {SIZES[-1]} steps (error {value:.1e}): "
+                "such solves are adaptive, and slower; a penalty or a smaller learning rate keeps "
+                "fields smooth",
+                stacklevel=2,
+            )
+        return value <= 10 * solver.tolerance
+
+    def get_extra_state(self) -> Tensor:
+        """The steps of the next ``Lagged`` solve."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the steps."""
+        self.steps = int(state)
+
+    def _flow(
+        self, start: Tensor, context: Tensor | None, span: tuple[float, float], *, traced: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if recorded() and not (exported() or isinstance(self.solver, FixedGrid)):
+            # Steps that follow the values are no graph: such a solve is left as it is.
+            return _as_it_is(self._solved, start, context, span, traced)
+        return self._solved(start, context, span, traced)
+
+    def _solved(
+        self, start: Tensor, context: Tensor | None, span: tuple[float, float], traced: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        start, context = self.broadcast(start, context)
+        if start.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"a solve needs float32 or float64, got {start.dtype}; for speed, bfloat16=True "
+                "runs the field's matrix products alone in low precision"
+            )
+        batch = start.shape[:-1]
+        x = start.reshape(-1, self.features)
+        if context is not None:
+            context = context.reshape(x.shape[0], self.context_features)
+        penalties = self.penalties if traced and self._collected is not None else ()
+        watched = may_read(x)
+        if not (self._reviewed or transformed() or exported()):
+            self.review()
+        stats = SolveStats()
+        if watched:
+            self.stats = stats
+        # A parametrised weight (spectral norm) is computed once for a solve, not at each call.
+        with parametrize.cached():
+            x, total, _ = solve(
+                self._right_hand_side(x, context, span[0], traced, penalties),
+                x,
+                self.solver,
+                integrals=int(traced) + len(penalties),
+                span=span,
+                steps=self.steps,
+                gradient=self.gradient,
+                parameters=[*self.parameters(), *([] if context is None else [context])],
+                stats=stats,
+            )
+        # An integer that changes at each call would have torch.compile begin anew each time.
+        if watched:
+            self.evaluations_made += stats.nfe
+            self._reviewed = not isinstance(self.solver, Lagged)
+        x = x.reshape(*batch, self.features)
+        if total is None:
+            return x, None
+        for index, name in enumerate(penalties, 1):
+            assert self._collected is not None
+            value = (total[:, index] * (span[1] - span[0])).reshape(batch)
+            earlier = self._collected.get(name)
+            self._collected[name] = value if earlier is None else earlier + value
+        return x, total[:, 0].reshape(batch)
+
+    def _right_hand_side(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        start: float,
+        traced: bool,
+        penalties: tuple[str, ...],
+    ) -> RightHandSide:
+        """The field T f(sT, x), its divergence and the penalties' rates."""
+        stretch = None
+        if self.steer and self.training:
+            stretch = (2 * torch.rand((), dtype=x.dtype, device=x.device) - 1) * self.steer
+
+        def fields(times: Tensor) -> Iterator[tuple[Any, Tensor]]:
+            # T is taken from its parameter here, where the adjoint can see it.
+            end_time = self.end_time if stretch is None else self.end_time + stretch
+            if is_perceptron(self.field):
+                for frozen in self.field.at(times * end_time, context, scale=end_time):
+                    yield frozen, end_time
+            else:
+                for t in (times * end_time).unbind():
+                    yield ForeignField(self.field, t, context, end_time), end_time
+
+        def at(times: Tensor) -> Iterator[Stage]:
+            for field, end_time in fields(times):
+                yield partial(stage, field, end_time)
+
+        def stage(field: Any, end_time: Tensor, state: Tensor) -> Slope:
+            with self._precision(x):
+                return self._stage(field, state, traced, probes, penalties, spare, end_time)
+
+        probes = self._draw(x, lambda: next(fields(x.new_full((1,), start)))[0]) if traced else None
+        spare = draw_probes(x, self.probe) if penalties and probes is None else x
+        return at
+
+    def _precision(self, x: Tensor) -> Any:
+        if not self.low_precision:
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=torch.bfloat16)
+
+    def _scheme(self, rows: int) -> str:
+        """How the divergence is taken: ``"exact"``, ``"hutchinson"`` or ``"hutch++"``."""
+        default = self.divergence if self.training else self.evaluation_divergence
+        scheme: str = self._override.get("divergence", default)
+        if scheme == "auto":
+            # Of one row among many, or of a program for any number, nobody knows the batch.
+            known = None if transformed() or exported() else rows
+            cheap = exact_is_cheap(self.field, known, self._probes())
+            scheme = "exact" if cheap else "hutchinson"
+        return scheme
+
+    def _probes(self) -> int:
+        return self.probes if self.training else self.evaluation_probes
+
+    def _draw(self, x: Tensor, first: Callable[[], Any]) -> Tensor | None:
+        """Probes for a solve that begins at x with the field ``first()``; None: the exact trace."""
+        scheme = self._scheme(x.shape[0])
+        if scheme == "exact":
+            return None
+        if scheme == "hutch++":
+            return orthonormal_probes(first(), x, self.probe, max(2, self._probes()))
+        return draw_probes(x, self.probe, self._probes())
+
+
+def _as_it_is(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function from compiled code without compiling it."""
+    disabled: Callable[..., T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled(*arguments)
+
+
+@dataclass(frozen=True)
+class ForeignField:
+    """T f(t, x, context) at one time, of a field that is called as it is."""
+
+    field: nn.Module
+    t: Tensor
+    context: Tensor | None
+    end_time: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        velocity: Tensor = self.end_time * self.field(self.t, x, self.context)
+        return velocity
+
+
+def _stage(
+    field: Any,
+    x: Tensor,
+    traced: bool,
+    probes: Tensor | None,
+    penalties: tuple[str, ...],
+    spare: Tensor,
+    end_time: Tensor,
+) -> Slope:
+    """Velocity (N, D) and rates (N, m) in the state's dtype; m = 0 gives None."""
+    if not traced:
+        velocity: Tensor = field(x)
+        return velocity.to(x.dtype), None
+    local = linearize(field, x)
+    found = [local.trace(probes)]
+    if penalties:
+        found += rates(penalties, local, probes, spare, end_time)
+    rate = found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, dim=1)
+    return local.finished(local.value.to(x.dtype)), local.finished(rate.to(x.dtype))
+
+
+def _known(name: str, value: str, known: Sequence[str] | dict[str, Any]) -> str:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    return value
+
+
+def _size(field: nn.Module, name: str) -> int:
+    size = getattr(field, name, 0 if name == "context_features" else None)
+    if not isinstance(size, int):
+        raise TypeError(f"the field {type(field).__name__} needs an integer attribute `{name}`")
+    return size

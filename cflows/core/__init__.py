@@ -1,0 +1,1 @@
+"""What every flow is made of: bijectors, bases, the flow itself, and its file."""

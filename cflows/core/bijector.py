@@ -1,0 +1,329 @@
+r"""Invertible maps: the contract that every part of a flow keeps.
+
+The direction is fixed throughout the package: ``forward`` takes noise to data, x = f(z), and
+``inverse`` takes data to noise, z = f⁻¹(x), as in Papamakarios et al. 2021, "Normalizing Flows for
+Probabilistic Modeling and Inference", section 2.1.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributions import constraints
+
+from cflows.core.pickling import Pickled
+from cflows.core.saving import register
+
+__all__ = ["Bijector", "Chain", "Inverse"]
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+_NOTED = threading.local()
+
+
+class Bijector(Pickled, ABC):
+    """An invertible, differentiable map x = f(z; context) of R^D to R^D.
+
+    Subclasses write the two methods that return a log-determinant; ``forward`` and ``inverse``
+    follow from them and are overridden where the log-determinant can be left out to save work.
+
+    Args:
+        features: D, the size of the last dimension of z and x.
+        context_features: C, the size of the last dimension of the context; 0 where there is none.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Bijector
+        >>> class Cube(Bijector):
+        ...     def forward_and_log_det(self, z, context=None):
+        ...         return z**3, (3 * z**2).log().sum(-1)
+        ...     def inverse_and_log_det(self, x, context=None):
+        ...         z = x.sign() * x.abs() ** (1 / 3)
+        ...         return z, -(3 * z**2).log().sum(-1)
+        >>> Cube(1).forward_and_log_det(torch.tensor([2.0]))  # log 12
+        (tensor([8.]), tensor(2.4849))
+
+    """
+
+    def __init__(self, features: int, context_features: int = 0) -> None:
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features}")
+        if context_features < 0:
+            raise ValueError(f"context_features must be at least 0, got {context_features}")
+        self.features = features
+        self.context_features = context_features
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Where the data lie, as torch.distributions has it: R^D unless a map says otherwise."""
+        return constraints.real_vector
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Noise to data: x = f(z), (*B, D) -> (*B, D)."""
+        return self.forward_and_log_det(z, context)[0]
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data to noise: z = f⁻¹(x), (*B, D) -> (*B, D)."""
+        return self.inverse_and_log_det(x, context)[0]
+
+    @abstractmethod
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise to data with its volume change: x (*B, D) and log|det dx/dz| (*B,)."""
+
+    @abstractmethod
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Data to noise with its volume change: z (*B, D) and log|det dz/dx| (*B,)."""
+
+    def broadcast(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Check z or x (*B, D) and the context (*B, C), and give both the same leading shape.
+
+        Raises:
+            TypeError: one of them is not a tensor of float32 or float64.
+            ValueError: a shape does not fit; the message says which would.
+
+        """
+        _check_last("the input", value, self.features, "D")
+        if self.context_features == 0:
+            if context is not None:
+                raise ValueError("this flow takes no context: it was built with context_features=0")
+            return value, None
+        if context is None:
+            raise ValueError(f"a context of shape (*B, {self.context_features}) is needed")
+        _check_last("the context", context, self.context_features, "C")
+        try:
+            batch = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+                value.shape[:-1], context.shape[:-1]
+            )
+        except RuntimeError:
+            raise ValueError(
+                f"the leading dimensions of the input {tuple(value.shape)} and of the context "
+                f"{tuple(context.shape)} do not broadcast"
+            ) from None
+        return value.expand(*batch, -1), context.expand(*batch, -1)
+
+
+@register
+class Chain(Bijector):
+    """The composition x = f_K(... f_1(z)), its parts listed from noise to data.
+
+    log|det dx/dz| is the sum of the parts' log-determinants, each at its own input.
+
+    Args:
+        parts: bijectors of the same number of features; those with a context share one.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Affine, Chain
+        >>> double, shift = Affine([0.0], [2.0]), Affine([1.0], [1.0])
+        >>> Chain(double, shift)(torch.tensor([3.0]))
+        tensor([7.])
+
+    """
+
+    def __init__(self, *parts: Bijector) -> None:
+        if not parts:
+            raise ValueError("Chain needs at least one bijector")
+        sizes = {part.features for part in parts}
+        contexts = {part.context_features for part in parts} - {0}
+        if len(sizes) > 1:
+            raise ValueError(f"the parts of a Chain differ in features: {sorted(sizes)}")
+        if len(contexts) > 1:
+            raise ValueError(f"the parts of a Chain differ in context: {sorted(contexts)}")
+        super().__init__(sizes.pop(), contexts.pop() if contexts else 0)
+        self.parts = nn.ModuleList(parts)
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """That of the last part."""
+        last = self.parts[-1]
+        assert isinstance(last, Bijector)
+        return last.codomain
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Noise to data, first part first; no log-determinant is computed."""
+        z, context = self.broadcast(z, context)
+        for part, seen in self._with_context(self.parts, context):
+            z = part(z, seen)
+        return z
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data to noise, last part first; no log-determinant is computed."""
+        x, context = self.broadcast(x, context)
+        for part, seen in self._with_context(reversed(self.parts), context):
+            x = part.inverse(x, seen)
+        return x
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise to data; the parts' log-determinants add up."""
+        z, context = self.broadcast(z, context)
+        total = z.new_zeros(z.shape[:-1])
+        for part, seen in self._with_context(self.parts, context):
+            z, log_det = part.forward_and_log_det(z, seen)
+            total = total + log_det
+        return z, total
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Data to noise; the parts' log-determinants add up."""
+        x, context = self.broadcast(x, context)
+        total = x.new_zeros(x.shape[:-1])
+        for part, seen in self._with_context(reversed(self.parts), context):
+            x, log_det = part.inverse_and_log_det(x, seen)
+            total = total + log_det
+        return x, total
+
+    @staticmethod
+    def _with_context(
+        parts: Iterable[nn.Module], context: Tensor | None
+    ) -> Iterable[tuple[Bijector, Tensor | None]]:
+        for part in parts:
+            assert isinstance(part, Bijector)
+            yield part, context if part.context_features else None
+
+
+@register
+class Inverse(Bijector):
+    """The same map the other way round: ``Inverse(f).forward`` is ``f.inverse``.
+
+    Args:
+        bijector: f.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Exp, Inverse
+        >>> Inverse(Exp(1))(torch.tensor([1.0]))
+        tensor([0.])
+
+    """
+
+    def __init__(self, bijector: Bijector) -> None:
+        super().__init__(bijector.features, bijector.context_features)
+        self.bijector = bijector
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """f⁻¹(z)."""
+        return self.bijector.inverse(z, context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """f(x)."""
+        return self.bijector.forward(x, context)
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """f⁻¹(z) and its log-determinant."""
+        return self.bijector.inverse_and_log_det(z, context)
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """f(x) and its log-determinant."""
+        return self.bijector.forward_and_log_det(x, context)
+
+
+def refuse_low_precision(name: str, dtype: torch.dtype | None) -> None:
+    """A TypeError for half precision: a log-determinant of it has three digits.
+
+    Raises:
+        TypeError: the dtype is float16 or bfloat16.
+
+    """
+    if dtype in LOW_PRECISION:
+        raise TypeError(
+            f"{name} is {dtype}: densities need float32 or float64; for speed run float32 "
+            "within torch.autocast"
+        )
+
+
+@contextmanager
+def setting_aside() -> Iterator[list[Tensor]]:
+    """Within a block ``within`` refuses nothing: it appends which rows lie outside, (*B,) each."""
+    before, _NOTED.rows = getattr(_NOTED, "rows", None), []
+    try:
+        yield _NOTED.rows
+    finally:
+        _NOTED.rows = before
+
+
+def within(
+    x: Tensor, inside: Tensor, middle: Tensor | float, message: str, *, check: bool
+) -> Tensor:
+    """x, whose entries must be inside of a map's range.
+
+    What lies outside is refused where ``check`` asks for it and numbers may be read, and left as it
+    is elsewhere. In a block of ``setting_aside`` it is noted by row, and ``middle`` takes its
+    place, so that neither NaN nor a gradient comes of it.
+
+    Args:
+        x: (*B, D).
+        inside: which entries are, (*B, D).
+        middle: a point inside, broadcastable to x.
+        message: of the error; ``{value:g}`` in it is the first entry outside.
+        check: whether to look; asking costs a host synchronisation.
+
+    Raises:
+        ValueError: an entry is outside.
+
+    """
+    # First, since the compiler does not see through what a thread keeps.
+    if torch.compiler.is_compiling():
+        return x
+    noted = getattr(_NOTED, "rows", None)
+    if noted is not None:
+        noted.append(~inside.all(-1))
+        return torch.where(inside, x, middle)
+    if check and may_read(x) and not bool(inside.all()):
+        raise ValueError(message.format(value=x[~inside][0].item()))
+    return x
+
+
+def may_read(value: Tensor) -> bool:
+    """Whether a check may ask a tensor for its numbers: not while something traces or transforms.
+
+    Under torch.func's transforms, torch.compile, torch.export, torch.jit.trace and make_fx, within
+    the capture of a CUDA graph, and for tensors without numbers (meta, fake), checks of values are
+    left out: what they would refuse becomes NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from cflows.core.bijector import may_read
+        >>> may_read(torch.ones(2)), may_read(torch.ones(2, device="meta"))
+        (True, False)
+
+    """
+    # First, since the compiler sees through no question below.
+    if torch.compiler.is_compiling():
+        return False
+    return not (
+        torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or value.is_meta
+        or isinstance(value, FakeTensor)
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or (value.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    refuse_low_precision(name, value.dtype)
+    if value.shape[-1:] != (size,):
+        raise ValueError(
+            f"{name} must have shape (*B, {size}), {symbol} = {size} its last dimension; "
+            f"got {tuple(value.shape)}"
+        )

@@ -1,0 +1,388 @@
+"""A flow: a base distribution seen through a bijector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from cflows.core.arrays import Array, as_tensor
+from cflows.core.base import Normal
+from cflows.core.bijector import Bijector, may_read, refuse_low_precision
+from cflows.core.distribution import FlowDistribution, leading
+from cflows.core.modes import evaluating
+from cflows.core.pickling import Pickled
+from cflows.core.saving import register, save
+from cflows.core.trajectory import trajectory
+from cflows.training.distributed import agree_on_steps
+
+__all__ = ["Flow", "FlowDistribution", "evaluating", "log_likelihood"]
+
+
+@register
+class Flow(Pickled):
+    """The distribution of x = f(z; context) with z from a base.
+
+    log p(x) = log p_base(f⁻¹(x)) + log|det df⁻¹/dx|   (Papamakarios et al. 2021, equation 4)
+
+    Args:
+        bijector: f, noise to data.
+        base: a module with ``log_prob(z, context)``, ``sample`` and ``rsample``; by default the
+            standard normal of f's features.
+
+    Raises:
+        TypeError: the base is a torch Distribution, which ``TorchBase.of`` makes a module.
+        ValueError: the base has another number of features.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Affine, Flow
+        >>> flow = Flow(Affine([1.0, 2.0], [1.0, 3.0]))
+        >>> flow.log_prob(torch.tensor([[1.0, 2.0]]))  # -log(2 pi) - log 3
+        tensor([-2.9365])
+        >>> flow.sample(5).shape
+        torch.Size([5, 2])
+
+    """
+
+    def __init__(self, bijector: Bijector, base: Any = None) -> None:
+        super().__init__()
+        if isinstance(base, Distribution):
+            name = type(base).__name__
+            raise TypeError(
+                f"the base is a torch {name}, no module: take TorchBase.of({name}(...))"
+            )
+        self.bijector = bijector
+        self.base: Any = Normal(bijector.features) if base is None else base
+        size = getattr(self.base, "features", bijector.features)
+        if size != bijector.features:
+            raise ValueError(
+                f"the base has {size} features, the bijector {bijector.features}: build them alike"
+            )
+
+    @property
+    def features(self) -> int:
+        """D."""
+        return self.bijector.features
+
+    @property
+    def context_features(self) -> int:
+        """C, 0 for an unconditional flow."""
+        return self.bijector.context_features
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations since the flow was built: an odometer, take differences."""
+        return sum(getattr(part, "evaluations_made", 0) for part in self.modules())
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether a part of the flow is solved, so that its figures have a solver's error."""
+        return bool(self._continuous_parts())
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``log_prob``, so that a wrapper around the module trains it."""
+        return self.log_prob(x, context)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density in nats, (*B, D) and (*B, C) -> (*B,); leading dimensions broadcast.
+
+        In evaluation mode a row so far out that the dtype overflows has density -inf, never NaN.
+
+        Raises:
+            TypeError: the dtype is not the flow's, or that is half precision, or not one.
+            ValueError: a shape does not fit, or (in evaluation mode) a value is not finite.
+
+        """
+        x, context = self._check(x, context)
+        z, log_det = self._map(self.bijector.inverse_and_log_det, x, context)
+        log_prob: Tensor = self._base_log_prob(z, context) + log_det
+        if self.training:
+            return log_prob
+        # Where a row is so far that a map overflows on the way, and inf - inf follows.
+        far = x.abs().amax(-1) > torch.finfo(x.dtype).max ** 0.5
+        return torch.masked_fill(log_prob, far & log_prob.isnan(), -torch.inf)
+
+    def log_prob_and_penalties(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log-density and what the continuous parts integrate along the path, each (*B,).
+
+        The penalties are those the parts were built with, added up over parts; see
+        ``cflows.continuous.penalties``.
+        """
+        found: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for part in self._continuous_parts():
+                stack.enter_context(part.collecting(found))
+            return self.log_prob(x, context), found
+
+    def trajectory(
+        self, start: Tensor, times: Sequence[float], context: Tensor | None = None
+    ) -> Tensor:
+        """Where a path is at several times, for pictures: (*B, D) -> (len(times), *B, D).
+
+        Time runs over [0, 1], from noise to data, and is shared out evenly between the continuous
+        parts; maps between two of them act in an instant. All states are seen through the maps
+        behind the last one, so that the whole path is in the data's units.
+
+        Args:
+            start: noise where the times ascend, data where they descend.
+            times: within [0, 1], the first 0 or 1.
+            context: (*B, C) or None.
+
+        Raises:
+            ValueError: the times do not run from 0 upwards or from 1 downwards.
+            TypeError: the flow has no continuous part.
+
+        """
+        return trajectory(self.bijector, start, times, context)
+
+    def review(self) -> bool:
+        """Let ``Lagged`` solvers choose their next steps; False: the batch should be solved again.
+
+        For training loops of one's own, between ``backward`` and the optimiser's step; ``fit`` does
+        it. Within a process group of torch.distributed every process must call it: the largest
+        error of all decides for all.
+        """
+        parts = self._continuous_parts()
+        return agree_on_steps(parts, all([part.review() for part in parts]))
+
+    @torch.no_grad()
+    def sample(
+        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
+    ) -> Tensor:
+        """Draws without gradient, S and (*B, C) -> (*S, *B, D); an int n means (n,)."""
+        x: Tensor = self._map(self.bijector.forward, *self._draw(sample_shape, context, "sample"))
+        return x
+
+    def rsample(
+        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
+    ) -> Tensor:
+        """Draws with gradient in the parameters and the context, shapes as in ``sample``."""
+        x: Tensor = self._map(self.bijector.forward, *self._draw(sample_shape, context, "rsample"))
+        return x
+
+    def sample_and_log_prob(
+        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log-density in one solve or pass: (*S, *B, D) and (*S, *B).
+
+        log p(x) = log p_base(z) - log|det dx/dz|. With gradient, unless under ``no_grad`` or the
+        base has no reparameterised draws.
+        """
+        kind = "rsample" if getattr(self.base, "has_rsample", False) else "sample"
+        return self._draw_and_log_prob(sample_shape, context, kind)
+
+    def rsample_and_log_prob(
+        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``sample_and_log_prob`` whose draws must carry a gradient.
+
+        It reaches the parameters and the context through the draws too, as in ``rsample``.
+
+        Raises:
+            TypeError: the base has no reparameterised draws.
+
+        """
+        return self._draw_and_log_prob(sample_shape, context, "rsample")
+
+    def distribution(
+        self, context: Tensor | None = None, *, training: bool = False
+    ) -> FlowDistribution:
+        """The flow as a ``torch.distributions.Distribution``.
+
+        Args:
+            context: (*B, C), or None.
+            training: the mode in which it draws and scores, whatever mode the flow is in. In
+                training mode continuous parts take their training solver, batch normalisation the
+                batch's statistics, and an ActNorm starts: for a distribution that is itself
+                trained, as in stochastic variational inference.
+
+        """
+        return FlowDistribution(self, context, training=training)
+
+    @contextmanager
+    def using(self, **settings: Any) -> Iterator[Flow]:
+        """Override the continuous parts' solver or divergence within a block, with gradients.
+
+        Args:
+            settings: ``solver=...`` and ``divergence=...``, as ``FFJORD`` takes them.
+
+        Raises:
+            TypeError: the flow has no continuous part.
+
+        Example:
+            >>> import torch
+            >>> from cflows import FFJORD, Adaptive
+            >>> flow = FFJORD(2).eval()
+            >>> with flow.using(solver=Adaptive("dopri5", rtol=1e-7, atol=1e-7)):
+            ...     tight = flow.log_prob(torch.zeros(1, 2))
+
+        """
+        parts = self._continuous_parts()
+        if not parts:
+            raise TypeError("this flow has no continuous part: there is no solver to override")
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(part.override(**settings))
+            yield self
+
+    @contextmanager
+    def tightened(self, factor: float = 10.0) -> Iterator[Flow]:
+        """Divide the tolerances of the solvers in force by ``factor`` within a block."""
+        with ExitStack() as stack:
+            for part in self._continuous_parts():
+                stack.enter_context(part.override(solver=part.solver.tightened(factor)))
+            yield self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the flow to one file, read again by ``cflows.load``; see ``cflows.core.saving``."""
+        save(self, path)
+
+    def _continuous_parts(self) -> list[Any]:
+        return [part for part in self.modules() if hasattr(part, "override")]
+
+    def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x, context = self.bijector.broadcast(x, context)
+        dtype = dtype_of(self)
+        refuse_low_precision("the flow", dtype)
+        for name, value in (("the input", x), ("the context", context)):
+            if value is None:
+                continue
+            if dtype is not None and value.dtype != dtype:
+                raise TypeError(
+                    f"{name} is {value.dtype}, the flow is {dtype}: cast one of them with .to()"
+                )
+            # Asking costs a host synchronisation: training data are checked once, by fit.
+            if not self.training and may_read(value) and not bool(value.isfinite().all()):
+                raise ValueError(f"{name} has NaN or infinite values: drop or mend these rows")
+        return x, context
+
+    def _draw(
+        self, sample_shape: int | tuple[int, ...], context: Tensor | None, kind: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Base draws and the context, both of leading shape (*S, *B)."""
+        dtype = dtype_of(self)
+        refuse_low_precision("the flow", dtype)
+        if context is not None or self.context_features:
+            # The context's check wants something to broadcast it to.
+            blank = torch.zeros((), dtype=dtype).expand(self.features)
+            context = self._check(blank, context)[1]
+        z: Tensor = getattr(self.base, kind)(leading(sample_shape), context)
+        if context is not None:
+            context = context.expand(*z.shape[:-1], -1)
+        return z, context
+
+    def _draw_and_log_prob(
+        self, sample_shape: int | tuple[int, ...], context: Tensor | None, kind: str
+    ) -> tuple[Tensor, Tensor]:
+        z, context = self._draw(sample_shape, context, kind)
+        x, log_det = self._map(self.bijector.forward_and_log_det, z, context)
+        return x, self._base_log_prob(z, context) - log_det
+
+    def _map(self, way: Callable[..., Any], value: Tensor, context: Tensor | None) -> Any:
+        """The bijector's answer; looking through the dtypes of all parts waits for a sign."""
+        try:
+            found = way(value, context)
+        except RuntimeError:
+            refuse_mixed(self)
+            raise
+        image = found if isinstance(found, Tensor) else found[0]
+        if image.dtype != value.dtype:
+            refuse_mixed(self)
+        return found
+
+    def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
+        log_prob: Tensor = self.base.log_prob(z, context)
+        return log_prob
+
+
+def log_likelihood(
+    flow: Flow,
+    x: Tensor | Array,
+    context: Tensor | Array | None = None,
+    *,
+    batch_size: int = 2000,
+) -> Tensor:
+    """Log-density of every row in evaluation mode, in batches, without gradient: (N, D) -> (N,).
+
+    Batches are moved to the flow's device one by one; the answer is where x is, on the CPU for an
+    array. Arrays are cast to the flow's dtype, as ``fit`` does.
+
+    Args:
+        flow: any flow.
+        x: rows (N, D), or one row (D,), whose log-density is a scalar.
+        context: (N, C), or (C,) for all rows.
+        batch_size: rows at a time.
+
+    Raises:
+        TypeError: neither tensors nor arrays of real numbers, or a tensor of another dtype than the
+            flow's.
+        ValueError: a shape does not fit, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Affine, Flow, log_likelihood
+        >>> flow = Flow(Affine([0.0], [1.0]))
+        >>> log_likelihood(flow, torch.zeros(5000, 1), batch_size=1000).mean()  # -log(2 pi) / 2
+        tensor(-0.9189)
+
+    """
+    for name, given in (("x", x), ("context", context)):
+        if not isinstance(given, Tensor | np.ndarray) and (given is not None or name == "x"):
+            raise TypeError(
+                f"{name} must be a tensor or an array, got {type(given).__name__}: "
+                "torch.as_tensor turns numbers into tensors"
+            )
+    if x.ndim == 0:
+        raise ValueError("x must have shape (N, D) or (D,), got ()")
+    if x.ndim == 1:
+        return log_likelihood(flow, x[None], context, batch_size=batch_size)[0]
+    back = x.device if isinstance(x, Tensor) else torch.device("cpu")
+    place = next((value.device for value in (*flow.parameters(), *flow.buffers())), back)
+    dtype = dtype_of(flow)
+
+    def tensor(name: str, part: Tensor | Array) -> Tensor:
+        return part if isinstance(part, Tensor) else as_tensor(name, part).to(dtype)
+
+    if context is not None:
+        context = tensor("context", context).expand(len(x), -1)
+    found = []
+    with torch.no_grad(), evaluating(flow):
+        for first in range(0, max(len(x), 1), batch_size):
+            part = slice(first, first + batch_size)
+            seen = None if context is None else context[part].to(place)
+            found.append(flow.log_prob(tensor("x", x[part]).to(place), seen).to(back))
+    return torch.cat(found)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype | None:
+    """Dtype of the first floating-point parameter, else buffer; None where there is none."""
+    for values in (module.parameters(), module.buffers()):
+        for value in values:
+            if value.is_floating_point():
+                return value.dtype
+    return None
+
+
+def refuse_mixed(module: nn.Module) -> None:
+    """Refuse parts of several dtypes, none of which need be wrong by itself.
+
+    Raises:
+        TypeError: two floating-point tensors of the module differ in dtype.
+
+    """
+    first: dict[torch.dtype, str] = {}
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if value.is_floating_point():
+            first.setdefault(value.dtype, name)
+    if len(first) > 1:
+        found = " and ".join(f"{dtype} ({name})" for dtype, name in first.items())
+        raise TypeError(f"the flow mixes {found}: cast it whole, by .float() or .double()")

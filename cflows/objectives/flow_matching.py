@@ -1,0 +1,233 @@
+r"""Flow matching: a continuous flow trained without a solve.
+
+Instead of the likelihood, whose every evaluation is a solve, the field is regressed on the velocity
+of straight paths from noise to data, and the likelihood is asked for afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cflows.continuous.fields import MLP
+from cflows.continuous.ode_bijector import ODEBijector
+from cflows.core.bijector import Bijector, Chain, may_read
+from cflows.objectives.kl import Batch, Objective, weighted_mean
+
+__all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]
+
+COUPLINGS = ("independent", "optimal")
+TIMES = 16
+"""Times of a batch for a field that takes one at a time; enough that no variance is seen of it."""
+
+
+class FlowMatching(Objective):
+    r"""Conditional flow matching on straight paths, with no solve at all.
+
+        E |T f(sT, x_s, c) - (x₁ - x₀)|²,   x_s = (1 - s) x₀ + s x₁,   s ~ U(0, 1)
+
+    with x₀ of the flow's base and x₁ a row of the data, summed over the D columns and averaged over
+    rows (Lipman et al. 2023, "Flow Matching for Generative Modeling", equation 9, with no noise
+    left at the data; Liu et al. 2023, "Flow Straight and Fast", equation 1; Albergo and
+    Vanden-Eijnden 2023). Its minimiser is E[x₁ - x₀ | x_s], whose flow takes the base to the data.
+    The least loss is not zero and says little of the likelihood: validate by that.
+
+    Fixed maps behind the field, such as a whitening, are undone first, so that x₁ is what the
+    field's flow shall end at; those in front of it are applied to the base's draws. The times of a
+    batch are stratified, s_i = (i + u_i) / N, which leaves the mean what it is and takes variance
+    out. A field that is no ``MLP`` takes a scalar time, as in a solve: it is called ``TIMES`` times
+    on a part of the rows each, with a time for all of them; or once, with times (N,), where its
+    attribute ``time_by_row`` is true. A trained end time takes part.
+
+    ``"optimal"`` pairs each batch's x₀ and x₁ at the least total |x₁ - x₀|² (Tong et al. 2024,
+    "Improving and generalizing flow-based generative models with minibatch optimal transport",
+    section 3.4; Pooladian et al. 2023): straighter paths and a calmer loss for an assignment of
+    cost O(N³) on the CPU, by SciPy. With a context it is refused: the pairing would make x₀ depend
+    on c, and the flow starts from a base that does not. So it is with weights, which make the rows
+    another measure than the draws that they are paired with.
+
+    **Then maximum likelihood.** Matching is a warm start: a second ``fit`` goes on from it and
+    returns what matching reached wherever its own best state is no better on the validation rows.
+    Matching leaves smooth paths, and a large step of a fresh Adam destroys them: begin at a tenth
+    or less of the learning rate, let it rise over a warm-up, and build the flow with a training
+    solver that watches its error, since steps that nobody watches are exploited.
+
+        flow = FFJORD(..., training_solver=Lagged("rk4", 1e-3))
+        fit(flow, train, validation, objective="flow_matching", learning_rate=5e-3)
+        fit(flow, train, validation, learning_rate=3e-4, warmup=50, steps=200)
+
+    Args:
+        coupling: ``"independent"`` or ``"optimal"``.
+
+    Raises:
+        ValueError: an unknown coupling; or, at the first batch, a flow with several continuous
+            blocks or with other parts that would have to be trained.
+        TypeError: at the first batch, a flow without a continuous block.
+        ImportError: an optimal coupling without SciPy.
+
+    Example:
+        >>> import torch
+        >>> from cflows import FFJORD, FlowMatching
+        >>> field = {"time_frequencies": 4}
+        >>> flow = FFJORD(2, hidden=(64, 64), layer="film", activation="silu", field=field)
+        >>> FlowMatching()(flow, (torch.randn(128, 2), None)).backward()
+
+    """
+
+    def __init__(self, coupling: str = "independent") -> None:
+        super().__init__()
+        if coupling not in COUPLINGS:
+            raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}; got {coupling!r}")
+        self.coupling = coupling
+        self.additive = coupling == "independent"  # a pairing is of the whole batch
+
+    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """The mean squared error of the velocity, summed over columns, each row by its weight."""
+        if weights is not None and self.coupling == "optimal":
+            raise ValueError(
+                'coupling="optimal" pairs each row with one draw, whatever its weight: use '
+                'coupling="independent" with weights'
+            )
+        before, block, behind = split_at_block(flow)
+        x, context = flow.bijector.broadcast(*batch)
+        with torch.no_grad():
+            end = _through(reversed(behind), x, context, "inverse")
+            # A base without context of its own takes the number of draws from the shape.
+            start = flow.base.sample(() if context is not None else x.shape[:-1], context)
+            start = _through(before, start.to(end), context, "forward")
+            if self.coupling == "optimal":
+                start = start[self._pairing(start, end, context)]
+        times, sizes = _times(block, end)
+        rows = (
+            times
+            if sizes is None
+            else torch.cat([t.expand(k) for t, k in zip(times.unbind(), sizes, strict=True)])
+        )
+        place = torch.lerp(start, end, rows.unsqueeze(-1))
+        context = context if block.context_features else None
+        velocity = _velocity(block, times, sizes, place, context)
+        return weighted_mean((velocity - (end - start)).square().sum(-1), weights)
+
+    @staticmethod
+    def _pairing(start: Tensor, end: Tensor, context: Tensor | None) -> Tensor:
+        if context is not None:
+            raise ValueError(
+                'coupling="optimal" makes the noise depend on the context, which the base does '
+                'not: use coupling="independent"'
+            )
+        return optimal_coupling(start, end)
+
+
+def optimal_coupling(start: Tensor, end: Tensor) -> Tensor:
+    """Indices i (N,) that minimise Σ_n |start[i_n] - end_n|²: optimal transport of two samples.
+
+    Args:
+        start: (N, D).
+        end: (N, D).
+
+    Raises:
+        ImportError: SciPy is missing.
+
+    Example:
+        >>> import torch
+        >>> from cflows.objectives.flow_matching import optimal_coupling
+        >>> optimal_coupling(torch.tensor([[0.0], [5.0]]), torch.tensor([[6.0], [1.0]]))
+        tensor([1, 0])
+
+    """
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        raise ImportError('coupling="optimal" needs SciPy: pip install scipy') from None
+    # |a|² and |b|² are the same for every pairing: products alone decide.
+    cost = -(end.double() @ start.double().mT)
+    _, columns = linear_sum_assignment(cost.cpu().numpy())
+    return torch.as_tensor(columns, device=start.device)
+
+
+def split_at_block(flow: Any) -> tuple[list[Bijector], ODEBijector, list[Bijector]]:
+    """The maps in front of a flow's one continuous block, the block, and the maps behind it.
+
+    Raises:
+        TypeError: there is no continuous block.
+        ValueError: there are several, it stands within another map, or another part is trained.
+
+    """
+    parts = list(_flattened(flow.bijector))
+    at = [index for index, part in enumerate(parts) if isinstance(part, ODEBijector)]
+    inside = sum(isinstance(module, ODEBijector) for module in flow.bijector.modules())
+    if not inside:
+        raise TypeError(
+            "flow matching trains a vector field, and this flow has none: use forward_kl, or FFJORD"
+        )
+    if inside > 1 or len(at) != 1:
+        raise ValueError(
+            f"flow matching trains one continuous block in a chain of fixed maps, this flow has "
+            f"{inside}{'' if inside > 1 else ' within another map'}: use blocks=1 or forward_kl"
+        )
+    block = parts[at[0]]
+    assert isinstance(block, ODEBijector)
+    field = set(block.parameters())
+    for name, parameter in flow.named_parameters():
+        if parameter.requires_grad and parameter not in field:
+            raise ValueError(
+                f"flow matching trains the field alone, and {name} would stay as it is: hold it "
+                "with requires_grad_(False), or use forward_kl"
+            )
+    return parts[: at[0]], block, parts[at[0] + 1 :]
+
+
+def _flattened(bijector: Bijector) -> Iterator[Bijector]:
+    """The parts of nested chains, from noise to data."""
+    if not isinstance(bijector, Chain):
+        yield bijector
+        return
+    for part in bijector.parts:
+        assert isinstance(part, Bijector)
+        yield from _flattened(part)
+
+
+def _through(parts: Any, value: Tensor, context: Tensor | None, method: str) -> Tensor:
+    for part in parts:
+        value = getattr(part, method)(value, context if part.context_features else None)
+    return value
+
+
+def _times(block: ODEBijector, x: Tensor) -> tuple[Tensor, list[int] | None]:
+    """Stratified times in [0, 1], and how many rows take each; None where each row has its own."""
+    n = len(x)
+    if _by_row(block.field) or n == 0:
+        s = torch.rand(n, dtype=x.dtype, device=x.device)
+        return (s + torch.arange(n, dtype=x.dtype, device=x.device)) / n, None
+    # A stratum is as wide as its part of the rows, so that the mean over rows has no bias.
+    parts = min(n, TIMES)
+    edges = torch.arange(parts + 1) * n // parts
+    first, size = edges[:-1].to(x), edges.diff()
+    s = torch.rand(parts, dtype=x.dtype, device=x.device)
+    return (first + s * size.to(x)) / n, size.tolist()
+
+
+def _by_row(field: torch.nn.Module) -> bool:
+    """Whether a field takes a time of each row's own, (N,)."""
+    own = isinstance(field, MLP) and type(field).forward is MLP.forward
+    return own or bool(getattr(field, "time_by_row", False))
+
+
+def _velocity(
+    block: ODEBijector, s: Tensor, sizes: list[int] | None, x: Tensor, context: Tensor | None
+) -> Tensor:
+    """T f(sT, x, c), the velocity of the block's solve over [0, 1], at the times of the rows."""
+    end_time = block.end_time
+    if may_read(x):
+        block.evaluations_made += 1
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=block.low_precision):
+        if sizes is None:
+            velocity: Tensor = block.field(s * end_time, x, context)
+        else:
+            contexts = [None] * len(sizes) if context is None else torch.split(context, sizes)
+            parts = zip((s * end_time).unbind(), torch.split(x, sizes), contexts, strict=True)
+            velocity = torch.cat([block.field(*part) for part in parts])
+    return end_time * velocity.to(x.dtype)

@@ -1,0 +1,336 @@
+"""Several processes that train one flow, each on its share of every batch.
+
+All that asks for a process group of torch.distributed is here; one process is a team too, for which
+nothing is sent. ``fit`` wraps objective and flow in DistributedDataParallel. Since each process has
+as many rows, the mean of their gradients is that of the whole batch.
+
+Every process must come to the same collectives in the same order, or all wait for ever. So what
+only one of them can know (a failed solve, a signal, the time) is told to all before it is acted on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from cflows.continuous.solvers import SolverError
+
+__all__ = [
+    "ProcessError",
+    "agree_on_steps",
+    "batch_size_for",
+    "check_alike",
+    "gathered",
+    "largest",
+    "leads",
+    "mean",
+    "moments",
+    "own_seed",
+    "processes",
+    "rank",
+    "share",
+    "shared_loss",
+    "together",
+    "total",
+    "whole_batches",
+]
+
+_whole_batches = False
+
+
+class ProcessError(RuntimeError):
+    """A training that several processes cannot share, or that another of them has ended."""
+
+
+def processes() -> int:
+    """How many processes train together, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def leads() -> bool:
+    """Whether this process writes the files, shows the progress and calls the callbacks."""
+    return rank() == 0
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's part of rows (N, ...): every W-th of them."""
+    return rows[rank() :: processes()]
+
+
+def own_seed(seed: int) -> int:
+    """A seed for this process's random numbers; the first one's is the seed itself."""
+    return seed if leads() else hash((seed, rank())) % 2**63
+
+
+def batch_size_for(size: int, most: int) -> int:
+    """The batch size of all processes together, at most what ``most`` rows allow.
+
+    Raises:
+        ProcessError: the processes cannot have as many rows each.
+
+    """
+    count = processes()
+    if size % count:
+        raise ProcessError(
+            f"batch_size {size} cannot be shared out evenly by {count} processes: give "
+            f"{size - size % count or count}"
+        )
+    if most >= size:
+        return size
+    if most < count:
+        raise ProcessError(f"{most} training rows are too few for {count} processes: start fewer")
+    return most - most % count
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process has for a value that can be pickled, by rank."""
+    if processes() == 1:
+        return [value]
+    found: list[Any] = [None] * processes()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def largest(*values: float) -> list[float]:
+    """Each number's maximum over processes."""
+    if processes() == 1:
+        return list(values)
+    found = torch.tensor(values, dtype=torch.float64, device=_meeting_place())
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    numbers: list[float] = found.tolist()
+    return numbers
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over processes, without gradient."""
+    if processes() == 1:
+        return values
+    found = values.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(found)
+    return found
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean over processes, without gradient."""
+    return values if processes() == 1 else total(values) / processes()
+
+
+@contextmanager
+def together(active: bool = True) -> Iterator[None]:
+    """Raise in all processes, at the end of a block, what one of them raised within it.
+
+    The block must hold no collectives: the processes that did not fail would wait in them.
+
+    Args:
+        active: whether to do so; if not, an error stays where it is raised.
+
+    Raises:
+        SolverError: solves failed, and nothing else did.
+        ProcessError: another process raised another error; its text is quoted.
+
+    """
+    if processes() == 1 or not active:
+        yield
+        return
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    if largest(own is not None) == [0.0]:
+        return
+    told = gathered(None if own is None else (isinstance(own, SolverError), str(own)))
+    fatal = [(n, text) for n, (solver, text) in _those_that_failed(told) if not solver]
+    if own is not None and not (fatal and isinstance(own, SolverError)):
+        raise own
+    if fatal:
+        raise ProcessError(f"process {fatal[0][0]} failed: {fatal[0][1]}") from own
+    number, (_, text) = _those_that_failed(told)[0]
+    raise SolverError(f"in process {number}: {text}")
+
+
+def check_alike(settings: Callable[[], Any]) -> None:
+    """Refuse processes that were asked for different runs.
+
+    Raises:
+        ProcessError: the settings, anything that can be compared, are not the same in all.
+
+    """
+    if processes() == 1:
+        return
+    first, *others = gathered(settings())
+    if any(other != first for other in others):
+        raise ProcessError(
+            "the processes were given different rows, models or settings: give each of them the "
+            "same, all rows too; fit shares the rows out"
+        )
+
+
+def shared_loss(objective: nn.Module, flow: Any, normed: bool) -> Callable[..., Tensor]:
+    """``(x, context, weights) -> loss`` whose backward pass leaves the whole batch's gradient.
+
+    Several processes start from the first one's parameters and buffers.
+
+    Args:
+        objective: its draws are shared out too.
+        flow: what it trains.
+        normed: whether a part of the flow takes its batch's ``moments``.
+
+    Raises:
+        ProcessError: the loss or a part of the flow is not a mean over rows.
+
+    """
+    joint = _Joint(objective, flow)
+    if processes() == 1:
+        return joint.forward
+    joint.objective = _share_of_draws(objective)
+    _refuse(objective, flow)
+    if normed and flow.is_continuous:
+        raise ProcessError(
+            "batch norm beside a continuous block would wait for a process whose solve has failed: "
+            "build with batch_norm=False, or train it in one process"
+        )
+    _take_over(objective)
+    _take_over(flow)
+    trained = next(p for p in joint.parameters() if p.requires_grad)
+    # Parameters that a batch does not use would be waited for, unless they are looked for at each
+    # step. Where there are none a warning says that this was in vain: so there is always one.
+    joint.unused = nn.Parameter(trained.detach().new_zeros(()))
+    return DistributedDataParallel(joint, find_unused_parameters=True)
+
+
+def agree_on_steps(parts: Sequence[Any], solved: bool) -> bool:
+    """Give all processes the most careful steps of any, part by part.
+
+    Args:
+        parts: with ``steps``, the grid of their next solve, 0 for an adaptive one.
+        solved: whether this process's batch was solved well enough.
+
+    Returns:
+        whether every process's was.
+
+    """
+    if processes() == 1 or not parts:
+        return solved
+    failed, *steps = largest(not solved, *(part.steps or math.inf for part in parts))
+    for part, count in zip(parts, steps, strict=True):
+        part.steps = 0 if count == math.inf else int(count)
+    return not failed
+
+
+@contextmanager
+def whole_batches(active: bool = True) -> Iterator[None]:
+    """Within a block, ``moments`` are those of all processes' rows."""
+    global _whole_batches
+    before, _whole_batches = _whole_batches, active and processes() > 1
+    try:
+        yield
+    finally:
+        _whole_batches = before
+
+
+def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the columns of (N, D), with gradient; see ``whole_batches``."""
+    own_mean, own_variance = rows.mean(0), rows.var(0, correction=0)
+    if not _whole_batches:
+        return own_mean, own_variance
+    # A sum of what is zero in all rows but one's own: every process's moments, side by side.
+    place = torch.arange(processes(), device=rows.device) == rank()
+    own = torch.stack([own_mean, own_variance])
+    means, variances = _Total.apply(place[:, None, None] * own).unbind(1)  # type: ignore[no-untyped-call]
+    centre = means.mean(0)
+    return centre, (variances + (means - centre).square()).mean(0)
+
+
+class _Joint(nn.Module):
+    """Objective and flow as one module, so that a wrapper sees the parameters of both."""
+
+    def __init__(self, objective: nn.Module, flow: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.flow = objective, flow
+
+    def forward(self, x: Tensor, context: Tensor | None, weights: Tensor | None = None) -> Tensor:
+        weighing = {} if weights is None else {"weights": weights}
+        loss: Tensor = self.objective(self.flow, (x, context), **weighing)
+        return loss
+
+
+class _Total(torch.autograd.Function):
+    """The sum over processes; the gradient is the sum of all their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return total(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed: Tensor = _Total.apply(gradient)  # type: ignore[no-untyped-call]
+        return summed
+
+
+def _those_that_failed(told: list[Any]) -> list[tuple[int, tuple[bool, str]]]:
+    return [(number, failure) for number, failure in enumerate(told) if failure is not None]
+
+
+def _meeting_place() -> torch.device:
+    """Where numbers of the CPU meet: a group of NCCL alone has no other place than the GPU."""
+    return torch.device("cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu")
+
+
+def _share_of_draws(objective: nn.Module) -> nn.Module:
+    """The same objective, parameters and all, with this process's part of the draws."""
+    draws, count = getattr(objective, "rows", None), processes()
+    if draws is None:
+        return objective
+    if draws % count:
+        raise ProcessError(
+            f"{draws} draws cannot be shared out evenly by {count} processes: give "
+            f"{draws - draws % count or count}"
+        )
+    part = copy(objective)
+    part.rows = draws // count
+    return part
+
+
+def _refuse(objective: nn.Module, flow: nn.Module) -> None:
+    if not getattr(objective, "additive", False):
+        raise ProcessError(
+            f"the loss of {type(objective).__name__} is not known to be a mean over rows, which "
+            "several processes could share: train it in one, or set its attribute additive = True"
+        )
+    learnt = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    for name, part in [*objective.named_modules(), *flow.named_modules()]:
+        if isinstance(part, learnt):
+            raise ProcessError(
+                f"{name} would learn the statistics of each process's rows alone: train it in one "
+                "process, or convert it by torch.nn.SyncBatchNorm"
+            )
+        if getattr(part, "gradient", None) == "adjoint":
+            raise ProcessError(
+                'gradient="adjoint" may fail in one process on the way back, while the others '
+                'wait: give gradient="checkpoint", or train it in one process'
+            )
+
+
+def _take_over(module: nn.Module) -> None:
+    """The state of the first process, in all."""
+    state = module.state_dict()
+    device = next((v.device for v in (*module.parameters(), *module.buffers())), _meeting_place())
+    for name, value in state.items():
+        # Steps of a grid are kept on the CPU, where a group of NCCL alone does not reach.
+        state[name] = value.detach().to(device).clone()
+        dist.broadcast(state[name], 0)
+    module.load_state_dict(state)
