@@ -4,6 +4,10 @@ MAF, IAF, RealNVP, NICE, neural spline flows, planar, radial, Sylvester and resi
 ``forward`` is noise to data, ``inverse`` is data to noise, as in ``cflows``.
 """
 
+from cflows.core.registry import short_tags
+
+short_tags("baselines")
+
 from baselines.flows.autoregressive import IAF, MAF, Autoregressive, AutoregressiveAffine
 from baselines.flows.coupling import NICE, Coupling, RealNVP
 from baselines.flows.linear import Householder, Invertible1x1, LULinear, Permutation

@@ -26,15 +26,9 @@ from cflows.core.flow import Flow, log_likelihood
 from cflows.core.table_flow import TableFlow
 from cflows.training.few_rows import LEAST, for_few_rows
 from cflows.training.fit import fit
+from cflows.training.pipeline import behind, choose, inside
 from cflows.training.precision import check_resolution
-from cflows.training.preprocessing import (
-    behind,
-    choose,
-    extent,
-    inside,
-    standardise,
-    whiten,
-)
+from cflows.training.preprocessing import extent, standardise, whiten
 from cflows.training.rows import weights_for
 
 if TYPE_CHECKING:

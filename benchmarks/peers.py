@@ -21,17 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from common import (
-    RESULTS,
-    Spread,
-    alternate,
-    machine,
-    pin,
-    ratio,
-    spread,
-    table,
-    write_result,
-)
+from common import RESULTS, Spread, alternate, machine, pin, ratio, spread, table, write_result
 from continuous import CASES as FIELDS
 from continuous import Case, cheapest, ours, step, trained_field
 from continuous_peers import PEERS, zuko_arm

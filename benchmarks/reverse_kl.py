@@ -25,7 +25,8 @@ from baselines import IAF, MAF, PlanarFlow, RealNVP
 from baselines.harness.data.energies import Energy, energy, grid_kl
 from cflows import FFJORD, FixedGrid, Flow, Lagged, Normal, fit
 from cflows.core.atomic_write import write_beside
-from cflows.objectives.kl import AnyBatch, ReverseKL
+from cflows.objectives.base import AnyBatch
+from cflows.objectives.kl import ReverseKL
 
 ENERGIES = ("u1", "u2", "u3", "u4")
 BOX = ((-8.0, 8.0), (-8.0, 8.0))

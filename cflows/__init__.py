@@ -3,6 +3,12 @@
 ``forward`` is noise to data, ``inverse`` is data to noise, everywhere.
 """
 
+import sys
+from importlib import import_module
+
+from cflows.bases.logistic import Logistic
+from cflows.bases.mixture import MixtureOfGaussians
+from cflows.bases.student_t import StudentT
 from cflows.bases.torch import TorchBase
 from cflows.bijectors.bounded import Bounded
 from cflows.bijectors.elementwise import (
@@ -14,35 +20,33 @@ from cflows.bijectors.elementwise import (
 )
 from cflows.bijectors.normalization import ActNorm, BatchNorm
 from cflows.bijectors.squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
+from cflows.bijectors.whitening import Whitening
 from cflows.continuous.divergence import value_and_divergence
 from cflows.continuous.ffjord import FFJORD
 from cflows.continuous.fields import MLP
 from cflows.continuous.ode_bijector import ODEBijector
 from cflows.continuous.runge_kutta import SolveStats
 from cflows.continuous.solvers import Adaptive, FixedGrid, Lagged, SolverError
-from cflows.core.base import Base, Logistic, MixtureOfGaussians, Normal, StudentT
+from cflows.core.base import Base, Normal
 from cflows.core.bijector import Bijector, Chain, Inverse
+from cflows.core.collectives import ProcessError
 from cflows.core.flow import Flow, FlowDistribution, log_likelihood
-from cflows.core.saving import LoadError, load, register
+from cflows.core.registry import LoadError, register
+from cflows.core.saving import load
 from cflows.core.table_flow import TableFlow
 from cflows.core.transform import as_transform
 from cflows.objectives.f_divergences import AlphaDivergence, ChiSquare, JensenShannon
 from cflows.objectives.flow_matching import FlowMatching
 from cflows.objectives.ipm import MMD, SlicedWasserstein
 from cflows.objectives.kl import ForwardKL, ReverseKL
-from cflows.training.distributed import ProcessError
 from cflows.training.fit import fit
 from cflows.training.history import History, Record
-from cflows.training.preprocessing import (
-    Whitening,
-    behind,
-    choose,
-    inside,
-    standardise,
-    whiten,
-)
+from cflows.training.pipeline import behind, choose, inside
+from cflows.training.preprocessing import standardise, whiten
 from cflows.training.schedules import Constant, Cosine, Plateau, Schedule
 from cflows.training.trainer import TrainingError
+
+__version__ = "0.1.0"
 
 __all__ = [
     "FFJORD",
@@ -111,3 +115,9 @@ __all__ = [
     "value_and_divergence",
     "whiten",
 ]
+
+# Modules that are part of the interface under these names, wherever they stand.
+for _name in ("divergence", "fields", "penalties", "solvers"):
+    globals()[_name] = sys.modules[f"{__name__}.{_name}"] = import_module(
+        f"cflows.continuous.{_name}"
+    )

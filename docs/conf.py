@@ -22,7 +22,7 @@ os.environ["PYTHONHASHSEED"] = "0"
 project = "cflows"
 author = "the cflows developers"
 copyright = author
-version = re.findall(r'= "(.*)"', (ROOT / "cflows" / "_version.py").read_text())[0]
+version = re.findall(r'__version__ = "(.*)"', (ROOT / "cflows" / "__init__.py").read_text())[0]
 release = version
 
 extensions = [

@@ -18,8 +18,8 @@ and turns the cost round: one pass to draw, D to score a point that it did not d
 
 One pass, or D: that is how it stood, because the slow direction was computed by passing D times
 through a network of which each pass needs one output more. Walking the units in the order of their
-degrees computes each of them once (``inversion="cached"``, see ``baselines.inversion.degree_sweep``), and both
-directions of both flows cost about one pass.
+degrees computes each of them once (``inversion="cached"``, see
+``baselines.inversion.degree_sweep``), and both directions of both flows cost about one pass.
 
 Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a network's output s.
 """
@@ -35,12 +35,11 @@ from baselines.flows.made_mog import MADEMoG
 from baselines.inversion.autoregressive import INVERSIONS
 from baselines.networks.made import MADE, ORDERS
 from baselines.transforms.univariate import AffineScale, Transformer
-from cflows import BatchNorm, Bijector, Chain, Flow, register
+from cflows import BatchNorm, Bijector, Chain, Flow
 
 __all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "autoregressive_layers"]
 
 
-@register
 class Autoregressive(Bijector):
     """One layer x_i = τ(z_i; h_i), h_i of the coordinates before i of x or of z.
 
@@ -96,7 +95,6 @@ class Autoregressive(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x = τ(z); D coordinates at once for an IAF layer, ``inversion`` for a MAF layer."""
-        z, context = self.broadcast(z, context)
         if self.conditions_on == "noise":
             x, log_det = self.transformer.forward(z, self._conditional(z, context))
             return x, log_det.sum(-1)
@@ -107,7 +105,6 @@ class Autoregressive(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z = τ⁻¹(x); D coordinates at once for a MAF layer, ``inversion`` for an IAF layer."""
-        x, context = self.broadcast(x, context)
         if self.conditions_on == "data":
             z, log_det = self.transformer.inverse(x, self._conditional(x, context))
             return z, log_det.sum(-1)
@@ -119,7 +116,6 @@ class Autoregressive(Bijector):
         return self.made.parameters_of(condition, context).to(condition.dtype)
 
 
-@register
 class AutoregressiveAffine(Autoregressive):
     """One layer x_i = μ_i + exp(α_i) z_i, conditioned on the coordinates before i of x or of z.
 
@@ -217,7 +213,6 @@ def _order(order: str, layer: int) -> str:
     return order
 
 
-@register
 class MAF(_Autoregressive):
     """Masked autoregressive flow: one pass a layer for a density, one walk for a sample.
 
@@ -280,7 +275,6 @@ class MAF(_Autoregressive):
         )
 
 
-@register
 class IAF(_Autoregressive):
     """Inverse autoregressive flow: one pass a layer for a sample, one walk for a density.
 

@@ -24,7 +24,8 @@ from baselines.networks.activations import ACTIVATIONS, check_activation
 from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.mask_split import Split, coupling_mask
 from baselines.transforms.univariate import Additive, AffineScale, Transformer
-from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow, register
+from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow
+from cflows.core.pickling import Pickled
 from cflows.core.watched import may_be_read
 
 __all__ = [
@@ -39,8 +40,7 @@ __all__ = [
 NETWORKS = ("shared", "separate")
 
 
-@register
-class Conditioner(nn.Module):
+class Conditioner(Pickled):
     """A perceptron from the passive part to ``outputs`` numbers for each of the active part.
 
     Args:
@@ -90,7 +90,6 @@ class Conditioner(nn.Module):
         return h.view(*h.shape[:-1], self.size, self.outputs)
 
 
-@register
 class Coupling(Bijector):
     """One coupling layer: x_b = g(z_b; θ(x_a)), x_a = z_a.
 
@@ -166,7 +165,6 @@ class Coupling(Bijector):
         value: Tensor,
         context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        value, context = self.broadcast(value, context)
         passive, active = self.split.apart(value)
         parts = [conditioner(passive, context) for conditioner in self.conditioners]
         parameters = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
@@ -175,7 +173,6 @@ class Coupling(Bijector):
         return self.split.together(passive, active), log_det.sum(-1)
 
 
-@register
 class RealNVP(Flow):
     """Affine couplings: density and sample in one pass a layer.
 
@@ -230,7 +227,6 @@ class RealNVP(Flow):
         super().__init__(Chain(*parts), base)
 
 
-@register
 class NICE(Flow):
     """Additive couplings behind one diagonal scale, which sits next to the base.
 

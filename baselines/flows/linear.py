@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cflows import Bijector, register
+from cflows import Bijector
 
 __all__ = ["Householder", "Invertible1x1", "LULinear", "Permutation", "checked_shape"]
 
@@ -28,7 +28,6 @@ STARTS = ("identity", "rotation")
 MIXES = ("lu", "householder")
 
 
-@register
 class Permutation(Bijector):
     """The coordinates in another order: x_i = z_order(i), log|det dx/dz| = 0.
 
@@ -62,18 +61,15 @@ class Permutation(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x_i = z_order(i)."""
-        z, _ = self.broadcast(z, context)
         return z[..., self.order], z.new_zeros(z.shape[:-1])
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z_order(i) = x_i."""
-        x, _ = self.broadcast(x, context)
         return x[..., self.places], x.new_zeros(x.shape[:-1])
 
 
-@register
 class LULinear(Bijector):
     """A dense x = P L (U + diag(±exp s)) z + b, with log|det dx/dz| = Σ_i s_i.
 
@@ -117,7 +113,6 @@ class LULinear(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """P (L (U z)) + b."""
-        z, _ = self.broadcast(z, context)
         lower, upper = self._factors()
         with torch.autocast(z.device.type, enabled=False):
             x = (z @ upper.mT @ lower.mT)[..., self.order]
@@ -129,7 +124,6 @@ class LULinear(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """U⁻¹ L⁻¹ Pᵀ (x - b), by two triangular solves."""
-        x, _ = self.broadcast(x, context)
         lower, upper = self._factors()
         y = x if self.bias is None else x - self.bias
         with torch.autocast(x.device.type, enabled=False):
@@ -149,7 +143,6 @@ class LULinear(Bijector):
         return self.packed.diagonal().sum()
 
 
-@register
 class Householder(Bijector):
     """An orthogonal x = H_1 ... H_K z, H_k = I - 2 v_k v_kᵀ / |v_k|², with log|det dx/dz| = 0.
 
@@ -188,14 +181,12 @@ class Householder(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z - V T Vᵀ z."""
-        z, _ = self.broadcast(z, context)
         return self._reflected(z, transpose=False), z.new_zeros(z.shape[:-1])
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x - V Tᵀ Vᵀ x."""
-        x, _ = self.broadcast(x, context)
         return self._reflected(x, transpose=True), x.new_zeros(x.shape[:-1])
 
     def _reflected(self, value: Tensor, transpose: bool) -> Tensor:
@@ -213,7 +204,6 @@ class Householder(Bijector):
             return reflected.reshape(value.shape)
 
 
-@register
 class Invertible1x1(Bijector):
     """One linear map of the channels at every pixel of an image (Kingma and Dhariwal 2018, 3.2).
 
@@ -246,7 +236,6 @@ class Invertible1x1(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """W z at every pixel."""
-        z, _ = self.broadcast(z, context)
         pixels, log_det = self.mix.forward_and_log_det(self._pixels(z))
         return self._flat(pixels), log_det.sum(-1)
 
@@ -254,7 +243,6 @@ class Invertible1x1(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """W⁻¹ x at every pixel."""
-        x, _ = self.broadcast(x, context)
         pixels, log_det = self.mix.inverse_and_log_det(self._pixels(x))
         return self._flat(pixels), log_det.sum(-1)
 

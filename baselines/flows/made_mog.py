@@ -13,13 +13,12 @@ from torch import Tensor
 
 from baselines.inversion.degree_sweep import walk
 from baselines.networks.made import MADE
-from cflows import Base, register
+from cflows import Base
 from cflows.bijectors.elementwise import bounded
 
 __all__ = ["MADEMoG"]
 
 
-@register
 class MADEMoG(Base):
     r"""p(z) = Π_d Σ_k π_dk N(z_d; μ_dk, exp(α_dk)²), with π, μ, α a MADE's outputs at z_<d.
 

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from baselines.flows.linear import Permutation, checked_shape
-from cflows import Bijector, register
+from cflows import Bijector
 
 __all__ = ["MultiScale", "Squeeze"]
 
 
-@register
 class Squeeze(Permutation):
     """Blocks of factor × factor pixels become channels, on the way to the noise.
 
@@ -65,7 +64,6 @@ class Squeeze(Permutation):
         self.squeezed = (channels * factor**2, height // factor, width // factor)
 
 
-@register
 class MultiScale(Bijector):
     """Levels of growing size from noise to data, each with some noise of its own.
 
@@ -114,7 +112,6 @@ class MultiScale(Bijector):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data, coarse levels first; no log-determinant is computed."""
-        z, context = self.broadcast(z, context)
         h = z[..., :0]
         for level, seen in self._with_context(context):
             h = level(torch.cat([h, z[..., h.shape[-1] : level.features]], dim=-1), seen)
@@ -122,7 +119,6 @@ class MultiScale(Bijector):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Data to noise, fine levels first; no log-determinant is computed."""
-        x, context = self.broadcast(x, context)
         h, pieces = x, []
         for level, seen in reversed([*self._with_context(context)]):
             pieces.append(h[..., level.features :])
@@ -133,7 +129,6 @@ class MultiScale(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Noise to data; the levels' log-determinants add up."""
-        z, context = self.broadcast(z, context)
         h, total = z[..., :0], z.new_zeros(z.shape[:-1])
         for level, seen in self._with_context(context):
             h = torch.cat([h, z[..., h.shape[-1] : level.features]], dim=-1)
@@ -145,7 +140,6 @@ class MultiScale(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Data to noise; the levels' log-determinants add up."""
-        x, context = self.broadcast(x, context)
         h, total, pieces = x, x.new_zeros(x.shape[:-1]), []
         for level, seen in reversed([*self._with_context(context)]):
             pieces.append(h[..., level.features :])

@@ -10,14 +10,13 @@ from torch import nn
 from baselines.flows.autoregressive import autoregressive_layers
 from baselines.flows.coupling import couplings
 from baselines.transforms.rational_quadratic import AffineSpline, RationalQuadratic
-from cflows import Chain, Flow, register
+from cflows import Chain, Flow
 
 __all__ = ["NSF"]
 
 TAILS = {"identity": RationalQuadratic, "affine": AffineSpline}
 
 
-@register
 class NSF(Flow):
     """Neural spline flow (Durkan, Bekasov, Murray and Papamakarios 2019).
 

@@ -33,7 +33,7 @@ from baselines.inversion.roots import (
     tanh_root,
     tanh_slope,
 )
-from cflows import Bijector, Chain, Flow, register
+from cflows import Bijector, Chain, Flow
 
 __all__ = ["Amortized", "Planar", "PlanarFlow", "Radial", "RadialFlow", "RootBijector"]
 
@@ -115,7 +115,6 @@ class RootBijector(Bijector):
         return root
 
 
-@register
 class Planar(RootBijector):
     """x = z + û tanh(w·z + b), with log|det dx/dz| = log(1 + (w·û) tanh'(w·z + b)).
 
@@ -154,7 +153,6 @@ class Planar(RootBijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z + û tanh(w·z + b)."""
-        z, context = self.broadcast(z, context)
         u, w, b, slope = self._u_w_b_slope(context)
         t = torch.tanh(_dot(w, z) + b)
         return z + u * t[..., None], tanh_slope(t, slope).log()
@@ -163,7 +161,6 @@ class Planar(RootBijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x - û tanh(s), from the root s of s + (w·û) tanh(s) = w·x + b."""
-        x, context = self.broadcast(x, context)
         u, w, b, slope = self._u_w_b_slope(context)
         self.inversion_status = None
         t = torch.tanh(self._root(_dot(w, x) + b, slope))
@@ -179,7 +176,6 @@ class Planar(RootBijector):
         return u + length[..., None] * w, w, b[..., 0], slope
 
 
-@register
 class Radial(Bijector):
     """x = z + β (z - z₀) / (α + r), r = |z - z₀|, so that x - z₀ = (z - z₀) (γ + r) / (α + r).
 
@@ -213,7 +209,6 @@ class Radial(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z₀ + (z - z₀) (γ + r) / (α + r)."""
-        z, context = self.broadcast(z, context)
         centre, alpha, gamma = self._centre_alpha_gamma(context)
         offset = z - centre
         r = _length(offset)
@@ -224,7 +219,6 @@ class Radial(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z₀ + (x - z₀) (α + r) / (γ + r), from the quadratic's root r."""
-        x, context = self.broadcast(x, context)
         centre, alpha, gamma = self._centre_alpha_gamma(context)
         offset = x - centre
         r = _positive_root(_length(offset), alpha, gamma)
@@ -246,7 +240,6 @@ class Radial(Bijector):
         return centre, alpha, alpha * positive_slope(g[..., 0])
 
 
-@register
 class PlanarFlow(Flow):
     """Planar maps in a row: a sample in one pass, a density in one scalar root a layer.
 
@@ -277,7 +270,6 @@ class PlanarFlow(Flow):
         super().__init__(Chain(*maps), base)
 
 
-@register
 class RadialFlow(Flow):
     """Radial maps in a row: both directions in one pass.
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from baselines.inversion.roots import InversionError, InversionStatus
 from baselines.networks.lipschitz import LipschitzMLP
-from cflows import Bijector, Chain, Flow, register
+from cflows import Bijector, Chain, Flow
 from cflows.continuous.divergence import PROBES, draw_probes
 from cflows.continuous.fields import FrozenMLP, Linearized, pushforward
 from cflows.core.first_order import first_order, first_order_only
@@ -49,7 +49,6 @@ FEW = 8
 """Tangents up to which ``"auto"`` takes the exact log-determinant in training too."""
 
 
-@register
 class Residual(Bijector):
     """One residual layer z = x + g(x, context), g a contraction in x.
 
@@ -134,13 +133,11 @@ class Residual(Bijector):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The solution of x = z - g(x)."""
-        z, context = self.broadcast(z, context)
         with torch.autocast(z.device.type, enabled=False):
             return self._solved(self.network.frozen(context), z)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """X + g(x)."""
-        x, context = self.broadcast(x, context)
         self.evaluations_made += 1
         with torch.autocast(x.device.type, enabled=False):
             z: Tensor = x + self.network(x, context)
@@ -150,7 +147,6 @@ class Residual(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The solution of x = z - g(x), and -log det(I + J) there."""
-        z, context = self.broadcast(z, context)
         with torch.autocast(z.device.type, enabled=False):
             g = self.network.frozen(context)
             x = self._solved(g, z)
@@ -160,7 +156,6 @@ class Residual(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """X + g(x), and log det(I + J) there."""
-        x, context = self.broadcast(x, context)
         self.evaluations_made += 1
         with torch.autocast(x.device.type, enabled=False):
             local = self.network.frozen(context).linearize(x)
@@ -286,7 +281,6 @@ def series_log_det(local: Linearized, probes: Tensor, weights: Sequence[float]) 
     return value + first_order(surrogate - surrogate.detach(), ONCE_SERIES)
 
 
-@register
 class ResidualFlow(Flow):
     """Residual layers, one after the other: a density in one pass, a sample by iteration.
 

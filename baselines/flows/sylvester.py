@@ -19,22 +19,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from baselines.flows.planar import (
-    SMALLEST_SLOPE,
-    START,
-    Amortized,
-    RootBijector,
-    check_layers,
-)
+from baselines.flows.planar import SMALLEST_SLOPE, START, Amortized, RootBijector, check_layers
 from baselines.inversion.roots import MAX_ITERATIONS, tanh_slope
-from cflows import Bijector, Chain, Flow, register
+from cflows import Bijector, Chain, Flow
 
 __all__ = ["ORTHOGONALS", "Sylvester", "SylvesterFlow"]
 
 ORTHOGONALS = ("identity", "reversed", "householder")
 
 
-@register
 class Sylvester(RootBijector):
     """x = z + Q R tanh(R̃ Qᵀz + b), with log|det dx/dz| = Σ_i log(1 + R_ii R̃_ii tanh'(h_i)).
 
@@ -101,7 +94,6 @@ class Sylvester(RootBijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z + Q R tanh(R̃ Qᵀz + b)."""
-        z, context = self.broadcast(z, context)
         outer, inner, b = self._outer_inner_b(context)
         # In low precision the inverse would not be that of this map.
         with torch.autocast(z.device.type, enabled=False):
@@ -114,7 +106,6 @@ class Sylvester(RootBijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x - Q R tanh(h), from the roots h of the rows, the last first."""
-        x, context = self.broadcast(x, context)
         outer, inner, b = self._outer_inner_b(context)
         with torch.autocast(x.device.type, enabled=False):
             q = self._q(x)
@@ -160,7 +151,6 @@ class Sylvester(RootBijector):
         return q
 
 
-@register
 class SylvesterFlow(Flow):
     """Sylvester maps in a row: a sample in one pass, a density in M scalar roots a layer.
 

@@ -8,7 +8,7 @@ outputs: a sample of a MAF, or the noise behind a point under an IAF.
   first k coordinates are exact, so that D are enough; it stops where a sweep changes nothing more
   (Song, Meng, Liao and Ermon 2021, "Accelerating Feedforward Computation via Parallel Nonlinear
   Equation Solving").
-* ``cached``: about one pass, each hidden unit computed once; see ``baselines.inversion.degree_sweep``.
+* ``cached``: about one pass, each hidden unit computed once; see ``degree_sweep``.
 
 Under torch.func, compilation and tracing all three are ``sequential``: what decides by values, or
 writes in place, has no place there.

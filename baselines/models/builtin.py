@@ -23,8 +23,8 @@ from baselines.flows.planar import PlanarFlow
 from baselines.harness.data.dataset import nearest
 from cflows import FFJORD, Bijector, FixedGrid, Flow, Lagged, ODEBijector
 from cflows.core.flow import dtype_of
-from cflows.core.saving import configuration_of
-from cflows.training.preprocessing import behind
+from cflows.core.registry import configuration_of
+from cflows.training.pipeline import behind
 
 __all__ = [
     "GAUSSIAN",

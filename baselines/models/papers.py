@@ -1,7 +1,8 @@
-"""The papers' models under names of the harness: ``maf-power``, ``realnvp5-gas``, ``ffjord-power``.
+"""The papers' models by name: ``maf-power``, ``realnvp5-gas``, ``ffjord-power``.
 
-Papamakarios, Pavlakou and Murray 2017, section 4 and appendix D: what ``baselines.flows.presets`` builds,
-in two hidden layers; Adam at 1e-4 for MAF and RealNVP, 1e-3 for MADE, 100 rows a step. Its l2 term
+Papamakarios, Pavlakou and Murray 2017, section 4 and appendix D: what ``baselines.flows.presets``
+builds, in two hidden layers; Adam at 1e-4 for MAF and RealNVP, 1e-3 for MADE, 100 rows a step. Its
+l2 term
 of 1e-6 is left out.
 
 Grathwohl, Chen, Bettencourt, Sutskever and Duvenaud 2019, the appendix's table of architectures for

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.networks.fused_mlp import transformed
-from cflows import register
 from cflows.continuous.fields import FrozenMLP
 from cflows.continuous.layers import ACTIVATIONS, Activation
+from cflows.core.pickling import Pickled
 from cflows.core.watched import may_be_read
 
 __all__ = ["CONTRACTIVE", "LipSwish", "LipschitzMLP", "spectral_bound"]
@@ -94,8 +94,7 @@ class _Bound(torch.autograd.Function):
         return gradient * derivative, None
 
 
-@register
-class LipschitzMLP(nn.Module):
+class LipschitzMLP(Pickled):
     """A perceptron g(x, context) that contracts in x: Lip(g) ≤ coefficient^L < 1 for L layers.
 
     W h becomes min(1, coefficient / σ(W)) W h, σ(W) by ``spectral_bound`` (Gouk et al. 2021,

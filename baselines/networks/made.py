@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from baselines.networks.activations import ACTIVATIONS, check_activation
 from baselines.networks.fused_mlp import by_calls, perceptron, plain
 from baselines.networks.masked_linear import MaskedLinear, Staircase, staircase_of
-from cflows import register
+from cflows.core.pickling import Pickled
 from cflows.core.watched import may_be_read
 
 __all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
@@ -83,8 +83,7 @@ class Plan:
         return (None, *between, None)
 
 
-@register
-class MADE(nn.Module):
+class MADE(Pickled):
     """A masked perceptron with ``outputs`` numbers for each of the D inputs.
 
     With a context (or for D = 1) hidden degrees start at 0 instead of 1: units that see the context

@@ -16,16 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cflows import Adaptive, Flow, Lagged
 
-from .base import (
-    FLOWS,
-    SIZES,
-    WEIGHTS,
-    Suite,
-    checked,
-    flow_of,
-    prepared,
-    rows_of,
-)
+from .base import FLOWS, SIZES, WEIGHTS, Suite, checked, flow_of, prepared, rows_of
 
 ROWS = 64
 SIZE = (6, 24)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to, constraints, transform_to
 
 from cflows.core.base import Base
-from cflows.core.saving import register
 
 __all__ = ["TorchBase"]
 
@@ -19,7 +18,6 @@ REDUNDANT = ("covariance_matrix", "precision_matrix", "probs")
 REMEDY = "write a subclass of cflows.Base with log_prob and sample"
 
 
-@register
 class TorchBase(Base):
     """A distribution of torch on R^D or a box in it, its arguments held as state of the module.
 

@@ -11,14 +11,12 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from cflows.core.bijector import Bijector, within
-from cflows.core.saving import register
 
 __all__ = ["Bounded"]
 
 Bound = float | None
 
 
-@register
 class Bounded(Bijector):
     """Each column within bounds of its own, or free.
 
@@ -75,7 +73,6 @@ class Bounded(Bijector):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The value inside of the bounds."""
-        z, _ = self.broadcast(z, context)
         below, above, both = self._kinds()
         low, high = self._finite(self.low), self._finite(self.high)
         # Where another branch is taken, its argument is zero: an overflow would spoil gradients.
@@ -87,7 +84,6 @@ class Bounded(Bijector):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log(x - l), -log(u - x), log(x - l) - log(u - x), or x."""
-        x, _ = self.broadcast(x, context)
         x = within(
             x,
             (x >= self.low) & (x <= self.high),
@@ -104,7 +100,6 @@ class Bounded(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The value inside, and the sum of the columns' log dx/dz."""
-        z, _ = self.broadcast(z, context)
         return self.forward(z), self._log_slope(z)
 
     def inverse_and_log_det(

@@ -13,7 +13,6 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from cflows.core.bijector import Bijector, may_read, within
-from cflows.core.saving import register
 
 __all__ = [
     "Affine",
@@ -27,7 +26,6 @@ __all__ = [
 BOUND = 5.0  # of log scales, unless another is given
 
 
-@register
 class Affine(Bijector):
     """A fixed x_i = loc_i + scale_i z_i, with log|det dx/dz| = Σ_i log scale_i.
 
@@ -68,7 +66,6 @@ class Affine(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Loc + scale z."""
-        z, _ = self.broadcast(z, context)
         log_det = self.scale.log().sum()
         return torch.addcmul(self.loc, self.scale, z), log_det.expand(z.shape[:-1])
 
@@ -76,12 +73,10 @@ class Affine(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(x - loc) / scale."""
-        x, _ = self.broadcast(x, context)
         log_det = -self.scale.log().sum()
         return (x - self.loc) / self.scale, log_det.expand(x.shape[:-1])
 
 
-@register
 class DiagonalScale(Bijector):
     """A learned x_i = exp(s_i) z_i, with log|det dx/dz| = Σ_i s_i (Dinh et al. 2015, section 3.3).
 
@@ -108,14 +103,12 @@ class DiagonalScale(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """exp(s) z."""
-        z, _ = self.broadcast(z, context)
         return z * self.log_scale.exp(), self.log_scale.sum().expand(z.shape[:-1])
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """exp(-s) x."""
-        x, _ = self.broadcast(x, context)
         return x * torch.exp(-self.log_scale), -self.log_scale.sum().expand(x.shape[:-1])
 
 
@@ -163,14 +156,13 @@ class Elementwise(Bijector):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """g(z)."""
-        x = self.value(self.broadcast(z, context)[0])
+        x = self.value(z)
         if (self.low, self.high) == (-math.inf, math.inf):
             return x
         return x.clamp(_next_to(self.low, 1, x.dtype), _next_to(self.high, -1, x.dtype))
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The root of g(z) = x."""
-        x, _ = self.broadcast(x, context)
         return self.root(self._within(x))
 
     def forward_and_log_det(
@@ -184,7 +176,7 @@ class Elementwise(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The root of g(z) = x and -Σ_i log g'(z_i)."""
-        x = self._within(self.broadcast(x, context)[0])
+        x = self._within(x)
         z = self.root(x)
         return z, -self.log_slope(z, x).sum(-1)
 
@@ -201,7 +193,6 @@ class Elementwise(Bijector):
         )
 
 
-@register
 class ElementwiseAffine(Elementwise):
     """A learned x = b + exp(α) z, with α = a tanh(s / a) for a bound a.
 
@@ -247,7 +238,6 @@ class ElementwiseAffine(Elementwise):
         return self.log_scale.expand(z.shape)
 
 
-@register
 class SinhArcsinh(Elementwise):
     """A learned skew ε and tail weight δ: x = sinh((arcsinh(z) + ε) / δ).
 
@@ -293,7 +283,6 @@ class SinhArcsinh(Elementwise):
         return _log_cosh(torch.asinh(x)) - _log_cosh(torch.asinh(z)) - self.log_tail
 
 
-@register
 class LeakyReLU(Elementwise):
     """x = z above zero, slope z below.
 

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cflows.core.bijector import Bijector, may_read
-from cflows.core.saving import register
-from cflows.training.distributed import moments
+from cflows.core.collectives import moments
 
 __all__ = ["ActNorm", "BatchNorm"]
 
 
-@register
 class ActNorm(Bijector):
     """A learned affine map that starts by normalising its first batch of data.
 
@@ -68,7 +66,6 @@ class ActNorm(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """B + exp(s) z."""
-        z, _ = self.broadcast(z, context)
         x = torch.addcmul(self._spread(self.shift), self._spread(self.log_scale).exp(), z)
         return x, self._log_det(z)
 
@@ -76,7 +73,6 @@ class ActNorm(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(x - b) exp(-s)."""
-        x, _ = self.broadcast(x, context)
         if self.training and not self._known_initialised:
             self._initialise(x)
         z = (x - self._spread(self.shift)) * torch.exp(-self._spread(self.log_scale))
@@ -117,7 +113,6 @@ class ActNorm(Bijector):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-@register
 class BatchNorm(Bijector):
     r"""Batch normalization as a bijector: data -> noise normalises, noise -> data undoes it.
 
@@ -165,7 +160,6 @@ class BatchNorm(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x = (z - β) exp(-γ) √(v + ε) + m, by the running averages."""
-        z, _ = self.broadcast(z, context)
         scale = self._scale(self.variance)
         return (z - self.beta) / scale + self.mean, -scale.log().sum().expand(z.shape[:-1])
 
@@ -173,7 +167,6 @@ class BatchNorm(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z = exp(γ) (x - m) / √(v + ε) + β."""
-        x, _ = self.broadcast(x, context)
         mean, variance = self.mean, self.variance
         # A batch of no rows has no statistics, and would leave NaN in the averages.
         if self.training and x.numel():

@@ -15,12 +15,10 @@ from torch.nn import functional as F
 
 from cflows.bijectors.elementwise import Elementwise
 from cflows.core.bijector import Inverse
-from cflows.core.saving import register
 
 __all__ = ["Exp", "Log", "Logit", "Sigmoid", "Softplus", "Softsign", "Tanh"]
 
 
-@register
 class Softsign(Elementwise):
     """x = z / (1 + |z|), R -> (-1, 1), with log dx/dz = -2 log(1 + |z|).
 
@@ -52,7 +50,6 @@ class Softsign(Elementwise):
         return -2 * torch.log1p(z.abs())
 
 
-@register
 class Tanh(Elementwise):
     """x = tanh(z), R -> (-1, 1), with log dx/dz = log 4 + log σ(2z) + log σ(-2z).
 
@@ -84,7 +81,6 @@ class Tanh(Elementwise):
         return math.log(4) + F.logsigmoid(2 * z) + F.logsigmoid(-2 * z)
 
 
-@register
 class Sigmoid(Elementwise):
     """x = (σ(z) - α) / (1 - 2α), R onto (0, 1) widened by α / (1 - 2α) at either end.
 
@@ -126,7 +122,6 @@ class Sigmoid(Elementwise):
         return F.logsigmoid(z) + F.logsigmoid(-z) - math.log(self.width)
 
 
-@register
 class Logit(Inverse):
     """x = logit(α + (1 - 2α) z), the inverse of ``Sigmoid(features, alpha)``.
 
@@ -146,7 +141,6 @@ class Logit(Inverse):
         super().__init__(Sigmoid(features, alpha))
 
 
-@register
 class Exp(Elementwise):
     """x = exp(z), R -> (0, ∞), with log dx/dz = z.
 
@@ -176,7 +170,6 @@ class Exp(Elementwise):
         return z
 
 
-@register
 class Log(Inverse):
     """x = log z, (0, ∞) -> R, the inverse of ``Exp(features)``.
 
@@ -195,7 +188,6 @@ class Log(Inverse):
         super().__init__(Exp(features))
 
 
-@register
 class Softplus(Elementwise):
     """x = log(1 + exp(z)), R -> (0, ∞), with log dx/dz = log σ(z).
 

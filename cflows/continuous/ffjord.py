@@ -38,12 +38,10 @@ from cflows.continuous.ode_bijector import ODEBijector
 from cflows.continuous.solvers import Adaptive, Lagged, Solver
 from cflows.core.bijector import Bijector, Chain
 from cflows.core.flow import Flow
-from cflows.core.saving import register
 
 __all__ = ["FFJORD"]
 
 
-@register
 class FFJORD(Flow):
     """A continuous normalizing flow with perceptron fields.
 

@@ -27,7 +27,6 @@ from cflows.continuous.layers import (
     matvec,
 )
 from cflows.core.pickling import Pickled
-from cflows.core.saving import register
 from cflows.core.watched import may_be_read, unwatched
 
 __all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
@@ -35,7 +34,6 @@ __all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
 CONTEXTS = ("additive", "gate")
 
 
-@register
 class MLP(Pickled):
     """A multilayer perceptron whose layers see the time (Grathwohl et al. 2019, section 4.1).
 

@@ -26,17 +26,8 @@ from cflows.continuous.divergence import (
 )
 from cflows.continuous.penalties import PENALTIES, rates
 from cflows.continuous.runge_kutta import RightHandSide, Slope, SolveStats, Stage
-from cflows.continuous.solvers import (
-    GRADIENTS,
-    SIZES,
-    Adaptive,
-    FixedGrid,
-    Lagged,
-    Solver,
-    solve,
-)
+from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
 from cflows.core.bijector import Bijector, may_read
-from cflows.core.saving import register
 from cflows.core.tracing import exported, recorded, transformed
 
 __all__ = ["ODEBijector"]
@@ -44,7 +35,6 @@ __all__ = ["ODEBijector"]
 T = TypeVar("T")
 
 
-@register
 class ODEBijector(Bijector):
     """The flow map of a vector field: x = z + ∫_0^T f(t, x(t), context) dt.
 
@@ -214,7 +204,8 @@ class ODEBijector(Bijector):
             context: (*B, C) or None.
 
         """
-        places = [self.broadcast(start, context)[0]]
+        start, context = self.broadcast(start, context)
+        places = [start]
         for ends in pairwise(times):
             places.append(self._flow(places[-1], context, ends, traced=False)[0])
         return torch.stack(places)
@@ -295,7 +286,6 @@ class ODEBijector(Bijector):
     def _solved(
         self, start: Tensor, context: Tensor | None, span: tuple[float, float], traced: bool
     ) -> tuple[Tensor, Tensor | None]:
-        start, context = self.broadcast(start, context)
         if start.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"a solve needs float32 or float64, got {start.dtype}; for speed, bfloat16=True "

@@ -23,7 +23,7 @@ from torch import Tensor
 from cflows.continuous.runge_kutta import Grid, RightHandSide, SolveStats
 from cflows.continuous.tableaus import TABLEAUS
 from cflows.core.first_order import first_order_only, refused
-from cflows.core.saving import register
+from cflows.core.registry import register
 from cflows.core.tracing import exported, transformed
 
 __all__ = [

@@ -7,10 +7,12 @@ Probabilistic Modeling and Inference", section 2.1.
 
 from __future__ import annotations
 
+import functools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,29 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import constraints
 
 from cflows.core.pickling import Pickled
-from cflows.core.saving import register
 
 __all__ = ["Bijector", "Chain", "Inverse"]
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 _NOTED = threading.local()
+
+T = TypeVar("T")
+
+
+def _checked_noise(method: Callable[..., T]) -> Callable[..., T]:
+    @functools.wraps(method)
+    def checked(self: Bijector, z: Tensor, context: Tensor | None = None) -> T:
+        return method(self, *self.broadcast(z, context))
+
+    return checked
+
+
+def _checked_data(method: Callable[..., T]) -> Callable[..., T]:
+    @functools.wraps(method)
+    def checked(self: Bijector, x: Tensor, context: Tensor | None = None) -> T:
+        return method(self, *self.broadcast(x, context))
+
+    return checked
 
 
 class Bijector(Pickled, ABC):
@@ -31,6 +50,8 @@ class Bijector(Pickled, ABC):
 
     Subclasses write the two methods that return a log-determinant; ``forward`` and ``inverse``
     follow from them and are overridden where the log-determinant can be left out to save work.
+    What a subclass writes is given z or x and the context as ``broadcast`` returns them: checked,
+    and of one leading shape.
 
     Args:
         features: D, the size of the last dimension of z and x.
@@ -49,6 +70,13 @@ class Bijector(Pickled, ABC):
         (tensor([8.]), tensor(2.4849))
 
     """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name, checked in (("forward", _checked_noise), ("inverse", _checked_data)):
+            for method in (name, f"{name}_and_log_det"):
+                if method in vars(cls):
+                    setattr(cls, method, checked(vars(cls)[method]))
 
     def __init__(self, features: int, context_features: int = 0) -> None:
         super().__init__()
@@ -112,7 +140,6 @@ class Bijector(Pickled, ABC):
         return value.expand(*batch, -1), context.expand(*batch, -1)
 
 
-@register
 class Chain(Bijector):
     """The composition x = f_K(... f_1(z)), its parts listed from noise to data.
 
@@ -151,14 +178,12 @@ class Chain(Bijector):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data, first part first; no log-determinant is computed."""
-        z, context = self.broadcast(z, context)
         for part, seen in self._with_context(self.parts, context):
             z = part(z, seen)
         return z
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Data to noise, last part first; no log-determinant is computed."""
-        x, context = self.broadcast(x, context)
         for part, seen in self._with_context(reversed(self.parts), context):
             x = part.inverse(x, seen)
         return x
@@ -167,7 +192,6 @@ class Chain(Bijector):
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Noise to data; the parts' log-determinants add up."""
-        z, context = self.broadcast(z, context)
         total = z.new_zeros(z.shape[:-1])
         for part, seen in self._with_context(self.parts, context):
             z, log_det = part.forward_and_log_det(z, seen)
@@ -178,7 +202,6 @@ class Chain(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Data to noise; the parts' log-determinants add up."""
-        x, context = self.broadcast(x, context)
         total = x.new_zeros(x.shape[:-1])
         for part, seen in self._with_context(reversed(self.parts), context):
             x, log_det = part.inverse_and_log_det(x, seen)
@@ -194,7 +217,6 @@ class Chain(Bijector):
             yield part, context if part.context_features else None
 
 
-@register
 class Inverse(Bijector):
     """The same map the other way round: ``Inverse(f).forward`` is ``f.inverse``.
 

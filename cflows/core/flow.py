@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from cflows.core.arrays import Array, as_tensor
+from cflows.core.atomic_write import write_whole
 from cflows.core.base import Normal
 from cflows.core.bijector import Bijector, may_read, refuse_low_precision
+from cflows.core.collectives import agree_on_steps
 from cflows.core.distribution import FlowDistribution, leading
+from cflows.core.flow_file import packed
 from cflows.core.modes import evaluating
 from cflows.core.pickling import Pickled
-from cflows.core.saving import register, save
 from cflows.core.trajectory import trajectory
-from cflows.training.distributed import agree_on_steps
 
 __all__ = ["Flow", "FlowDistribution", "evaluating", "log_likelihood"]
 
 
-@register
 class Flow(Pickled):
     """The distribution of x = f(z; context) with z from a base.
 
@@ -243,8 +243,8 @@ class Flow(Pickled):
             yield self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the flow to one file, read again by ``cflows.load``; see ``cflows.core.saving``."""
-        save(self, path)
+        """Write the flow to one file, read by ``cflows.load``; see ``cflows.core.saving``."""
+        write_whole(path, packed(self))
 
     def _continuous_parts(self) -> list[Any]:
         return [part for part in self.modules() if hasattr(part, "override")]

@@ -9,17 +9,22 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from cflows.core.registry import is_own, register
+
 __all__ = ["Pickled"]
 
 COMPAT = "torch.nn.utils.parametrizations"
 
 
 class Pickled(nn.Module):
-    """A module that can be pickled with ``torch.nn.utils.parametrize`` at work anywhere within it.
+    """A part of a flow: registered where it is defined, and pickled whatever is parametrised in it.
 
     Torch gives each module that it parametrises (spectral norm, weight norm, ...) a class made for
     that one instance, which no unpickler could find. What is written instead is the class before,
     the names of the parametrised tensors, and all that the module holds.
+
+    Subclasses of packages with short tags are registered as they are defined; those of the user's
+    own by ``cflows.register``.
 
     Example:
         >>> import pickle, torch
@@ -31,6 +36,11 @@ class Pickled(nn.Module):
         True
 
     """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if is_own(cls):
+            register(cls)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         for part in self.modules():

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from cflows.core.bijector import Bijector
 from cflows.core.flow import Flow
-from cflows.core.saving import register
 
 __all__ = ["Outside", "TableFlow"]
 
@@ -44,7 +43,6 @@ class Outside(NamedTuple):
         )
 
 
-@register
 class TableFlow(Flow):
     """A flow that knows what its features are called, also after ``save`` and ``load``.
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from cflows.continuous.ode_bijector import ODEBijector
 from cflows.core.bijector import Bijector, Chain
 
-__all__ = ["trajectory"]
+__all__ = ["Solved", "trajectory"]
+
+
+@runtime_checkable
+class Solved(Protocol):
+    """A part with a path of its own, such as an ``ODEBijector``."""
+
+    def trajectory(
+        self, start: Tensor, times: Sequence[float], context: Tensor | None = None
+    ) -> Tensor:
+        """The states at several times, 0 the noise and 1 the data: (len(times), *B, D)."""
 
 
 @torch.no_grad()
@@ -25,7 +35,7 @@ def trajectory(
     if len(times) < 2 or times[0] != begin or not ordered or not 0 <= times[-1] <= 1:
         raise ValueError(f"times must run from 0 upwards or from 1 downwards, got {list(times)}")
     parts = list(_flattened(bijector))
-    solved = [index for index, part in enumerate(parts) if isinstance(part, ODEBijector)]
+    solved = [index for index, part in enumerate(parts) if isinstance(part, Solved)]
     if not solved:
         raise TypeError("this flow has no continuous part: it has no path to show")
     head, middle = parts[: solved[0]], parts[solved[0] : solved[-1] + 1]
@@ -34,7 +44,7 @@ def trajectory(
     state = _through(head if upwards else tail, state, context, upwards)
     states, waiting, passed = [state], list(times[1:]), 0
     for part in middle if upwards else reversed(middle):
-        if not isinstance(part, ODEBijector):
+        if not isinstance(part, Solved):
             state = _through([part], state, context, upwards)
             continue
         # This part runs over [passed, passed + 1] / K, upwards or downwards alike.

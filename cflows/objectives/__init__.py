@@ -8,23 +8,11 @@ Called without arguments, those that need some say which.
 
 from __future__ import annotations
 
-from cflows.objectives.f_divergences import (
-    AlphaDivergence,
-    ChiSquare,
-    FDivergence,
-    JensenShannon,
-)
+from cflows.objectives.base import AnyBatch, Batch, LogDensity, Objective, WeightedBatch
+from cflows.objectives.f_divergences import AlphaDivergence, ChiSquare, FDivergence, JensenShannon
 from cflows.objectives.flow_matching import FlowMatching
 from cflows.objectives.ipm import MMD, SlicedWasserstein
-from cflows.objectives.kl import (
-    AnyBatch,
-    Batch,
-    ForwardKL,
-    LogDensity,
-    Objective,
-    ReverseKL,
-    WeightedBatch,
-)
+from cflows.objectives.kl import ForwardKL, ReverseKL
 
 __all__ = [
     "MMD",

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from cflows.objectives.kl import AnyBatch, LogDensity, Objective, draw, score, weighted_mean
+from cflows.objectives.base import AnyBatch, LogDensity, Objective, weighted_mean
+from cflows.objectives.kl import draw, score
 
 __all__ = ["AlphaDivergence", "ChiSquare", "FDivergence", "JensenShannon"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from cflows.continuous.fields import MLP
 from cflows.continuous.ode_bijector import ODEBijector
 from cflows.core.bijector import Bijector, Chain, may_read
-from cflows.objectives.kl import Batch, Objective, weighted_mean
+from cflows.objectives.base import Batch, Objective, weighted_mean
 
 __all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflows.objectives.kl import Batch, Objective
+from cflows.objectives.base import Batch, Objective
 
 __all__ = ["MMD", "SlicedWasserstein", "mmd", "sliced_wasserstein"]
 

@@ -10,59 +10,18 @@ with u = f⁻¹(x), q(u) the base and p(u) what the inverse makes of p (Papamaka
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from cflows.core.modes import in_mode
+from cflows.objectives.base import AnyBatch, Batch, LogDensity, Objective, weighted_mean
 
-__all__ = [
-    "AnyBatch",
-    "Batch",
-    "ForwardKL",
-    "LogDensity",
-    "Objective",
-    "ReverseKL",
-    "WeightedBatch",
-    "draw",
-    "weighted_mean",
-]
-
-Batch = tuple[Tensor, Tensor | None]
-"""Rows x (N, D), and context (N, C) or None."""
-
-AnyBatch = tuple[Tensor | None, Tensor | None]
-"""The same where rows may be missing, for objectives that need no data."""
-
-WeightedBatch = tuple[Tensor, Tensor | None, Tensor | None]
-"""Rows x (N, D), context (N, C) or None, and weights (N,) of mean one or None."""
-
-LogDensity = Callable[..., Tensor]
-"""x (*B, D) -> (*B,), differentiable; with a context it is called with (x, context)."""
-
-
-class Objective(nn.Module):
-    """A loss to minimise: ``forward(flow, batch)`` gives a scalar.
-
-    One that can weigh rows has a further argument, ``forward(flow, batch, weights=None)``: weights
-    (N,) whose mean over all training rows is one, so that Σ_i w_i loss_i / N over a batch of N is
-    unbiased. ``fit`` gives it where it was given weights, and refuses these where it is not there.
-
-    Attributes:
-        needs_data: whether the batch must hold rows; if not, its x may be None.
-        rows: where no data are needed, how many draws a step takes; else None.
-        additive: whether the loss is a mean over rows or draws, so that several processes can share
-            it; what does not say so trains in one.
-
-    """
-
-    needs_data: bool = True
-    additive: bool = False
-    rows: int | None = None
+__all__ = ["ForwardKL", "ReverseKL", "draw"]
 
 
 class ForwardKL(Objective):
@@ -169,11 +128,6 @@ class ReverseKL(Objective):
         else:
             x, log_q = draw(flow, self.rows, context)
         return (log_q - score(self.log_density, x, context)).mean()
-
-
-def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Σ_i w_i v_i / N of values (N,): their mean without weights (N,), and with equal ones."""
-    return values.mean() if weights is None else (values * weights).mean()
 
 
 def draw(flow: Any, samples: int | None, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,5 @@
 """Training: rows, the loop, checkpoints, and what stands in front of a flow."""
+
+from cflows.training.fit import fit
+
+__all__ = ["fit"]

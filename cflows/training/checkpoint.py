@@ -21,7 +21,8 @@ from cflows.core.atomic_write import (
     target,
     write_beside,
 )
-from cflows.core.saving import LoadError, read, to_bytes
+from cflows.core.flow_file import read, to_bytes
+from cflows.core.registry import LoadError
 from cflows.training.identity import differences
 
 __all__ = ["exists", "interruptible", "read_newest", "refuse_unusable", "write_newest"]

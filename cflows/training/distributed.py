@@ -10,59 +10,27 @@ only one of them can know (a failed solve, a signal, the time) is told to all be
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cflows.continuous.solvers import SolverError
+from cflows.core.collectives import (
+    ProcessError,
+    _meeting_place,
+    gathered,
+    largest,
+    leads,
+    processes,
+    rank,
+)
 
-__all__ = [
-    "ProcessError",
-    "agree_on_steps",
-    "batch_size_for",
-    "check_alike",
-    "gathered",
-    "largest",
-    "leads",
-    "mean",
-    "moments",
-    "own_seed",
-    "processes",
-    "rank",
-    "share",
-    "shared_loss",
-    "together",
-    "total",
-    "whole_batches",
-]
-
-_whole_batches = False
-
-
-class ProcessError(RuntimeError):
-    """A training that several processes cannot share, or that another of them has ended."""
-
-
-def processes() -> int:
-    """How many processes train together, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """The number of this process among them, from 0."""
-    return dist.get_rank() if processes() > 1 else 0
-
-
-def leads() -> bool:
-    """Whether this process writes the files, shows the progress and calls the callbacks."""
-    return rank() == 0
+__all__ = ["batch_size_for", "check_alike", "own_seed", "share", "shared_loss", "together"]
 
 
 def share(rows: Tensor) -> Tensor:
@@ -93,39 +61,6 @@ def batch_size_for(size: int, most: int) -> int:
     if most < count:
         raise ProcessError(f"{most} training rows are too few for {count} processes: start fewer")
     return most - most % count
-
-
-def gathered(value: Any) -> list[Any]:
-    """What each process has for a value that can be pickled, by rank."""
-    if processes() == 1:
-        return [value]
-    found: list[Any] = [None] * processes()
-    dist.all_gather_object(found, value)
-    return found
-
-
-def largest(*values: float) -> list[float]:
-    """Each number's maximum over processes."""
-    if processes() == 1:
-        return list(values)
-    found = torch.tensor(values, dtype=torch.float64, device=_meeting_place())
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    numbers: list[float] = found.tolist()
-    return numbers
-
-
-def total(values: Tensor) -> Tensor:
-    """Sum over processes, without gradient."""
-    if processes() == 1:
-        return values
-    found = values.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(found)
-    return found
-
-
-def mean(values: Tensor) -> Tensor:
-    """Mean over processes, without gradient."""
-    return values if processes() == 1 else total(values) / processes()
 
 
 @contextmanager
@@ -212,49 +147,6 @@ def shared_loss(objective: nn.Module, flow: Any, normed: bool) -> Callable[..., 
     return DistributedDataParallel(joint, find_unused_parameters=True)
 
 
-def agree_on_steps(parts: Sequence[Any], solved: bool) -> bool:
-    """Give all processes the most careful steps of any, part by part.
-
-    Args:
-        parts: with ``steps``, the grid of their next solve, 0 for an adaptive one.
-        solved: whether this process's batch was solved well enough.
-
-    Returns:
-        whether every process's was.
-
-    """
-    if processes() == 1 or not parts:
-        return solved
-    failed, *steps = largest(not solved, *(part.steps or math.inf for part in parts))
-    for part, count in zip(parts, steps, strict=True):
-        part.steps = 0 if count == math.inf else int(count)
-    return not failed
-
-
-@contextmanager
-def whole_batches(active: bool = True) -> Iterator[None]:
-    """Within a block, ``moments`` are those of all processes' rows."""
-    global _whole_batches
-    before, _whole_batches = _whole_batches, active and processes() > 1
-    try:
-        yield
-    finally:
-        _whole_batches = before
-
-
-def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the columns of (N, D), with gradient; see ``whole_batches``."""
-    own_mean, own_variance = rows.mean(0), rows.var(0, correction=0)
-    if not _whole_batches:
-        return own_mean, own_variance
-    # A sum of what is zero in all rows but one's own: every process's moments, side by side.
-    place = torch.arange(processes(), device=rows.device) == rank()
-    own = torch.stack([own_mean, own_variance])
-    means, variances = _Total.apply(place[:, None, None] * own).unbind(1)  # type: ignore[no-untyped-call]
-    centre = means.mean(0)
-    return centre, (variances + (means - centre).square()).mean(0)
-
-
 class _Joint(nn.Module):
     """Objective and flow as one module, so that a wrapper sees the parameters of both."""
 
@@ -268,26 +160,8 @@ class _Joint(nn.Module):
         return loss
 
 
-class _Total(torch.autograd.Function):
-    """The sum over processes; the gradient is the sum of all their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return total(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        summed: Tensor = _Total.apply(gradient)  # type: ignore[no-untyped-call]
-        return summed
-
-
 def _those_that_failed(told: list[Any]) -> list[tuple[int, tuple[bool, str]]]:
     return [(number, failure) for number, failure in enumerate(told) if failure is not None]
-
-
-def _meeting_place() -> torch.device:
-    """Where numbers of the CPU meet: a group of NCCL alone has no other place than the GPU."""
-    return torch.device("cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu")
 
 
 def _share_of_draws(objective: nn.Module) -> nn.Module:

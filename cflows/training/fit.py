@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from cflows.core import collectives
 from cflows.core.flow import Flow
 from cflows.objectives import OBJECTIVES, ForwardKL
 from cflows.training import distributed
@@ -215,9 +216,9 @@ def fit(
     with (
         interruptible(checkpoint is not None) as signals,
         _seeded(distributed.own_seed(seed), place),
-        _bar(progress and distributed.leads(), steps) as show,
+        _bar(progress and collectives.leads(), steps) as show,
     ):
-        if checkpoint is not None and any(distributed.largest(exists(checkpoint))):
+        if checkpoint is not None and any(collectives.largest(exists(checkpoint))):
             run.resume(checkpoint)
         try:
             run.train(checkpoint, show, signals)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cflows.core.atomic_write import write_whole
-from cflows.core.saving import LoadError
+from cflows.core.registry import LoadError
 
 __all__ = ["History", "Record"]
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cflows.continuous.solvers import SolverError
+from cflows.core import collectives
 from cflows.core.flow import Flow, dtype_of, log_likelihood
-from cflows.core.saving import configuration_of
+from cflows.core.registry import configuration_of
 from cflows.objectives import WeightedBatch
 from cflows.training import distributed
 from cflows.training.batch_statistics import (
@@ -114,7 +115,7 @@ class Run:
         if self.step == 0 and self.held_out is not None and not self.history.records:
             # What training must beat: a flow may be given that is good already.
             self._validate()
-        if self.step == 0 and self.rows is not None and distributed.processes() > 1:
+        if self.step == 0 and self.rows is not None and collectives.processes() > 1:
             start_act_norms(self.flow, self.objective, self._batch(whole=True), self.seed)
         started, signal = time.perf_counter() - self.elapsed, 0
         while not self.history.stopped and not signal:
@@ -189,9 +190,9 @@ class Run:
 
     def _look_up(self, started: float, signals: list[int]) -> int:
         """Take the time; return the signal that has come, or 0. All processes see the same."""
-        own = time.perf_counter() - started if distributed.leads() else 0.0
+        own = time.perf_counter() - started if collectives.leads() else 0.0
         came = signals[0] if signals else 0
-        self.elapsed, evaluations, signal = distributed.largest(own, self.evaluations, came)
+        self.elapsed, evaluations, signal = collectives.largest(own, self.evaluations, came)
         self.evaluations = int(evaluations)
         return int(signal)
 
@@ -246,12 +247,12 @@ class Run:
             # Short at first, so that the weights before training leave no trace.
             keep = min(self.ema, self.step / (self.step + 10))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.averaged], 1 - keep)
-        return distributed.mean(loss.detach())
+        return collectives.mean(loss.detach())
 
     def _loss(self, batch: WeightedBatch) -> Tensor:
         """The loss of this process's rows; a solve that fails in one process fails in all."""
         # Batch norms wait for one another within the pass, where no process may turn back.
-        with distributed.together(not self.normed), distributed.whole_batches(self.normed):
+        with distributed.together(not self.normed), collectives.whole_batches(self.normed):
             return self.loss(*batch)
 
     def _batch(self, whole: bool = False) -> WeightedBatch:
@@ -322,9 +323,9 @@ class Run:
             self.history.stopped = "patience"
         asked: list[bool] = []
         with distributed.together():
-            if distributed.leads():
+            if collectives.leads():
                 asked = [callback(record) is True for callback in self.callbacks]
-        if any(distributed.largest(any(asked))) and not self.history.stopped:
+        if any(collectives.largest(any(asked))) and not self.history.stopped:
             self.history.stopped = "callback"
 
     @contextmanager
@@ -359,7 +360,7 @@ class Run:
                     found += log_prob.sum()
         except SolverError:
             return None if self.held_out is None else -math.inf
-        score = float(distributed.total(found)) / len(self.held_out)
+        score = float(collectives.total(found)) / len(self.held_out)
         return score if math.isfinite(score) else -math.inf
 
     def _copy(self) -> dict[str, Tensor]:
@@ -367,8 +368,8 @@ class Run:
 
     def _write(self, path: str | os.PathLike[str]) -> None:
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        random = distributed.gathered((torch.get_rng_state(), cuda))
-        if not distributed.leads():
+        random = collectives.gathered((torch.get_rng_state(), cuda))
+        if not collectives.leads():
             return
         content = {
             "run": self._identity(),
@@ -406,7 +407,7 @@ class Run:
         )
         if allowed and self.history.stopped != "callback":
             self.history.stopped = ""
-        random, random_cuda = content["random"][distributed.rank()]
+        random, random_cuda = content["random"][collectives.rank()]
         torch.set_rng_state(random)
         if random_cuda is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(random_cuda, self.device)
@@ -446,7 +447,7 @@ class Run:
                 ],
                 "flow": configuration_of(self.flow),
                 "state": self._state(),
-                "processes": distributed.processes(),
+                "processes": collectives.processes(),
                 **shared,
             }
         )

@@ -310,8 +310,8 @@ def test_each_process_draws_its_own_probes(both, monkeypatch):
     parts = []
     order = torch.randperm(64, generator=torch.Generator().manual_seed(hash((0, 0)) % 2**63))
     for number in range(2):
-        monkeypatch.setattr("cflows.training.distributed.processes", lambda: 2)
-        monkeypatch.setattr("cflows.training.distributed.rank", lambda number=number: number)
+        monkeypatch.setattr("cflows.core.collectives.processes", lambda: 2)
+        monkeypatch.setattr("cflows.core.collectives.rank", lambda number=number: number)
         seed = own_seed(0)
         monkeypatch.undo()
         assert (seed == 0) == (number == 0)

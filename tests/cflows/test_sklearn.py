@@ -18,15 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import cflows
 from baselines.sklearn import DensityEstimator
-from cflows import (
-    Affine,
-    ElementwiseAffine,
-    Flow,
-    TableFlow,
-    Whitening,
-    standardise,
-    whiten,
-)
+from cflows import Affine, ElementwiseAffine, Flow, TableFlow, Whitening, standardise, whiten
 
 
 def independent(features: int, depth: int | None) -> Flow:

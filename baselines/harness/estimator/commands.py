@@ -62,11 +62,12 @@ from cflows import (
     whiten,
 )
 from cflows.core.atomic_write import STDOUT, refuse_unwritable, target
+from cflows.core.collectives import leads
 from cflows.core.flow import dtype_of
-from cflows.core.saving import again, configuration_of, packed
+from cflows.core.flow_file import packed
+from cflows.core.registry import again, configuration_of
 from cflows.core.table_flow import Outside
 from cflows.training.checkpoint import exists, refuse_unusable
-from cflows.training.distributed import leads
 from cflows.training.few_rows import for_few_rows
 from cflows.training.preprocessing import extent
 from cflows.training.rows import Data, rows_for

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from cflows import Bijector, Flow, LoadError, choose, standardise, whiten
+from cflows.core import collectives
 from cflows.core.atomic_write import write_whole
 from cflows.training import distributed
 from cflows.training.checkpoint import exists
@@ -90,7 +91,7 @@ def fitted(
         seconds=None if seconds is None else PART * seconds,
         checkpoint=place, checkpoint_every=None if place is None else WRITTEN, **settings,
     )  # fmt: skip
-    if place is not None and distributed.leads():
+    if place is not None and collectives.leads():
         found = {
             "map": choice.name, "seconds": choice.seconds, "validation": choice.scores, "run": run,
         }  # fmt: skip

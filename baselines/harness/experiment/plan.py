@@ -85,7 +85,7 @@ class Plan:
 
     comparison: str
     data: Sequence[str]
-    builtin: Sequence[str]
+    models: Sequence[str]
     seeds: Sequence[int]
     depths: Sequence[int] | None
     steps: int | None

@@ -6,14 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from baselines.harness.results.aggregate import (
-    VIEW,
-    Row,
-    Setting,
-    deepest,
-    leaders,
-    name_of,
-)
+from baselines.harness.results.aggregate import VIEW, Row, Setting, deepest, leaders, name_of
 from baselines.harness.results.number_format import (
     clip,
     count,

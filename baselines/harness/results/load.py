@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from baselines.harness.results.aggregate import VIEW, Setting, paired, reference, settings
 from baselines.models.builtin import MODELS
-from cflows.core.saving import LoadError
+from cflows.core.registry import LoadError
 from cflows.training.history import History
 
 __all__ = ["COLUMNS", "ReportError", "Results", "load", "one_line", "picture", "read_json"]

@@ -1,0 +1,212 @@
+"""Classes by name: how a flow is told as the calls that build it, and is built from them again.
+
+A class has a tag, ``module.Name`` as a rule. A package that installs an entry point of its name in
+the group ``cflows.classes`` may call ``short_tags``: its tags are ``package.Name``, whatever module
+a class moves to, its modules of this package's bases are registered as they are defined, and
+``load`` imports it where a file names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import numbers
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CLASSES", "LoadError", "again", "decode", "encode", "register", "short_tags"]
+
+GROUP = "cflows.classes"
+ARGUMENTS = "_arguments"
+
+T = TypeVar("T")
+Class = TypeVar("Class", bound=type)
+
+CLASSES: dict[str, type] = {}
+"""The registered classes by their tags."""
+
+_SHORT = {"cflows"}
+
+
+class LoadError(ValueError):
+    """A file that cannot be read as a saved flow; the message is one line with the remedy."""
+
+
+def short_tags(package: str) -> None:
+    """Let a package have tags ``package.Name``; called before its classes are defined."""
+    _SHORT.add(package)
+
+
+def is_own(cls: type) -> bool:
+    """Whether a class is of a package with short tags."""
+    return cls.__module__.split(".")[0] in _SHORT
+
+
+def register(cls: Class) -> Class:
+    """Make a class known to ``save`` and ``load``; usable as a decorator.
+
+    From then on each instance remembers the arguments it was built with. Register the parts of your
+    own that a saved flow holds: fields, bijectors, bases, subclasses of Flow. Dataclasses need no
+    memory of their arguments, their fields are the arguments.
+
+    Args:
+        cls: the class. Its arguments must be numbers, strings, tensors, lists, dictionaries or
+            instances of registered classes.
+
+    Raises:
+        ValueError: another class has this tag already. A class that is defined anew at its place,
+            as in a cell of a notebook, takes the earlier one's.
+
+    Example:
+        >>> import cflows
+        >>> @cflows.register
+        ... class Wave(cflows.Bijector):
+        ...     pass
+
+    """
+    tag = _tag(cls)
+    known = CLASSES.get(tag, cls)
+    if known is not cls and (_place(known) != _place(cls) or "<locals>" in cls.__qualname__):
+        raise ValueError(
+            f"the tag {tag} is {_place(known)}'s: give the class of {cls.__module__} another name"
+        )
+    CLASSES[tag] = cls
+    if dataclasses.is_dataclass(cls):
+        return cls
+    original = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        # The outermost constructor comes first, and it is its call that rebuilds the object.
+        if ARGUMENTS not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs)
+            self.__dict__[ARGUMENTS] = _flatten(bound)
+        original(self, *args, **kwargs)
+
+    cls.__init__ = __init__  # type: ignore[misc]
+    return cls
+
+
+def configuration_of(module: nn.Module) -> str:
+    """The calls that build a module, as JSON; its class's name where a part is unknown."""
+    try:
+        return json.dumps(encode(module))
+    except TypeError:
+        return type(module).__qualname__
+
+
+def again(module: T, **changes: Any) -> T:
+    """Call a registered class again as for this instance, with some arguments changed: new weights.
+
+    Raises:
+        TypeError: the class was not registered, or takes no such argument.
+
+    """
+    if ARGUMENTS not in getattr(module, "__dict__", ()):
+        raise TypeError(f"{type(module).__qualname__} is not a registered class")
+    arguments = {**getattr(module, ARGUMENTS), **changes}
+    return type(module)(*arguments.pop("*", []), **arguments)
+
+
+def _tag(cls: type) -> str:
+    return f"{cls.__module__.split('.')[0]}.{cls.__name__}" if is_own(cls) else _place(cls)
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _flatten(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The call as keywords, with the positional rest under '*', and without self."""
+    flat: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            flat["*"] = list(value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            flat.update(value)
+        elif isinstance(value, list | dict):
+            flat[name] = value.copy()
+        else:
+            flat[name] = value
+    return flat
+
+
+def encode(value: Any) -> Any:
+    """A module, a dataclass or a plain value as JSON has it.
+
+    Raises:
+        TypeError: a part is of a class that was not registered.
+
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"mapping": {str(key): encode(item) for key, item in value.items()}}
+    if isinstance(value, Tensor):
+        # A shortest decimal of a float reads back as the same float.
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"tensor": value.detach().cpu().tolist(), "dtype": dtype}
+    cls = type(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    recorded = dataclasses.is_dataclass(value) or ARGUMENTS in getattr(value, "__dict__", ())
+    if CLASSES.get(_tag(cls)) is not cls or not recorded:
+        raise TypeError(
+            f"cannot save a {cls.__qualname__}: call cflows.register({cls.__qualname__}) "
+            "before the flow is built"
+        )
+    if dataclasses.is_dataclass(value):
+        arguments = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    else:
+        arguments = getattr(value, ARGUMENTS)
+    return {
+        "class": _tag(cls),
+        "arguments": {name: encode(item) for name, item in arguments.items()},
+    }
+
+
+def decode(value: Any, classes: Mapping[str, type], path: object) -> Any:
+    """What ``encode`` was given; new weights.
+
+    Raises:
+        LoadError: a class is not known; ``path`` is what names it.
+
+    """
+    if isinstance(value, list):
+        return [decode(item, classes, path) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "mapping" in value:
+        return {key: decode(item, classes, path) for key, item in value["mapping"].items()}
+    if "tensor" in value:
+        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+    arguments = {name: decode(item, classes, path) for name, item in value["arguments"].items()}
+    positional = arguments.pop("*", [])
+    return _resolve(value["class"], classes, path)(*positional, **arguments)
+
+
+def _resolve(tag: str, classes: Mapping[str, type], path: object) -> type:
+    cls = classes.get(tag) or CLASSES.get(tag)
+    if cls is None:
+        for entry in entry_points(group=GROUP, name=tag.split(".")[0]):
+            entry.load()
+        cls = CLASSES.get(tag)
+    if cls is None:
+        name = tag.rsplit(".", 1)[-1]
+        raise LoadError(
+            f"{path} needs the class {tag}: import and cflows.register({name}) first, "
+            f'or load(path, classes={{"{tag}": {name}}})'
+        )
+    return cls

@@ -1,0 +1,5 @@
+"""scikit-learn's interface under its earlier name; it stands in ``baselines.sklearn``."""
+
+from baselines.sklearn import DensityEstimator
+
+__all__ = ["DensityEstimator"]
