@@ -19,7 +19,7 @@ from functools import partial
 from typing import NamedTuple
 
 from baselines.flows import presets
-from baselines.models.builtin import Model
+from baselines.models.model import Model
 from cflows import FFJORD, Flow, Lagged
 
 __all__ = ["PRESETS", "examples"]

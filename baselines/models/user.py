@@ -29,13 +29,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from baselines.harness.data.dataset import nearest
-from baselines.models.builtin import MODELS, Model, ModelError
+from baselines.models.model import Model, ModelError
 from cflows import Flow
+from cflows.core.messages import nearest
 
 __all__ = ["GROUP", "entered", "imported", "installed", "located"]
 
 GROUP = "cflows.models"
+WARMUP = 100  # as MAF's
 
 
 def imported(name: str) -> Model:
@@ -107,17 +108,7 @@ def _model(given: Any, name: str) -> Model:
     }
     if "depths" in said:
         said["depths"] = tuple(said["depths"])
-    like = MODELS["maf"]
-    usual = {
-        "label": name.rpartition(":")[2],
-        "depths": (1,),
-        "unit": "layers",
-        "steps": like.steps,
-        "quick_steps": like.quick_steps,
-        "learning_rate": like.learning_rate,
-        "warmup": like.warmup,
-    }
-    return Model(core=core, **{**usual, **said})
+    return Model(core=core, **{"label": name.rpartition(":")[2], "warmup": WARMUP, **said})
 
 
 def _is_file(place: str) -> bool:

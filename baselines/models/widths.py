@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 
-from baselines.models.builtin import ModelError, find, preset, takes_widths
+from baselines.models.model import ModelError
+from baselines.models.registry import find, preset, takes_widths
 
 __all__ = ["TOLERANCE", "counted", "solved"]
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from cflows.core.bijector import setting_aside
+from cflows.core.density import Density
 from cflows.core.modes import in_mode
-
-if TYPE_CHECKING:
-    from cflows.core.flow import Flow
 
 __all__ = ["FlowDistribution", "leading"]
 
@@ -46,7 +44,7 @@ class FlowDistribution(Distribution):
 
     def __init__(
         self,
-        flow: Flow,
+        flow: Density,
         context: Tensor | None = None,
         batch_shape: torch.Size | None = None,
         *,

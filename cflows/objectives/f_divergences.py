@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from cflows.core.density import Density
 from cflows.objectives.base import AnyBatch, LogDensity, Objective, weighted_mean
 from cflows.objectives.kl import draw, score
 
@@ -93,7 +94,7 @@ class FDivergence(Objective):
         raise TypeError(f"{type(self).__name__} must define conjugate")
 
     def forward(
-        self, flow: Any, batch: AnyBatch = (None, None), weights: Tensor | None = None
+        self, flow: Density, batch: AnyBatch = (None, None), weights: Tensor | None = None
     ) -> Tensor:
         """D_f(p || q) in nats, or the critic's lower bound of it, rows by their weights.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from cflows.continuous.fields import MLP
 from cflows.continuous.ode_bijector import ODEBijector
 from cflows.core.bijector import Bijector, Chain, may_read
+from cflows.core.density import Density
 from cflows.objectives.base import Batch, Objective, weighted_mean
 
 __all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]
@@ -84,7 +85,7 @@ class FlowMatching(Objective):
         self.coupling = coupling
         self.additive = coupling == "independent"  # a pairing is of the whole batch
 
-    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """The mean squared error of the velocity, summed over columns, each row by its weight."""
         if weights is not None and self.coupling == "optimal":
             raise ValueError(
@@ -148,7 +149,7 @@ def optimal_coupling(start: Tensor, end: Tensor) -> Tensor:
     return torch.as_tensor(columns, device=start.device)
 
 
-def split_at_block(flow: Any) -> tuple[list[Bijector], ODEBijector, list[Bijector]]:
+def split_at_block(flow: Density) -> tuple[list[Bijector], ODEBijector, list[Bijector]]:
     """The maps in front of a flow's one continuous block, the block, and the maps behind it.
 
     Raises:

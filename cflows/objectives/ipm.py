@@ -10,11 +10,11 @@ the same weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from cflows.core.density import Density
 from cflows.objectives.base import Batch, Objective
 
 __all__ = ["MMD", "SlicedWasserstein", "mmd", "sliced_wasserstein"]
@@ -63,7 +63,7 @@ class MMD(Objective):
         self.widths = None if widths is None else tuple(widths)
         self.factors = tuple(factors)
 
-    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """The unbiased estimate of MMD² from N rows and N draws, N at least 2."""
         drawn, rows = _samples(flow, batch)
         widths: Sequence[float] | Tensor
@@ -113,7 +113,7 @@ class SlicedWasserstein(Objective):
             )
         self.projections, self.order = projections, order
 
-    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """SW_p^p between N rows and N draws; a batch counts by the mean of its weights."""
         drawn, rows = _samples(flow, batch)
         directions = torch.randn(
@@ -232,7 +232,7 @@ def median_distance(rows: Tensor, most: int = 512) -> Tensor:
     return torch.where(middle > 0, middle, distances.mean()).clamp(min=least)
 
 
-def _samples(flow: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def _samples(flow: Density, batch: Batch) -> tuple[Tensor, Tensor]:
     """Draws and rows, as many of each, with the context as further columns."""
     rows, context = batch
     if context is None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from cflows.core.density import Density
 from cflows.core.modes import in_mode
 from cflows.objectives.base import AnyBatch, Batch, LogDensity, Objective, weighted_mean
 
@@ -46,7 +47,7 @@ class ForwardKL(Objective):
         super().__init__()
         self.penalties = dict(penalties or {})
 
-    def forward(self, flow: Any, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """-mean log p(x | context), and the penalties, each row by its weight."""
         if not self.penalties:
             log_prob: Tensor = flow(*batch)
@@ -118,7 +119,7 @@ class ReverseKL(Objective):
         self.rows = samples
         self.path_gradient = path_gradient
 
-    def forward(self, flow: Any, batch: AnyBatch = (None, None)) -> Tensor:
+    def forward(self, flow: Density, batch: AnyBatch = (None, None)) -> Tensor:
         """Mean of log q(x) - log p̃(x) over draws."""
         context = batch[1]
         if self.path_gradient:
@@ -130,7 +131,7 @@ class ReverseKL(Objective):
         return (log_q - score(self.log_density, x, context)).mean()
 
 
-def draw(flow: Any, samples: int | None, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def draw(flow: Density, samples: int | None, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draws with gradient and their log-density: ``samples`` of them, or one a row of context.
 
     Raises:
@@ -158,7 +159,7 @@ def score(log_density: LogDensity, x: Tensor, context: Tensor | None) -> Tensor:
     return found
 
 
-def held_log_prob(flow: Any, x: Tensor, context: Tensor | None) -> Tensor:
+def held_log_prob(flow: Density, x: Tensor, context: Tensor | None) -> Tensor:
     """Log q(x; θ) with gradient in x alone.
 
     Draws pass batch normalisation by its stored statistics, so they are scored by these, and no
@@ -167,12 +168,12 @@ def held_log_prob(flow: Any, x: Tensor, context: Tensor | None) -> Tensor:
     """
     parameters = {name: value.detach() for name, value in flow.named_parameters()}
     with _as_drawn(flow):
-        log_prob: Tensor = functional_call(flow, parameters, (x, context))
+        log_prob: Tensor = functional_call(cast(nn.Module, flow), parameters, (x, context))
     return log_prob
 
 
 @contextmanager
-def _as_drawn(flow: Any) -> Iterator[None]:
+def _as_drawn(flow: Density) -> Iterator[None]:
     """The discrete parts of a flow in evaluation mode within a block."""
     solved = {
         inner for part in flow.modules() if hasattr(part, "override") for inner in part.modules()
@@ -186,7 +187,7 @@ def _request(samples: int | None, context: Tensor | None) -> tuple[Any, Tensor |
     return ((samples,), None) if context is None else ((), context)
 
 
-def _check_base(flow: Any) -> None:
+def _check_base(flow: Density) -> None:
     trained = any(parameter.requires_grad for parameter in flow.base.parameters())
     if trained and torch.is_grad_enabled() and not getattr(flow.base, "has_rsample", False):
         raise TypeError(

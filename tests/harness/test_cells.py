@@ -16,7 +16,7 @@ from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import likelihood, sampling
 from baselines.harness.plots import likelihood_cost
 from baselines.harness.results.aggregate import Setting
-from baselines.models import builtin
+from baselines.models import builtin, registry
 from cflows import FFJORD, Adaptive, FixedGrid, Flow, Lagged, SolverError, whiten
 
 
@@ -46,7 +46,7 @@ def with_core(monkeypatch, core) -> None:
 
 def test_a_models_configuration_changes_with_its_preset(monkeypatch):
     def hashes() -> list[str]:
-        return [builtin.configuration("ffjord", *sizes) for sizes in ((2, 1), (2, 2), (3, 1))]
+        return [registry.configuration("ffjord", *sizes) for sizes in ((2, 1), (2, 2), (3, 1))]
 
     with_core(monkeypatch, lambda d, k: FFJORD(d, blocks=k, hidden=(64, 64)))
     before, state = hashes(), torch.get_rng_state()
@@ -64,26 +64,26 @@ def test_a_models_configuration_changes_with_its_preset(monkeypatch):
 
 
 def test_models_without_a_configuration(monkeypatch):
-    assert builtin.configuration("gaussian", 2, None) == ""
+    assert registry.configuration("gaussian", 2, None) == ""
     with_core(monkeypatch, lambda d, k: FFJORD(d, hidden=()))
-    assert builtin.configuration("ffjord", 2, 1) == ""
-    assert builtin.solvers("ffjord") == {}
+    assert registry.configuration("ffjord", 2, 1) == ""
+    assert registry.solvers("ffjord") == {}
 
 
 def test_solvers_are_those_of_the_model(monkeypatch):
-    assert builtin.solvers("ffjord") == {
+    assert registry.solvers("ffjord") == {
         "training": repr(Lagged("rk4", 1e-2)),
         "evaluation": repr(Adaptive("dopri5", 1e-5, 1e-5)),
     }
     grid = FixedGrid("midpoint", 3)
     with_core(monkeypatch, lambda d, k: FFJORD(d, training_solver=grid))
-    assert builtin.solvers("ffjord")["training"] == repr(grid)
-    assert builtin.solvers("maf") == {}
+    assert registry.solvers("ffjord")["training"] == repr(grid)
+    assert registry.solvers("maf") == {}
 
 
 def test_matching_stops_early_by_the_likelihood_of_validation_rows(cell, tmp_path, monkeypatch):
     name = "ffjord-matching"
-    before = builtin.configuration(name, 3, 1)
+    before = registry.configuration(name, 3, 1)
     grid = FixedGrid("midpoint", 2)
     small = dataclasses.replace(
         builtin.MODELS[name],
@@ -91,7 +91,7 @@ def test_matching_stops_early_by_the_likelihood_of_validation_rows(cell, tmp_pat
         patience=2,
     )
     monkeypatch.setitem(builtin.MODELS, name, small)
-    assert builtin.configuration(name, 3, 1) != before
+    assert registry.configuration(name, 3, 1) != before
     few = dataclasses.replace(
         cell, model=name, depth=1, steps=60, learning_rate=0.3, preprocess="whiten"
     )

@@ -22,7 +22,8 @@ from baselines.harness.executors.process_pool import Killed
 from baselines.harness.experiment import cell as cells
 from baselines.harness.experiment import run as runner
 from baselines.harness.experiment.cell import Cell
-from baselines.models import builtin
+from baselines.models import builtin, registry
+from baselines.models.model import Model
 
 DISCRETE = ["maf", "realnvp"]
 
@@ -130,7 +131,7 @@ def test_a_failing_cell_is_a_row_and_stops_nothing(table, tmp_path, monkeypatch,
 
     model = builtin.MODELS["maf"]
     monkeypatch.setitem(
-        builtin.MODELS, "maf", builtin.Model(**{**vars(model), "core": broken, "depths": (2,)})
+        builtin.MODELS, "maf", Model(**{**vars(model), "core": broken, "depths": (2,)})
     )
     out = tmp_path / "out"
     assert cli.main(["compare", "--data", str(table), "--models", "maf", "nice", "--steps", "5",
@@ -375,4 +376,4 @@ def test_the_manifest_names_versions_and_solvers_without_an_install(
     assert manifest["versions"]["cflows"] == cflows.__version__
     assert manifest["versions"]["numpy"] == np.__version__
     assert manifest["versions"]["torchdiffeq"] == "unknown"
-    assert manifest["solver"] == {"ffjord": builtin.solvers("ffjord")}
+    assert manifest["solver"] == {"ffjord": registry.solvers("ffjord")}

@@ -15,6 +15,7 @@ from baselines.harness.metrics import depth, scaling
 from baselines.harness.metrics import timing as calls
 from baselines.harness.metrics.footprint import peak_mb
 from baselines.harness.metrics.timing import FIELDS, Limits
+from baselines.harness.results import layout
 from cflows import FFJORD, Affine, Flow
 
 FEW = Limits(repeats=3, patience=0.0, longest=60.0)
@@ -89,7 +90,7 @@ def test_a_sweep_calls_a_users_model_by_what_tables_call_it(tmp_path, monkeypatc
     monkeypatch.setattr(scaling, "QUICK", {"features": (2, 4), "depth": (1, 2)})
     chosen = {"own.py:mine": f"{tmp_path}/own.py:mine", "nice": "nice"}
     cost_sweeps.measure("depth", [], tmp_path, chosen, quick=True, device="cpu", say=print)
-    kept = json.loads((tmp_path / cost_sweeps.sweep_file("depth")).read_text())
+    kept = json.loads((tmp_path / layout.sweep("depth")).read_text())
     assert {record["model"] for record in kept["records"]} == {"own.py:mine", "nice"}
     assert set(kept["key"]["models"]) == {"own.py:mine", "nice"}
     assert all("note" not in record for record in kept["records"])

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from baselines.harness import cli
-from baselines.models import builtin, papers, widths
+from baselines.models import builtin, papers, registry, widths
 from baselines.models import user as user_models
-from baselines.models.builtin import ModelError
+from baselines.models.model import ModelError
 
 OWN = '''\
 """A model of fifteen lines: one MAF layer behind a bijector of this file's own."""
@@ -44,7 +44,7 @@ def own(tmp_path) -> Path:
 
 def refused(name: str, *words: str) -> None:
     with pytest.raises(ModelError) as caught:
-        builtin.find(name)
+        registry.find(name)
     text = str(caught.value)
     assert "\n" not in text
     for word in words:
@@ -52,20 +52,20 @@ def refused(name: str, *words: str) -> None:
 
 
 def test_names_and_what_is_near_them():
-    assert builtin.find("spline").label == "Spline"
-    assert builtin.preset("spline", 3, 2).log_prob(torch.zeros(4, 3)).shape == (4,)
+    assert registry.find("spline").label == "Spline"
+    assert registry.preset("spline", 3, 2).log_prob(torch.zeros(4, 3)).shape == (4,)
     refused("mfa", "did you mean maf", "FILE.py:FUNCTION")
     refused("maf-pwer", "did you mean", "maf-power")
 
 
 def test_the_users_function_is_a_model(own, monkeypatch):
-    found = builtin.find(f"{own}:shifted")
+    found = registry.find(f"{own}:shifted")
     assert (found.label, found.depths, found.learning_rate) == (
         "shifted",
         (1,),
         builtin.MODELS["maf"].learning_rate,
     )
-    assert builtin.preset(f"{own}:shifted", 3, 2).features == 3
+    assert registry.preset(f"{own}:shifted", 3, 2).features == 3
     assert user_models.located(f"{own}:shifted") == ("mine.py:shifted", f"{own}:shifted")
     monkeypatch.chdir(own.parent)
     assert user_models.located("mine.py:shifted")[1] == f"{own.resolve()}:shifted"
@@ -75,16 +75,16 @@ def test_a_function_says_more_in_its_attributes(own):
     own.write_text(
         OWN + "shifted.depths = [1, 2]\nshifted.label = 'Shifted'\nshifted.batch_size = 64\n"
     )
-    found = builtin.find(f"{own}:shifted")
+    found = registry.find(f"{own}:shifted")
     assert (found.label, found.depths, found.batch_size) == ("Shifted", (1, 2), 64)
 
 
 def test_the_configuration_changes_with_the_users_text(own):
-    before = builtin.configuration(f"{own}:shifted", 3, 1)
-    assert before == builtin.configuration(f"{own}:shifted", 3, 1) != ""
+    before = registry.configuration(f"{own}:shifted", 3, 1)
+    assert before == registry.configuration(f"{own}:shifted", 3, 1) != ""
     # A layer that looks the same from outside: no constructor's argument shows it.
     own.write_text(OWN.replace("z + self.by, z", "z + self.by + 0, z"))
-    assert builtin.configuration(f"{own}:shifted", 3, 1) not in ("", before)
+    assert registry.configuration(f"{own}:shifted", 3, 1) not in ("", before)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_a_function_that_returns_no_flow(own):
     own.write_text("from baselines import MAF\n\ndef f(features, depth):\n    return features\n"
                    "\ndef g(features, depth):\n    return MAF(features + 1)\n")  # fmt: skip
     with pytest.raises(ModelError, match=r"returned a int, not a cflows\.Flow"):
-        builtin.preset(f"{own}:f", 2, 1)
+        registry.preset(f"{own}:f", 2, 1)
     with pytest.raises(ModelError, match="a flow of 3 features for 2"):
-        builtin.preset(f"{own}:g", 2, 1)
+        registry.preset(f"{own}:g", 2, 1)
 
 
 def test_a_module_and_an_entry_point(tmp_path, monkeypatch):
@@ -124,8 +124,8 @@ def test_a_module_and_an_entry_point(tmp_path, monkeypatch):
         "[cflows.models]\nshifted = flows_of_mine:shifted\nlost = flows_of_mine:lost\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert builtin.find("flows_of_mine:shifted").core(2, 1).features == 2
-    assert builtin.find("shifted").text == builtin.find("flows_of_mine:shifted").text != ""
+    assert registry.find("flows_of_mine:shifted").core(2, 1).features == 2
+    assert registry.find("shifted").text == registry.find("flows_of_mine:shifted").text != ""
     refused("shiftd", "did you mean shifted")
     refused("lost", "the entry point 'lost'", "AttributeError")
 
@@ -184,9 +184,9 @@ def test_two_models_of_one_name(own, tmp_path, capsys):
     [("ffjord-power", 6, (60, 60, 60), 10_000), ("ffjord-miniboone", 43, (860, 860), 1_000)],
 )
 def test_ffjords_sizes_are_the_papers(name, features, hidden, batch):
-    model = builtin.find(name)
+    model = registry.find(name)
     assert model.batch_size == batch
-    flow = builtin.preset(name, features, model.depths[0])
+    flow = registry.preset(name, features, model.depths[0])
     blocks = list(flow.bijector.parts)
     assert len(blocks) == model.depths[0]
     assert blocks[0].field.hidden == hidden
@@ -194,10 +194,10 @@ def test_ffjords_sizes_are_the_papers(name, features, hidden, batch):
 
 def test_presets_keep_their_layers():
     assert set(papers.examples()) <= set(papers.PRESETS)
-    flow = builtin.preset("maf-power", 6, 5)
+    flow = registry.preset("maf-power", 6, 5)
     assert sum(p.numel() for p in flow.parameters()) == 60120
     with pytest.raises(ValueError, match=re.escape("has 10 layers, got 5")):
-        builtin.preset("maf10-power", 6, 5)
+        registry.preset("maf10-power", 6, 5)
 
 
 FIVE = (("ffjord", 2), ("maf", 5), ("iaf", 5), ("realnvp", 8), ("nice", 8))
@@ -210,7 +210,7 @@ def test_five_models_of_equal_size(features, parameters):
     counts = []
     for name, depth in FIVE:
         hidden = widths.solved(name, features, depth, parameters)
-        flow = builtin.preset(name, features, depth, hidden=hidden)
+        flow = registry.preset(name, features, depth, hidden=hidden)
         counts.append(sum(parameter.numel() for parameter in flow.parameters()))
     assert max(counts) <= 1.03 * min(counts)
     assert min(counts) >= 0.985 * parameters

@@ -10,7 +10,7 @@ import pytest
 from baselines.harness import cli, data
 from baselines.harness.experiment import run as runner
 from baselines.harness.experiment.plan import Plan, default_seeds, plan_cells
-from baselines.models import builtin
+from baselines.models import builtin, registry
 from cflows.training.fit import fit
 
 FIVE = ["ffjord", "maf", "iaf", "realnvp", "nice"]
@@ -92,7 +92,7 @@ def test_views_stand_side_by_side(sets, tmp_path):
     timed = [cell for cell in cells if cell.view == "budget"]
     assert {cell.model for cell in equal} == {cell.model for cell in timed} == set(FIVE)
     counts = [
-        sum(p.numel() for p in builtin.preset(c.model, 3, c.depth, hidden=c.hidden).parameters())
+        sum(p.numel() for p in registry.preset(c.model, 3, c.depth, hidden=c.hidden).parameters())
         for c in equal
     ]
     assert max(counts) <= 1.03 * min(counts)
@@ -105,12 +105,12 @@ def test_views_stand_side_by_side(sets, tmp_path):
 def test_equal_parameters_are_the_median_of_the_models_own(sets, tmp_path):
     equal = plan(tmp_path, models=["maf", "realnvp", "nice"], parameters="equal", seeds=[0])
     own = sorted(
-        sum(p.numel() for p in builtin.preset(name, 3, depth).parameters())
+        sum(p.numel() for p in registry.preset(name, 3, depth).parameters())
         for name, depth in (("maf", 5), ("realnvp", 8), ("nice", 8))
     )
     for cell in plan_cells(equal, sets):
         if cell.model != "gaussian":
-            flow = builtin.preset(cell.model, 3, cell.depth, hidden=cell.hidden)
+            flow = registry.preset(cell.model, 3, cell.depth, hidden=cell.hidden)
             count = sum(p.numel() for p in flow.parameters())
             assert count == pytest.approx(own[1], rel=0.015)
 

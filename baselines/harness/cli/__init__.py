@@ -454,7 +454,7 @@ def _is_ours(error: Exception) -> bool:
     from baselines.harness.data import DataError
     from baselines.harness.executors.slurm import ClusterError
     from baselines.harness.report.contents import ReportError
-    from baselines.models.builtin import ModelError
+    from baselines.models.model import ModelError
     from cflows import LoadError
 
     ours = ClusterError | DataError | LoadError | ModelError | ReportError | OSError

@@ -8,10 +8,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from baselines.harness.data.dataset import DataError, Dataset, Matrix, listed, nearest
+from baselines.harness.data.dataset import DataError, Dataset, Matrix
 from baselines.harness.data.rows import SPLITS
 from baselines.harness.data.streams import Streamed
 from cflows import Bounded
+from cflows.core.messages import listed, nearest
 
 __all__ = ["Bounds", "Pair", "bounded", "parse", "refuse_unknown", "within"]
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from baselines.harness.data.dataset import DataError, listed, nearest
+from baselines.harness.data.dataset import DataError
 from baselines.harness.data.rows import Fault, Table
+from cflows.core.messages import listed, nearest
 
 __all__ = ["places", "refuse_unknown", "refuse_unusable"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from baselines.harness.data.dequantise import Pixels
 
-__all__ = ["DataError", "Dataset", "Entry", "Matrix", "Part", "listed", "nearest"]
+__all__ = ["DataError", "Dataset", "Entry", "Matrix", "Part"]
 
 Matrix = npt.NDArray[np.float64]
 Part = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -138,27 +137,3 @@ class Entry:
     licence: str
     load: Callable[[int], Dataset]
     here: Callable[[], str]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A question that names the known names most like one, with a blank behind; or nothing.
-
-    Example:
-        >>> nearest("powr", ["power", "gas"])
-        'did you mean power? '
-
-    """
-    near = difflib.get_close_matches(name.lower(), list(known), n=3)
-    return f"did you mean {' or '.join(near)}? " if near else ""
-
-
-def listed(names: Sequence[str], most: int) -> str:
-    """Names for a message, the first so many of them.
-
-    Example:
-        >>> listed(["a", "b", "c", "d"], 2)
-        'a, b and 2 more'
-
-    """
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

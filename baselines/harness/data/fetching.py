@@ -13,7 +13,7 @@ from pathlib import Path
 from baselines.harness.data import archive as archives
 from baselines.harness.data import store
 from baselines.harness.data.archive import Archive, extract
-from baselines.harness.data.dataset import DataError, nearest
+from baselines.harness.data.dataset import DataError
 from baselines.harness.data.download import download, refuse_checksum
 from baselines.harness.data.fetching_images import IMAGES, fetch_images
 from baselines.harness.data.published import (
@@ -23,6 +23,7 @@ from baselines.harness.data.published import (
     prepare,
     refuse_without_h5py,
 )
+from cflows.core.messages import nearest
 
 __all__ = ["fetch"]
 

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from baselines.harness.data.dataset import Matrix, listed
+from baselines.harness.data.dataset import Matrix
+from cflows.core.messages import listed
 
 __all__ = ["EXAMINED", "Repeats", "Width", "notes", "repeats_of", "uniform", "widths"]
 

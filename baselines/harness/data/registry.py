@@ -9,10 +9,11 @@ from functools import partial
 
 from baselines.harness.data import cifar, files, idx, images, pictures, published, toys
 from baselines.harness.data.columnar import is_frame
-from baselines.harness.data.dataset import DataError, Dataset, Entry, nearest
+from baselines.harness.data.dataset import DataError, Dataset, Entry
 from baselines.harness.data.files import Source
 from baselines.harness.data.installed import entered, installed
 from baselines.harness.data.quantised import Width
+from cflows.core.messages import nearest
 
 __all__ = ["entry", "load", "names"]
 

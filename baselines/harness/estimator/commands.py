@@ -27,7 +27,6 @@ from torch import Tensor
 from baselines import InversionError
 from baselines.harness.data import DataError, Dataset
 from baselines.harness.data.bounds import Bounds, bounded, refuse_unknown, within
-from baselines.harness.data.dataset import listed
 from baselines.harness.data.quantised import Width
 from baselines.harness.data.rows import SPLITS
 from baselines.harness.data.streams import Stream
@@ -43,7 +42,8 @@ from baselines.harness.estimator.table_io import (
 from baselines.harness.estimator.table_rows import Rows, Source, open_rows
 from baselines.harness.experiment import data_end
 from baselines.harness.metrics import likelihood
-from baselines.models import builtin
+from baselines.models import registry
+from baselines.models.model import ModelError
 from cflows import (
     Bijector,
     Bounded,
@@ -65,6 +65,7 @@ from cflows.core.atomic_write import STDOUT, refuse_unwritable, target
 from cflows.core.collectives import leads
 from cflows.core.flow import dtype_of
 from cflows.core.flow_file import packed
+from cflows.core.messages import listed
 from cflows.core.registry import again, configuration_of
 from cflows.core.table_flow import Outside
 from cflows.training.checkpoint import exists, refuse_unusable
@@ -142,7 +143,7 @@ def train(task: Task) -> None:
         TrainingError: the training came to no end.
 
     """
-    settings = builtin.find(task.model)
+    settings = registry.find(task.model)
     _refuse_unwritable(task.out, task.data)
     if target(task.out) == STDOUT:
         raise OSError(f"{task.out}: a model is no text to be printed; name a file")
@@ -351,7 +352,7 @@ def _refuse_unkeepable(core: Flow, task: Task) -> None:
     try:
         size = len(packed(core))
     except TypeError as error:
-        raise builtin.ModelError(f"{task.model} cannot be saved: {error}") from error
+        raise ModelError(f"{task.model} cannot be saved: {error}") from error
     try:
         refuse_unwritable(task.out, size)
     except OSError as error:
@@ -391,13 +392,13 @@ def _reason(error: OSError, out: Path) -> str:
 
 def _core(task: Task, rows: Source, depth: int) -> Flow:
     if depth < 1:
-        raise builtin.ModelError(f"{task.model} needs a depth of at least 1, got {depth}")
+        raise ModelError(f"{task.model} needs a depth of at least 1, got {depth}")
     features = len(rows.columns)
     try:
-        core = builtin.preset(task.model, features, depth, task.seed)
+        core = registry.preset(task.model, features, depth, task.seed)
         return _conditional(core, task, len(rows.context)) if rows.context else core
     except ValueError as error:
-        raise builtin.ModelError(
+        raise ModelError(
             f"{task.model} cannot be built for {features} columns at depth {depth}: {error}"
         ) from error
 
@@ -408,7 +409,7 @@ def _conditional(core: Flow, task: Task, features: int) -> Flow:
             torch.manual_seed(task.seed)
             return again(core, context_features=features)
     except TypeError as error:
-        raise builtin.ModelError(f"{task.model} takes no context; leave --context out") from error
+        raise ModelError(f"{task.model} takes no context; leave --context out") from error
 
 
 def _named(flow: Flow, rows: Source, seen: Tensor) -> TableFlow:

@@ -30,7 +30,9 @@ from baselines.harness.data.dequantise import Pixels
 from baselines.harness.experiment import data_end, locks
 from baselines.harness.metrics import likelihood, memory, sample_quality, sampling
 from baselines.harness.metrics.bootstrap import mean_and_error
-from baselines.models import builtin
+from baselines.harness.results import layout
+from baselines.models import registry
+from baselines.models.model import GAUSSIAN
 from cflows import Bijector, Flow, __version__, fit, inside, load, whiten
 from cflows.core.atomic_write import write_whole
 
@@ -56,7 +58,6 @@ VALIDATION_ROWS = 2000
 VALIDATIONS = 20
 PATIENCE = 30  # validations without a better one, as in Papamakarios et al. 2017
 VIEWS = ("default", "parameters", "budget")
-RESULT, LOCK = "result.json", "lock"
 HELD = {"status": "held"}  # what stands for the result of a cell that another process works on
 
 
@@ -151,13 +152,13 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """Where the cell lives below DIR."""
-        return out / "cells" / self.key
+        return layout.cell(out, self.key)
 
 
 def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
     """The result of a cell that is done and did not fail, else None."""
     try:
-        result: dict[str, Any] = json.loads((cell.folder(out) / RESULT).read_text())
+        result: dict[str, Any] = json.loads((cell.folder(out) / layout.RESULT).read_text())
     except (FileNotFoundError, ValueError):
         return None
     return result if result.get("status") == "ok" else None
@@ -176,10 +177,10 @@ def attempt(cell: Cell, work: Work, out: Path, since: float) -> dict[str, Any]:
     """
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    with locks.claimed(folder / LOCK) as held:
+    with locks.claimed(folder / layout.LOCK) as held:
         if not held:
             return HELD
-        place = folder / RESULT
+        place = folder / layout.RESULT
         with contextlib.suppress(FileNotFoundError, ValueError):
             if place.stat().st_mtime > since:
                 found: dict[str, Any] = json.loads(place.read_text())
@@ -191,7 +192,7 @@ def attempt(cell: Cell, work: Work, out: Path, since: float) -> dict[str, Any]:
 
 def is_free(cell: Cell, out: Path) -> bool:
     """Whether no other process works on a cell at this moment."""
-    return locks.is_free(cell.folder(out) / LOCK)
+    return locks.is_free(cell.folder(out) / layout.LOCK)
 
 
 def run(cell: Cell, out: Path) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", asdict(cell))
+    _write_json(folder / layout.CONFIG, asdict(cell))
     memory.forget_peak(cell.device)
     before = memory.resident_mb()
     try:
@@ -214,7 +215,7 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     except Exception as error:  # whatever it was, it is this cell's and the report says it
         return _fail_with(cell, out, error)
     result["peak_memory_mb"] = round(memory.peak_mb(cell.device, before), 1)
-    _write_json(folder / RESULT, result)
+    _write_json(folder / layout.RESULT, result)
     return result
 
 
@@ -223,7 +224,7 @@ def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
     result = {"status": "failed", "error": " ".join(reason.split())}
     with contextlib.suppress(OSError):  # a full disk: what has no result is done again
         cell.folder(out).mkdir(parents=True, exist_ok=True)
-        _write_json(cell.folder(out) / RESULT, result)
+        _write_json(cell.folder(out) / layout.RESULT, result)
     return result
 
 
@@ -233,7 +234,7 @@ def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
     Nothing else should run meanwhile. An exception makes the cell a failed one, and what is
     returned is its result: what cannot be timed does not stop the others.
     """
-    place, processor = cell.folder(out) / "cost.json", sampling.processor(cell.device)
+    place, processor = cell.folder(out) / layout.COST, sampling.processor(cell.device)
     with contextlib.suppress(FileNotFoundError, ValueError):
         cost: dict[str, Any] = json.loads(place.read_text())
         if cost.get("processor") == processor:
@@ -252,13 +253,13 @@ def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
 def flow_of(cell: Cell, out: Path) -> Flow:
     """Return the flow of a finished cell, in evaluation mode and on its device."""
     folder = cell.folder(out)
-    if (folder / "model.pt").exists():
-        return load(folder / "model.pt").to(cell.device)
+    if (folder / layout.MODEL).exists():
+        return load(folder / layout.MODEL).to(cell.device)
     # Of parts that are not registered, so that only its function can build it.
-    name = json.loads((folder / RESULT).read_text())["map"]
+    name = json.loads((folder / layout.RESULT).read_text())["map"]
     fit_map = inside(bounded(cell.bounds), data_end.MAPS[name])
     flow = _built(cell, fit_map(_rows(cell)[0]))
-    flow.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    flow.load_state_dict(torch.load(folder / layout.STATE, weights_only=True))
     return flow.to(cell.device).eval()
 
 
@@ -301,16 +302,16 @@ def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
 def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dict[str, Any]:
     """Fail with an exception's text; the traceback stays beside the result."""
     with contextlib.suppress(OSError):  # a full disk: the reason itself is what counts
-        (cell.folder(out) / "traceback.txt").write_text(traceback.format_exc())
+        (cell.folder(out) / layout.TRACEBACK).write_text(traceback.format_exc())
     return fail(cell, out, f"{prefix}{type(error).__name__}: {error}")
 
 
 def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
     train, validation, test = _rows(cell)
     result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
-    if cell.model == builtin.GAUSSIAN:
+    if cell.model == GAUSSIAN:
         end = inside(bounded(cell.bounds), whiten)(train)
-        flow = builtin.build(cell.model, None, end, cell.seed).to(cell.device)
+        flow = registry.build(cell.model, None, end, cell.seed).to(cell.device)
     else:
         # Evenly spaced, since neighbouring rows of a validation set may come from one place.
         stride = max(1, len(validation) // cell.validation_rows)
@@ -318,7 +319,7 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
         result |= facts
     flow.eval()
     result["parameters"] = sum(p.numel() for p in flow.parameters())
-    if cell.model == builtin.GAUSSIAN:
+    if cell.model == GAUSSIAN:
         features = train.shape[1]
         result["parameters"] = features + features * (features + 1) // 2
     scores, log_prob = likelihood.evaluate(flow, test)
@@ -329,10 +330,10 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
             log_prob.cpu().numpy(), test.double().cpu().numpy()
         )
         result["bits_per_dim"], result["bits_per_dim_2se"] = mean_and_error(bits)
-    _write(folder / "test_log_prob.npy", lambda file: np.save(file, log_prob.cpu().numpy()))
+    _write(folder / layout.LOG_PROB, lambda file: np.save(file, log_prob.cpu().numpy()))
     if train.shape[1] == 2:
         parts = likelihood.picture(flow, test)
-        _write(folder / "picture.npz", lambda file: np.savez_compressed(file, **parts))  # type: ignore[arg-type]
+        _write(folder / layout.PICTURE, lambda file: np.savez_compressed(file, **parts))  # type: ignore[arg-type]
     _save(flow, folder)
     return result | scores | sample_quality.evaluate(flow, test)
 
@@ -340,20 +341,20 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
 def _save(flow: Flow, folder: Path) -> None:
     """Keep the flow as ``cflows.load`` reads it; its tensors alone if a part is not registered."""
     try:
-        flow.save(folder / "model.pt")
+        flow.save(folder / layout.MODEL)
     except TypeError:
-        _write(folder / "state.pt", lambda file: torch.save(flow.state_dict(), file))
+        _write(folder / layout.STATE, lambda file: torch.save(flow.state_dict(), file))
 
 
 def _built(cell: Cell, end: Bijector) -> Flow:
-    return builtin.build(cell.found, cell.depth, end, cell.seed, cell.hidden)
+    return registry.build(cell.found, cell.depth, end, cell.seed, cell.hidden)
 
 
 def _trained(
     cell: Cell, folder: Path, train: Tensor, validation: Tensor
 ) -> tuple[Flow, dict[str, Any]]:
     """Choose the map, train behind it; the flow, and what the result says of both."""
-    model = builtin.find(cell.found)
+    model = registry.find(cell.found)
     settings: dict[str, Any] = {
         "objective": model.objective,
         "batch_size": cell.batch_size,
@@ -369,7 +370,7 @@ def _trained(
         lambda end: _built(cell, end),
         train,
         validation,
-        folder / "map.json",
+        folder / layout.MAP,
         maps={name: inside(bounded(cell.bounds), f) for name, f in data_end.MAPS.items()},
         steps=_usual_steps(cell),
         seconds=cell.seconds,
@@ -387,10 +388,10 @@ def _trained(
         seconds=None if cell.seconds is None else max(cell.seconds - chosen_in, 1e-9),
         validate_every=every,
         schedule=cell.schedule,
-        checkpoint=folder / "checkpoint.pt",
+        checkpoint=folder / layout.CHECKPOINT,
         **settings,
     )
-    history.write(folder / "history.jsonl")
+    history.write(folder / layout.HISTORY)
     return flow, {
         "view": cell.view,
         "stopped": history.stopped,

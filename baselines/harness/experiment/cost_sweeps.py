@@ -16,18 +16,14 @@ from baselines.harness.experiment import cell as cells
 from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import depth, sampling, scaling
 from baselines.harness.metrics.scaling import Record
-from baselines.models import builtin
+from baselines.harness.results import layout
+from baselines.models import registry
+from baselines.models.model import GAUSSIAN
 from cflows import __version__
 
-__all__ = ["ROWS_FILE", "STEPS_FILE", "measure", "sweep_file"]
+__all__ = ["measure"]
 
-ROWS_FILE, STEPS_FILE = "sizes.json", "solver_steps.json"  # in a cell's folder
 _SWEEPS = {"sampling": "features", "depth": "depth"}  # of the comparisons that have one
-
-
-def sweep_file(name: str) -> str:
-    """Name the file of DIR that holds a sweep."""
-    return f"growth_{name}.json"
 
 
 def measure(
@@ -53,11 +49,11 @@ def measure(
     key = {"quick": quick, "processor": sampling.processor(device), "version": __version__}
     for cell in _chosen(todo, out):
         if comparison == "sampling":
-            place, of = ROWS_FILE, scaling.by_rows
-        elif cell.model == builtin.GAUSSIAN or not builtin.solvers(cell.found):
+            place, of = layout.ROWS, scaling.by_rows
+        elif cell.model == GAUSSIAN or not registry.solvers(cell.found):
             continue
         else:
-            place, of = STEPS_FILE, depth.solver_steps
+            place, of = layout.STEPS, depth.solver_steps
 
         def make(cell: Cell = cell, of: Callable[..., list[Record]] = of) -> list[Record]:
             return of(cells.flow_of(cell, out), cells.test_rows(cell), quick)
@@ -69,13 +65,15 @@ def measure(
     name = _SWEEPS[comparison]
     say(f"timing untrained models against {'dimension' if name == 'features' else 'depth'}")
     shown = {found: model for model, found in chosen.items() if found != depth.END_TIME}
-    known = {model: builtin.configuration(found, 2, 1) for found, model in shown.items()}
+    known = {model: registry.configuration(found, 2, 1) for found, model in shown.items()}
 
     def swept() -> list[Record]:
         records = scaling.sweep(name, list(shown), quick, device)
         return [{**record, "model": shown[record["model"]]} for record in records]
 
-    scaling.kept_or_made(out / sweep_file(name), {**key, "models": known, "device": device}, swept)
+    scaling.kept_or_made(
+        out / layout.sweep(name), {**key, "models": known, "device": device}, swept
+    )
 
 
 def _chosen(todo: Sequence[Cell], out: Path) -> list[Cell]:

@@ -26,8 +26,9 @@ from baselines.harness.data.bounds import Bounds, refuse_unknown, within
 from baselines.harness.experiment import cell as cells
 from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import depth
-from baselines.models import builtin, widths
+from baselines.models import registry, widths
 from baselines.models import user as user_models
+from baselines.models.model import GAUSSIAN, Model, ModelError
 
 __all__ = [
     "COMPARISONS",
@@ -133,7 +134,7 @@ def model_names(given: Sequence[str]) -> list[tuple[str, str]]:
     found = list(dict.fromkeys(user_models.located(name) for name in given))
     shared = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     if shared:
-        raise builtin.ModelError(f"two models are called {shared[0]!r}: rename one of the files")
+        raise ModelError(f"two models are called {shared[0]!r}: rename one of the files")
     return found
 
 
@@ -163,11 +164,11 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
         }
         parameters = _parameters(plan, rows.features)
         for model_name, found in model_names(plan.models):
-            model = builtin.find(found)
+            model = registry.find(found)
             for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
                 for view in _views(plan, found, deep, rows, parameters):
                     hidden = view.get("hidden")
-                    settings = builtin.configuration(found, rows.features, deep, hidden)
+                    settings = registry.configuration(found, rows.features, deep, hidden)
                     listed += [
                         Cell(
                             **common,
@@ -186,7 +187,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
                         for seed in plan.seeds
                     ]
         gaussian = Cell(
-            **common, model=builtin.GAUSSIAN, depth=None, seed=0, steps=0, seconds=None,
+            **common, model=GAUSSIAN, depth=None, seed=0, steps=0, seconds=None,
             learning_rate=0.0, preprocess="whiten",
         )  # fmt: skip
         listed.append(gaussian)
@@ -205,7 +206,7 @@ def _views(
     plan: Plan, found: str, deep: int, rows: data.Dataset, parameters: int | None
 ) -> Iterator[dict[str, Any]]:
     """What a cell says of its view: the widths, and what ends the training."""
-    bounds = _bounds(plan, builtin.find(found), len(rows.train))
+    bounds = _bounds(plan, registry.find(found), len(rows.train))
     if parameters is not None:
         hidden = widths.solved(found, rows.features, deep, parameters)
         yield {"view": "parameters", "hidden": hidden, **bounds}
@@ -215,7 +216,7 @@ def _views(
         yield {"view": "default", **bounds}
 
 
-def _bounds(plan: Plan, model: builtin.Model, rows: int) -> dict[str, Any]:
+def _bounds(plan: Plan, model: Model, rows: int) -> dict[str, Any]:
     if plan.is_patient:
         epoch = max(1, rows // (model.batch_size or cells.BATCH_SIZE))
         return {
@@ -234,6 +235,6 @@ def _parameters(plan: Plan, features: int) -> int | None:
         return None if plan.parameters is None else int(plan.parameters)
     own = []
     for _, found in model_names(plan.models):
-        deep = depth.settings(builtin.find(found), plan.depths, deepest_only=True)[0]
+        deep = depth.settings(registry.find(found), plan.depths, deepest_only=True)[0]
         own.append(widths.counted(found, features, deep))
     return round(median(own))

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from baselines.harness.experiment.cell import Cell
-from baselines.models import builtin
+from baselines.models import registry
 
 __all__ = ["Progress", "line", "say"]
 
@@ -90,7 +90,7 @@ def line(cell: Cell, result: dict[str, Any]) -> str:
     """Return what is said of a cell."""
     name = f"{cell.data} {cell.model}"
     if cell.depth is not None:
-        name += f" {builtin.find(cell.found).counted(cell.depth)}"
+        name += f" {registry.find(cell.found).counted(cell.depth)}"
     if cell.view != "default":
         name += f" {cell.view}"
     if cell.seed:

@@ -33,7 +33,8 @@ from baselines.harness.experiment.plan import Plan, Sets, model_names, plan_cell
 from baselines.harness.experiment.progress import Progress, line, say
 from baselines.harness.metrics import sampling
 from baselines.harness.report import contents
-from baselines.models import builtin
+from baselines.harness.results import layout
+from baselines.models import registry
 from cflows.core.atomic_write import write_whole
 
 __all__ = ["Plan", "execute", "plan_cells"]
@@ -41,7 +42,6 @@ __all__ = ["Plan", "execute", "plan_cells"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-TIMING = ".timing"  # the lock of whoever measures: two at once would disturb each other
 PAUSE = 0.2  # seconds between two looks at cells that another process holds
 
 
@@ -80,7 +80,7 @@ def execute(plan: Plan) -> int:
         for cell, result in _timed(todo, plan):
             say(line(cell, result))
     chosen = dict(model_names(plan.models))
-    with claimed(plan.out / "cells" / TIMING, wait=True):
+    with claimed(plan.out / layout.CELLS / layout.TIMING, wait=True):
         cost_sweeps.measure(plan.comparison, todo, plan.out, chosen, quick=plan.quick,
                       device=plan.device, say=say)  # fmt: skip
     page = contents.write(plan.out)
@@ -200,7 +200,7 @@ def _timed(todo: Sequence[Cell], plan: Plan) -> list[tuple[Cell, dict[str, Any]]
 def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, dict[str, Any]]]:
     """No other command times cells of this directory meanwhile."""
     failed = []
-    with claimed(out / "cells" / TIMING, wait=True):
+    with claimed(out / layout.CELLS / layout.TIMING, wait=True):
         for cell in todo:
             if cells.finished(cell, out) is not None:
                 result = cells.cost_of(cell, out)
@@ -211,14 +211,14 @@ def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, dict[str, Any]]]:
 
 def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
     """Write manifest.json; return when, by the clock of its file system."""
-    path = plan.out / "manifest.json"
+    path = plan.out / layout.MANIFEST
     manifest = {
         "command": plan.command,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "comparison": plan.comparison,
         "seed": list(plan.seeds),
         "models": [name for name, _ in model_names(plan.models)],
-        "labels": {name: builtin.find(found).label for name, found in model_names(plan.models)},
+        "labels": {name: registry.find(found).label for name, found in model_names(plan.models)},
         "steps": plan.steps,
         "budget": plan.budget,
         "parameters": plan.parameters,
@@ -247,7 +247,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
         "solver": {
             name: solvers
             for name, found in model_names(plan.models)
-            if (solvers := builtin.solvers(found))
+            if (solvers := registry.solvers(found))
         },
         "data": {
             name: {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baselines.harness.metrics import likelihood, scaling
 from baselines.harness.metrics import timing as calls
-from baselines.models.builtin import Model, ModelError
+from baselines.models.model import Model, ModelError
 from cflows import Adaptive, FixedGrid, Flow, log_likelihood
 
 __all__ = ["END_TIME", "STEPS", "settings", "solver_steps"]

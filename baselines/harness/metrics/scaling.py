@@ -20,7 +20,7 @@ from torch import Tensor
 from baselines.flows.autoregressive import Autoregressive
 from baselines.harness.metrics import timing as calls
 from baselines.harness.metrics.timing import Limits
-from baselines.models import builtin
+from baselines.models import registry
 from cflows import Flow
 from cflows.core.atomic_write import write_whole
 
@@ -89,7 +89,7 @@ def sweep(name: str, model_names: Sequence[str], quick: bool, device: str) -> li
             size if name == "features" else FEATURES,
             generator=torch.Generator().manual_seed(0),
         ).to(device)
-        for model in sorted(model_names, key=lambda name: bool(builtin.solvers(name))):
+        for model in sorted(model_names, key=lambda name: bool(registry.solvers(name))):
             head: Record = {"model": model, "size": size, "features": x.shape[1]}
             try:
                 flow, depth = _untrained(model, x.shape[1], size if name == "depth" else None)
@@ -146,7 +146,7 @@ def _untrained(model: str, features: int, depth: int | None) -> tuple[Flow, int]
     """A model in evaluation mode, at a depth or at one near ``DEPTH`` that it can have."""
     for tried in (DEPTH, 1) if depth is None else (depth,):
         try:
-            return builtin.preset(model, features, tried).eval(), tried
+            return registry.preset(model, features, tried).eval(), tried
         except ValueError as error:
             refusal = error
     raise refusal

@@ -23,8 +23,7 @@ from baselines.harness.plots.style import (
     marks,
     panels_of,
 )
-from baselines.harness.report.tables import likelihood_digits
-from baselines.harness.results.aggregate import Setting, deepest, name_of
+from baselines.harness.results.aggregate import Setting, deepest, likelihood_digits, name_of
 from baselines.harness.results.number_format import clip, plus_minus
 
 if TYPE_CHECKING:

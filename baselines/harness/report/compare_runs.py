@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 from baselines.harness.metrics.bootstrap import intervals
-from baselines.harness.report.tables import Cell, Table, likelihood_digits, plain_table
+from baselines.harness.report.tables import Cell, Table, plain_table
 from baselines.harness.results import load as reading
-from baselines.harness.results.aggregate import Setting, name_of
+from baselines.harness.results.aggregate import Setting, likelihood_digits, name_of
 from baselines.harness.results.load import ReportError
 from baselines.harness.results.number_format import clip, fixed, plus_minus, significant
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from baselines.harness.experiment import cost_sweeps
 from baselines.harness.metrics import scaling
 from baselines.harness.report import gallery, latex, pages, tables
 from baselines.harness.report.difference_table import difference_table
 from baselines.harness.report.pages import Block
 from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
 from baselines.harness.report.tables import Table
+from baselines.harness.results import layout
 from baselines.harness.results import load as reading
 from baselines.harness.results.load import COLUMNS, ReportError, Results, load, one_line
 from baselines.harness.results.number_format import clip
@@ -137,13 +137,13 @@ def _results_blocks(results: Results) -> Iterator[Block | Table]:
             if (filled := table(found)).rows:
                 yield filled
         for file, table_of in (
-            (cost_sweeps.ROWS_FILE, rows_table),
-            (cost_sweeps.STEPS_FILE, steps_table),
+            (layout.ROWS, rows_table),
+            (layout.STEPS, steps_table),
         ):
             if measured := reading.measured(results, file).get(name):
                 yield table_of(measured)
     for axis, title in (("features", "dimension"), ("depth", "depth")):
-        if records := reading.records(results.directory / cost_sweeps.sweep_file(axis)):
+        if records := reading.records(results.directory / layout.sweep(axis)):
             yield Block("h2", f"Growth with {title}")
             for what in ("density", "sample"):
                 yield growth_table(records, axis, what, results.labels)
@@ -184,9 +184,9 @@ def _run_blocks(results: Results) -> Iterator[Block | Table]:
 def _measurements(results: Results) -> Iterator[tuple[str, list[Row]]]:
     """Name and lines of the further .csv files: what was measured after the cells, flat."""
     for axis in scaling.SWEEPS:
-        if records := reading.records(results.directory / cost_sweeps.sweep_file(axis)):
-            yield cost_sweeps.sweep_file(axis).replace(".json", ".csv"), records
-    for file in (cost_sweeps.ROWS_FILE, cost_sweeps.STEPS_FILE):
+        if records := reading.records(results.directory / layout.sweep(axis)):
+            yield layout.sweep(axis).replace(".json", ".csv"), records
+    for file in (layout.ROWS, layout.STEPS):
         lines: list[Row] = []
         for name, found in reading.measured(results, file).items():
             for s, records in found:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from baselines.harness.experiment import cost_sweeps
 from baselines.harness.metrics.depth import END_TIME
 from baselines.harness.plots import curves, likelihood_cost
 from baselines.harness.plots import style as canvas
 from baselines.harness.plots.curves import Line
 from baselines.harness.report.scaling_tables import per_1000
+from baselines.harness.results import layout
 from baselines.harness.results import load as reading
 from baselines.harness.results.aggregate import Setting, deepest
 from baselines.harness.results.load import Results
@@ -70,7 +70,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
         curves.nfe_in_training(named, histories),
     )
     for name, axis in _AXES.items():
-        records = reading.records(results.directory / cost_sweeps.sweep_file(name))
+        records = reading.records(results.directory / layout.sweep(name))
         yield (
             f"growth_{name}",
             f"Cost against {axis.split(' ')[0]}, untrained models; an autoregressive flow's slow "
@@ -78,7 +78,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
             curves.growth(records, axis, results.labels),
         )
     taken: set[str] = set()
-    stepped = reading.measured(results, cost_sweeps.STEPS_FILE)
+    stepped = reading.measured(results, layout.STEPS)
     for name, found in results.by_dataset.items():
         if not name:
             continue

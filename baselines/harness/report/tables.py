@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from baselines.harness.results.aggregate import VIEW, Row, Setting, deepest, leaders, name_of
+from baselines.harness.results.aggregate import (
+    VIEW,
+    Row,
+    Setting,
+    deepest,
+    leaders,
+    likelihood_digits,
+    name_of,
+)
 from baselines.harness.results.number_format import (
     clip,
     count,
@@ -23,7 +31,6 @@ __all__ = [
     "cost_table",
     "depth_table",
     "failure_table",
-    "likelihood_digits",
     "likelihood_table",
     "plain_table",
     "quality_table",
@@ -197,11 +204,6 @@ def plain_table(table: Table, width: int = 100) -> list[str]:
         return clip("  ".join([*parts, *tail]).rstrip(), width)
 
     return list(map(text, lines))
-
-
-def likelihood_digits(found: Iterable[Setting]) -> int:
-    """Return the decimals at which these settings' log-likelihoods are worth printing."""
-    return decimals(s.likelihood[1] for s in found)
 
 
 def _stand_ins(found: Sequence[Setting], shown: Sequence[Setting]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.harness.metrics.bootstrap import mean_and_error
-from baselines.harness.results.number_format import clip
+from baselines.harness.results.number_format import clip, decimals
 
 __all__ = [
     "VIEW",
@@ -21,6 +21,7 @@ __all__ = [
     "Vector",
     "deepest",
     "leaders",
+    "likelihood_digits",
     "name_of",
     "paired",
     "reference",
@@ -197,3 +198,8 @@ def _average(vectors: Sequence[Vector]) -> Vector | None:
     if not vectors or any(v.shape != vectors[0].shape for v in vectors):
         return None
     return vectors[0] if len(vectors) == 1 else np.mean(vectors, axis=0)
+
+
+def likelihood_digits(found: Iterable[Setting]) -> int:
+    """Return the decimals at which these settings' log-likelihoods are worth printing."""
+    return decimals(s.likelihood[1] for s in found)

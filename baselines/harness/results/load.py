@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines.harness.results import layout
 from baselines.harness.results.aggregate import VIEW, Setting, paired, reference, settings
 from baselines.models.builtin import MODELS
 from cflows.core.registry import LoadError
@@ -85,8 +86,8 @@ def load(directory: Path) -> Results:
     """
     if not directory.is_dir():
         raise ReportError(f"{directory} is not a directory: name one that a comparison has written")
-    manifest = read_json(directory / "manifest.json")
-    cells = directory / "cells"
+    manifest = read_json(directory / layout.MANIFEST)
+    cells = directory / layout.CELLS
     # What this command planned; a folder may hold the cells of other commands beside them.
     planned = manifest.get("cells")
     if not isinstance(planned, dict):
@@ -118,11 +119,11 @@ def _labels(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 def _row(cell: Path, planned: dict[str, Any]) -> Row:
     """One row of results.csv, whatever state the cell was left in, or before it began."""
-    config = read_json(cell / "config.json") if (cell / "config.json").exists() else planned
+    config = read_json(cell / layout.CONFIG) if (cell / layout.CONFIG).exists() else planned
     result = {"status": "failed", "error": _UNFINISHED}
-    if (cell / "result.json").exists():
-        result = read_json(cell / "result.json")
-    cost = read_json(cell / "cost.json") if (cell / "cost.json").exists() else {}
+    if (cell / layout.RESULT).exists():
+        result = read_json(cell / layout.RESULT)
+    cost = read_json(cell / layout.COST) if (cell / layout.COST).exists() else {}
     values = {**result, **cost}
     for what in ("density", "sample"):
         found = cost.get(f"{what}_ms_quartiles")
@@ -158,7 +159,7 @@ def one_line(value: Any) -> str:
 
 def _vector(cell: Path, row: Row) -> NDArray[np.float64] | None:
     """Return log p of the test rows; a failed cell's file may be of an earlier attempt."""
-    path = cell / "test_log_prob.npy"
+    path = cell / layout.LOG_PROB
     if row["status"] != "ok" or not path.exists():
         return None
     try:
@@ -203,7 +204,7 @@ def _order(manifest: Mapping[str, Any]) -> Any:
 def picture(results: Results, s: Setting) -> dict[str, NDArray[np.float64]] | None:
     """Return the arrays of picture.npz of a setting's first seed that left one, or None."""
     for row in s.rows:
-        path = results.directory / "cells" / row["cell"] / "picture.npz"
+        path = results.directory / layout.CELLS / row["cell"] / layout.PICTURE
         if not path.exists():
             continue
         try:
@@ -233,7 +234,7 @@ def measured(results: Results, file: str) -> dict[str, list[tuple[Setting, list[
     found: dict[str, list[tuple[Setting, list[dict[str, Any]]]]] = {}
     for s in results.settings:
         for row in s.rows:
-            if there := records(results.directory / "cells" / row["cell"] / file):
+            if there := records(results.directory / layout.CELLS / row["cell"] / file):
                 found.setdefault(s.dataset, []).append((s, there))
                 break
     return found
@@ -243,7 +244,7 @@ def histories(results: Results) -> dict[str, list[dict[str, Any]]]:
     """Return the lines of history.jsonl of every finished cell that has one."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in results.rows:
-        path = results.directory / "cells" / row["cell"] / "history.jsonl"
+        path = results.directory / layout.CELLS / row["cell"] / layout.HISTORY
         if row["status"] != "ok" or not path.exists():
             continue
         try:

@@ -1,0 +1,61 @@
+"""What a model of a comparison is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cflows import Flow
+
+__all__ = ["GAUSSIAN", "Model", "ModelError"]
+
+GAUSSIAN = "gaussian"
+HIDDEN = (128, 128)
+
+
+class ModelError(ValueError):
+    """A name that no model has, or a depth or a size that it cannot have; one line."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be asked for by name.
+
+    Attributes:
+        label: as tables and pictures write it.
+        core: (features, depth) -> the flow, for white data; where it takes a third argument
+            ``hidden``, the widths of a network's hidden layers, they can be chosen for it.
+        depths: the settings of depth that a comparison runs by default, ascending.
+        unit: what depth counts.
+        steps: optimiser steps by default.
+        quick_steps: the same under ``--quick``.
+        learning_rate: Adam's.
+        objective: a name that ``fit`` knows.
+        batch_size: rows a step; None for that of all cells.
+        text: what else decides how it computes: a hash of the file of a user's function.
+        patience: validations without a better one after which training stops; there are about 20.
+        warmup: steps over which the learning rate rises, a tenth of a training's steps at most.
+
+    """
+
+    label: str
+    core: Callable[..., Flow]
+    depths: tuple[int, ...] = (1,)
+    unit: str = "layers"
+    steps: int = 2000
+    quick_steps: int = 150
+    learning_rate: float = 5e-3
+    objective: str = "forward_kl"
+    batch_size: int | None = None
+    text: str = ""
+    patience: int | None = None
+    warmup: int = 0
+
+    def counted(self, depth: int) -> str:
+        """A depth with its unit: 1 layer, 2 layers."""
+        first, *more = self.unit.split(" ")
+        return " ".join([str(depth), first.removesuffix("s") if depth == 1 else first, *more])
+
+    def warmup_of(self, steps: int | None) -> int:
+        """The warm-up of a training of so many steps, or of one that only seconds end."""
+        return self.warmup if steps is None else min(self.warmup, steps // 10)
