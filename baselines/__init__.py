@@ -20,7 +20,7 @@ from baselines.flows.sylvester import Sylvester, SylvesterFlow
 from baselines.inversion.roots import InversionError, InversionStatus
 from baselines.networks.made import MADE
 from baselines.transforms.rational_quadratic import AffineSpline, RationalQuadratic
-from baselines.transforms.univariate import Additive, AffineScale, Transformer
+from baselines.transforms.univariate import Additive, AffineScale, Transformer, UnivariateTransform
 
 __all__ = [
     "IAF",
@@ -54,4 +54,5 @@ __all__ = [
     "Sylvester",
     "SylvesterFlow",
     "Transformer",
+    "UnivariateTransform",
 ]

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from baselines.flows.made_mog import MADEMoG
 from baselines.inversion.autoregressive import INVERSIONS
 from baselines.networks.made import MADE, ORDERS
-from baselines.transforms.univariate import AffineScale, Transformer
+from baselines.transforms.univariate import AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, Flow
 
 __all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "autoregressive_layers"]
@@ -69,7 +69,7 @@ class Autoregressive(Bijector):
     def __init__(
         self,
         features: int,
-        transformer: Transformer,
+        transformer: UnivariateTransform,
         *,
         context_features: int = 0,
         conditions_on: str = "data",
@@ -186,7 +186,7 @@ def autoregressive_layers(
     layers: int,
     order: str,
     *,
-    transformer: Transformer | None = None,
+    transformer: UnivariateTransform | None = None,
     batch_norm: bool = False,
     **settings: Any,
 ) -> list[Bijector]:

@@ -1,6 +1,6 @@
 r"""Coupling flows: RealNVP, NICE and spline couplings.
 
-Split the coordinates in two. One part passes as it is and decides, through a network of any kind,
+MaskSplit the coordinates in two. One part passes as it is and decides, through a network of any kind,
 what happens to each coordinate of the other:
 
     x_a = z_a,   x_b = g(z_b; θ(z_a)),   log|det dx/dz| = Σ log|dg/dz_b|
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.networks.activations import ACTIVATIONS, check_activation
+from baselines.networks.activations import FUSED_ACTIVATIONS, check_activation
 from baselines.networks.fused_mlp import by_calls, perceptron
-from baselines.networks.mask_split import Split, coupling_mask
-from baselines.transforms.univariate import Additive, AffineScale, Transformer
+from baselines.networks.mask_split import MaskSplit, coupling_mask
+from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow
 from cflows.core.pickling import Pickled
 from cflows.core.watched import may_be_read
@@ -81,7 +81,7 @@ class Conditioner(Pickled):
         if not torch.compiler.is_compiling():
             self.evaluations_made += 1
         x = passive if context is None else torch.cat([passive, context], dim=-1)
-        activation = ACTIVATIONS[self.activation]
+        activation = FUSED_ACTIVATIONS[self.activation]
         if may_be_read(self.layers, nn.Linear):
             weights, biases = zip(*((part.weight, part.bias) for part in self.layers), strict=True)
             h = perceptron(x, weights, biases, activation)
@@ -121,7 +121,7 @@ class Coupling(Bijector):
         context_features: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: str = "relu",
-        transformer: Transformer = AffineScale(),  # noqa: B008, immutable
+        transformer: UnivariateTransform = AffineScale(),  # noqa: B008, immutable
         networks: str = "shared",
     ) -> None:
         super().__init__(features, context_features)
@@ -132,7 +132,7 @@ class Coupling(Bijector):
             raise ValueError(f"networks must be one of {', '.join(NETWORKS)}; got {networks!r}")
         if networks == "separate" and not isinstance(transformer, AffineScale):
             raise ValueError('networks="separate" is for AffineScale; use "shared"')
-        self.split = Split(mask)
+        self.split = MaskSplit(mask)
         self.transformer = transformer
         count = transformer.size
         kinds = [(count, activation)] if networks == "shared" else [(1, activation), (1, "tanh")]

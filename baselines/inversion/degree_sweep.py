@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.networks.activations import ACTIVATIONS
+from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.made import MADE
 from cflows.core.first_order import first_order_only
 
@@ -89,7 +89,7 @@ class _Network:
         self.features = made.features
         self.outputs = made.outputs
         self.edges = made.plan().edges
-        self.activation = ACTIVATIONS[made.activation]
+        self.activation = FUSED_ACTIVATIONS[made.activation]
         self.skips = [made.skip(layer) for layer in range(len(self.edges))]
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ACTIVATIONS", "Activation", "check_activation"]
+__all__ = ["FUSED_ACTIVATIONS", "Activation", "check_activation"]
 
 
 class Activation(NamedTuple):
@@ -55,7 +55,7 @@ def _silu_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
     return g.mul_(gate + a * (1 - gate))
 
 
-ACTIVATIONS: dict[str, Activation] = {
+FUSED_ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(torch.relu, torch.relu_, torch.relu_, _relu_back),
     "tanh": Activation(torch.tanh, torch.tanh_, torch.tanh_, _tanh_back),
     "elu": Activation(F.elu, _elu, _elu, _elu_back),
@@ -64,6 +64,6 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def check_activation(name: str) -> None:
-    """Raise a ValueError unless the name is one of ``ACTIVATIONS``."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
+    """Raise a ValueError unless the name is one of ``FUSED_ACTIVATIONS``."""
+    if name not in FUSED_ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(FUSED_ACTIVATIONS)}; got {name!r}")

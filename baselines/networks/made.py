@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from baselines.networks.activations import ACTIVATIONS, check_activation
+from baselines.networks.activations import FUSED_ACTIVATIONS, check_activation
 from baselines.networks.fused_mlp import by_calls, perceptron, plain
 from baselines.networks.masked_linear import MaskedLinear, Staircase, staircase_of
 from cflows.core.pickling import Pickled
@@ -97,7 +97,7 @@ class MADE(Pickled):
         order: of the inputs, see ``input_degrees``.
         hidden_degrees: ``"sequential"``, spread evenly over 1..D-1; or ``"random"``, each degree
             once where the width allows it, the rest drawn from torch's generator.
-        activation: a name in ``ACTIVATIONS``.
+        activation: a name in ``FUSED_ACTIVATIONS``.
         residual: whether each entry of ``hidden``, all equal, is a block h + W₂ a(W₁ a(h)) behind
             a first masked layer (Nash and Durkan 2019, "Autoregressive Energy Machines", section
             4.1), instead of one layer.
@@ -227,7 +227,7 @@ class MADE(Pickled):
     def _residual(
         self, x: Tensor, offset: Tensor | None, weights: Sequence[Tensor] | None
     ) -> Tensor:
-        activation, staircases = ACTIVATIONS[self.activation], self._staircases(x)
+        activation, staircases = FUSED_ACTIVATIONS[self.activation], self._staircases(x)
         h = self._pass(x, slice(0, 1), weights, staircases, offset)
         for first in range(1, len(self.layers) - 1, 2):
             block = slice(first, first + 2)
@@ -243,7 +243,7 @@ class MADE(Pickled):
         offset: Tensor | None = None,
     ) -> Tensor:
         """Some of the layers, one after the other."""
-        activation, layers = ACTIVATIONS[self.activation], self.masked[some]
+        activation, layers = FUSED_ACTIVATIONS[self.activation], self.masked[some]
         if weights is None:
             return by_calls(x, layers, activation, offset=offset)
         biases = [layer.bias for layer in layers]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MASKS", "Split", "coupling_mask"]
+__all__ = ["MASKS", "MaskSplit", "coupling_mask"]
 
 MASKS = ("alternate", "halves", "random")
 
@@ -46,7 +46,7 @@ def coupling_mask(features: int, kind: str, layer: int) -> Tensor:
     return mask if layer % 2 == 0 else ~mask
 
 
-class Split(nn.Module):
+class MaskSplit(nn.Module):
     """x as two parts and back: (*B, D) <-> (*B, D_a), (*B, D_b), each in its old order.
 
     Args:
@@ -57,8 +57,8 @@ class Split(nn.Module):
 
     Example:
         >>> import torch
-        >>> from baselines.networks.mask_split import Split
-        >>> split = Split(torch.tensor([False, True, False, True]))
+        >>> from baselines.networks.mask_split import MaskSplit
+        >>> split = MaskSplit(torch.tensor([False, True, False, True]))
         >>> split.apart(torch.tensor([1.0, 2.0, 3.0, 4.0]))
         (tensor([1., 3.]), tensor([2., 4.]))
 
@@ -109,7 +109,7 @@ class Split(nn.Module):
         """Which view serves; none where a functional call has put another mask in."""
         return self.kind if self.order is self._looked_at else "other"
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Split:
+    def _apply(self, fn: Any, recurse: bool = True) -> MaskSplit:
         known = self.order is self._looked_at
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if known:  # moved, and the same mask as before
@@ -117,7 +117,7 @@ class Split(nn.Module):
         return self
 
 
-def _look(split: Split, _: object = None) -> None:
+def _look(split: MaskSplit, _: object = None) -> None:
     """Note which view serves the mask, and whether b comes first."""
     split._looked_at = split.order
     if split.order.is_meta:  # whose state is still to come

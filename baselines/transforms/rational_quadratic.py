@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.transforms.univariate import AffineScale, Transformer
+from baselines.transforms.univariate import AffineScale, UnivariateTransform
 from cflows import register
 
 __all__ = ["AffineSpline", "RationalQuadratic", "rational_quadratic"]
@@ -34,7 +34,7 @@ OFFSET = math.log(math.expm1(1 - LEAST_SLOPE))
 
 @register
 @dataclass(frozen=True)
-class RationalQuadratic(Transformer):
+class RationalQuadratic(UnivariateTransform):
     """A spline as a transformer: an elementwise map x = f(z; 3K - 1 parameters an element).
 
     Parameters of zero give the identity.
@@ -86,7 +86,7 @@ class RationalQuadratic(Transformer):
 
 @register
 @dataclass(frozen=True)
-class AffineSpline(Transformer):
+class AffineSpline(UnivariateTransform):
     """x = μ + exp(α) s(z), s a `RationalQuadratic`: 3K + 1 parameters an element.
 
     They are μ, α before its bound, and the spline's.

@@ -18,10 +18,10 @@ from baselines.networks.fused_mlp import plain
 from cflows import register
 from cflows.bijectors.elementwise import BOUND, bounded
 
-__all__ = ["Additive", "AffineScale", "Transformer", "pull_back"]
+__all__ = ["Additive", "AffineScale", "Transformer", "UnivariateTransform", "pull_back"]
 
 
-class Transformer(ABC):
+class UnivariateTransform(ABC):
     """A strictly increasing map of each coordinate. Parameters of zero give the identity.
 
     Example:
@@ -58,6 +58,9 @@ class Transformer(ABC):
         return _vjp(self.inverse, x, parameters, for_z, for_log_det)
 
 
+Transformer = UnivariateTransform  # its earlier name
+
+
 def pull_back(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
@@ -83,7 +86,7 @@ def _vjp(
 
 @register
 @dataclass(frozen=True)
-class AffineScale(Transformer):
+class AffineScale(UnivariateTransform):
     """x = μ + exp(α) z with α = a tanh(s / a), a = 5, and parameters (μ, s).
 
     The shift is told in units of x. In those of the noise, x = exp(α) (z + m), data of a small
@@ -133,7 +136,7 @@ class AffineScale(Transformer):
 
 @register
 @dataclass(frozen=True)
-class Additive(Transformer):
+class Additive(UnivariateTransform):
     """x = μ + z, with parameter (μ).
 
     Example:

@@ -14,7 +14,7 @@ from baselines import (
     RationalQuadratic,
     RealNVP,
 )
-from baselines.networks.mask_split import Split, coupling_mask
+from baselines.networks.mask_split import MaskSplit, coupling_mask
 from cflows import BatchNorm
 
 D = 5
@@ -53,7 +53,7 @@ def test_masks_are_what_their_names_say():
     ],
 )
 def test_splits_take_the_masked_coordinates_and_put_them_back(mask, kind):
-    split, mask = Split(torch.tensor(mask)), torch.tensor(mask)
+    split, mask = MaskSplit(torch.tensor(mask)), torch.tensor(mask)
     assert split.kind == kind
     for batch in ((), (5,), (2, 3), (0,)):
         x = torch.randn(*batch, len(mask), requires_grad=True)

@@ -13,7 +13,7 @@ import cflows
 from baselines import IAF, MAF, AutoregressiveAffine
 from baselines.inversion import degree_sweep as walks
 from baselines.inversion.autoregressive import INVERSIONS
-from baselines.transforms.univariate import Additive, AffineScale, Transformer
+from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 
 KINDS = {
     "plain": {},
@@ -109,7 +109,7 @@ class _Slow(torch.nn.Module):
         return solve(self.f, self.inversion, given, context)
 
 
-class Cubic(Transformer):
+class Cubic(UnivariateTransform):
     """x = z + h² z³ / 3, without a gradient of its own and solved only forwards."""
 
     size = 1
@@ -149,7 +149,7 @@ def test_gradients_written_by_hand_are_those_of_autograd(transformer, direction)
     value, _ = getattr(transformer, direction)(given, parameters)
     by_hand = getattr(transformer, f"{direction}_vjp")
     arguments = (given, parameters, value, for_value, for_slope)
-    expected = getattr(Transformer, f"{direction}_vjp")(transformer, *arguments)
+    expected = getattr(UnivariateTransform, f"{direction}_vjp")(transformer, *arguments)
     torch.testing.assert_close(by_hand(*arguments), expected)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from zoo import perturbed
 
 from baselines import MADE, MAF, AutoregressiveAffine, MADEMoG
-from baselines.networks.activations import ACTIVATIONS
+from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.fused_mlp import perceptron
 from baselines.networks.masked_linear import MaskedLinear, staircase_of
 from cflows import Affine, Flow
@@ -201,7 +201,9 @@ def test_staircase_is_the_full_product(blocks, batch):
     x = torch.randn(*batch, 7, dtype=torch.float64, requires_grad=True)
 
     def masked(x, weight, bias):
-        return perceptron(x, [weight * mask], [bias], ACTIVATIONS["relu"], staircases=[staircase])
+        return perceptron(
+            x, [weight * mask], [bias], FUSED_ACTIVATIONS["relu"], staircases=[staircase]
+        )
 
     torch.testing.assert_close(masked(x, weight, bias), F.linear(x, weight, bias))
     assert torch.autograd.gradcheck(masked, (x, weight, bias))
@@ -347,7 +349,9 @@ def test_forward_mode_through_a_staircase():
     weight = torch.randn(4, 4, dtype=torch.float64).tril().requires_grad_()
     x, bias = torch.randn(3, 4).double().requires_grad_(), torch.randn(4).double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, w, b: perceptron(x, [w.tril()], [b], ACTIVATIONS["relu"], staircases=[staircase]),
+        lambda x, w, b: perceptron(
+            x, [w.tril()], [b], FUSED_ACTIVATIONS["relu"], staircases=[staircase]
+        ),
         (x, weight, bias),
         check_forward_ad=True,
     )

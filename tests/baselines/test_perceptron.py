@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from baselines import MAF, RealNVP
-from baselines.networks.activations import ACTIVATIONS
+from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.fused_mlp import perceptron
 
 PLAIN = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
@@ -29,7 +29,7 @@ def by_layer(x, weights, biases, activation, offset=None):
     return h
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
 @pytest.mark.parametrize("widths", [(3, 2), (3, 5, 2), (3, 5, 4, 6, 2)])
 @pytest.mark.parametrize("with_offset", [False, True])
 def test_values_and_all_gradients_are_those_of_the_layers(activation, widths, with_offset):
@@ -38,7 +38,7 @@ def test_values_and_all_gradients_are_those_of_the_layers(activation, widths, wi
     x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     offset = torch.randn(7, widths[1], dtype=torch.float64, requires_grad=True)
     offset = offset if with_offset else None
-    kind = ACTIVATIONS[activation]
+    kind = FUSED_ACTIVATIONS[activation]
     leaves = [x, *weights, *biases, *([offset] if with_offset else [])]
     for chosen in (leaves, leaves[:1], leaves[1:2], leaves[-1:]):
         for leaf in leaves:
@@ -71,7 +71,7 @@ def test_gradients_are_finite_differences_and_stay_so():
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
 
     def function(x, *parameters):
-        return perceptron(x, parameters[:2], parameters[2:], ACTIVATIONS["tanh"])
+        return perceptron(x, parameters[:2], parameters[2:], FUSED_ACTIVATIONS["tanh"])
 
     assert torch.autograd.gradcheck(function, (x, *weights, *biases), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, (x, *weights, *biases))

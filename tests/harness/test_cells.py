@@ -15,7 +15,7 @@ from baselines.harness.experiment import cell as cells
 from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import likelihood, sampling
 from baselines.harness.plots import likelihood_cost
-from baselines.harness.results.aggregate import Setting
+from baselines.harness.results.aggregate import Group
 from baselines.models import builtin, registry
 from cflows import FFJORD, Adaptive, FixedGrid, Flow, Lagged, SolverError, whiten
 
@@ -179,9 +179,7 @@ def test_a_picture_has_an_extent_and_can_be_drawn(test):
             assert low < column.median() < high
     row = {"test_log_prob": 1.0, "test_log_prob_2se": 0.1}
     arrays = {name: np.asarray(value, np.float64) for name, value in parts.items()}
-    figure = likelihood_cost.densities(
-        [(Setting("d", "maf", 2, rows=[row]), arrays)], arrays["data"]
-    )
+    figure = likelihood_cost.densities([(Group("d", "maf", 2, rows=[row]), arrays)], arrays["data"])
     likelihood_cost.encode(figure)
 
 

@@ -13,7 +13,7 @@ from baselines.harness.plots.style import floor
 from baselines.harness.report import contents, gallery
 from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
 from baselines.harness.results import load as reading
-from baselines.harness.results.aggregate import Setting
+from baselines.harness.results.aggregate import Group
 
 
 def call(ms, rows=1000, nfe=4, **more):
@@ -23,7 +23,7 @@ def call(ms, rows=1000, nfe=4, **more):
 
 def placed(model, value, depth, **more):
     row = {"test_log_prob": value, "test_log_prob_2se": 0.1, "sample_ms_per_1000": 2.0, **more}
-    return Setting("d", model, depth, rows=[row])
+    return Group("d", model, depth, rows=[row])
 
 
 def sweep(axis="features"):
@@ -53,7 +53,7 @@ def test_growth_has_a_line_a_way_its_slope_and_what_was_left_out():
 
 
 def test_rows_and_steps_are_tables_of_what_was_measured():
-    setting = Setting("d", "ffjord", 2, label="FFJORD")
+    setting = Group("d", "ffjord", 2, label="FFJORD")
     records = [
         {"way": "", "what": what, **call(ms, rows)}
         for rows in (1, 10_000)
@@ -84,7 +84,7 @@ def setting(model, depth, gap=None, nfe=5.0):
     row = {"test_log_prob": -1.0 - 1 / depth, "test_log_prob_2se": 0.1, "solver_gap": gap,
            "round_trip_error": 1e-6, "density_ms_per_1000": 2.0 * depth, "nfe_density": nfe,
            "sample_ms_per_1000": 3.0 * depth, "cell": f"{model}-{depth}", "seed": 0}  # fmt: skip
-    return Setting("d", model, depth, rows=[row])
+    return Group("d", model, depth, rows=[row])
 
 
 @pytest.mark.parametrize(

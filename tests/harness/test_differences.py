@@ -9,7 +9,7 @@ import pytest
 
 from baselines.harness.metrics.bootstrap import MOST_ROWS, intervals, over_seeds
 from baselines.harness.report.difference_table import difference_table
-from baselines.harness.results.aggregate import Setting
+from baselines.harness.results.aggregate import Group
 
 DRAWS = 1000
 
@@ -81,11 +81,11 @@ def test_two_standard_errors_over_seeds():
     assert over_seeds(first, np.array([0.0, math.nan])) is None
 
 
-def setting(model: str, base: np.ndarray, seeds: list[float], depth: int = 2) -> Setting:
+def setting(model: str, base: np.ndarray, seeds: list[float], depth: int = 2) -> Group:
     vectors = [base + shift for shift in seeds]
     rows = [{"test_log_prob": v.mean(), "test_log_prob_2se": 0.1, "seed": i}
             for i, v in enumerate(vectors)]  # fmt: skip
-    return Setting("d", model, depth, label=model.upper(), rows=rows, log_probs=vectors)
+    return Group("d", model, depth, label=model.upper(), rows=rows, log_probs=vectors)
 
 
 def test_the_table_ranks_pairs_and_carries_both_spreads():
@@ -96,7 +96,7 @@ def test_the_table_ranks_pairs_and_carries_both_spreads():
         setting("ffjord", base + wiggle, [0.5, 0.5]),
         setting("ffjord", base + 9, [0.0], depth=1),  # not its deepest
         setting("nice", base + wiggle, [0.51, 0.51]),
-        Setting("d", "iaf", 2, failed=[{"seed": 0}]),
+        Group("d", "iaf", 2, failed=[{"seed": 0}]),
     ]
     table = difference_table(found)
     assert table.header[-2:] == ("95% over test points", "± 2 s.e. over seeds")

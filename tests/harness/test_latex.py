@@ -8,11 +8,11 @@ import pytest
 
 from baselines.harness.report import latex, pages
 from baselines.harness.report.pages import Block
-from baselines.harness.report.tables import Cell, Table
+from baselines.harness.report.tables import Table, TableCell
 
 
 def table(*rows: tuple[str, ...], header=("model", "depth", "value ± 2 s.e.")) -> Table:
-    return Table("A & B", "50% of it", header, tuple(tuple(map(Cell, row)) for row in rows))
+    return Table("A & B", "50% of it", header, tuple(tuple(map(TableCell, row)) for row in rows))
 
 
 def test_a_table_has_three_rules_and_no_line_between_columns():
@@ -43,7 +43,7 @@ def test_names_cannot_leave_their_cell():
 
 
 def test_a_document_has_a_section_for_each_data_set_and_no_lists_of_words():
-    words = Table("", "", ("a",), ((Cell("x"),),), words=True)
+    words = Table("", "", ("a",), ((TableCell("x"),),), words=True)
     text = latex.document(
         [Block("h2", "pinwheel"), table(("MAF", "2", "1")), Block("h2", "Pictures"), words]
     )

@@ -10,7 +10,7 @@ import torch
 
 from baselines.harness.metrics import sample_quality
 from baselines.harness.report.tables import quality_table
-from baselines.harness.results.aggregate import Setting
+from baselines.harness.results.aggregate import Group
 from cflows import Affine, Flow, whiten
 
 ROWS = 500
@@ -112,7 +112,7 @@ def test_the_table_puts_each_null_beside_its_figure():
     row = {name + end: value for name, value in zip(sample_quality.NAMES, (0.2, 0.01, 0.05, 0.6),
            strict=True) for end in ("", "_null")}  # fmt: skip
     rows = [{**row, "c2st": c2st} for c2st in (0.6, 0.7)]
-    found = [Setting("d", "maf", 2, rows=rows), Setting("d", "nice", 2, rows=[{"sw": None}])]
+    found = [Group("d", "maf", 2, rows=rows), Group("d", "nice", 2, rows=[{"sw": None}])]
     table = quality_table(found)
     assert len(table.rows) == 1
     texts = dict(zip(table.header, (cell.text for cell in table.rows[0]), strict=True))

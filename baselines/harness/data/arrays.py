@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 from baselines.harness.data.dataset import DataError, Matrix
 from baselines.harness.data.inputs import Input
-from baselines.harness.data.rows import SPLITS, Table, numbered
+from baselines.harness.data.rows import SPLITS, RawTable, numbered
 
 __all__ = ["mapped_npy", "read_npy", "read_npz"]
 
 Array = npt.NDArray[Any]
 
 
-def read_npy(path: Input) -> Table:
+def read_npy(path: Input) -> RawTable:
     """Read an .npy file whole.
 
     Raises:
@@ -31,7 +31,7 @@ def read_npy(path: Input) -> Table:
         raise DataError(f"{path}: holds an .npz archive; name it .npz, or save one array with "
                         "numpy.save")  # fmt: skip
     values = _matrix(path, "", array)
-    return Table(values, numbered(values.shape[1]), lambda i: f"row {i} (counted from 0)")
+    return RawTable(values, numbered(values.shape[1]), lambda i: f"row {i} (counted from 0)")
 
 
 def mapped_npy(path: Path) -> Array | None:
@@ -47,7 +47,7 @@ def mapped_npy(path: Path) -> Array | None:
     return array if usable else None
 
 
-def read_npz(path: Input) -> Table:
+def read_npz(path: Input) -> RawTable:
     """Read an .npz archive of one array, or of the arrays train, validation and test.
 
     Raises:
@@ -78,7 +78,7 @@ def _member(path: Input, archive: Any, name: str) -> Matrix:
     return _matrix(path, f"array {name!r} ", array)
 
 
-def _joined(path: Input, names: tuple[str, ...], parts: list[Matrix]) -> Table:
+def _joined(path: Input, names: tuple[str, ...], parts: list[Matrix]) -> RawTable:
     widths = [part.shape[1] for part in parts]
     if len(set(widths)) > 1:
         raise DataError(f"{path}: train, validation and test have {', '.join(map(str, widths))} "
@@ -91,7 +91,7 @@ def _joined(path: Input, names: tuple[str, ...], parts: list[Matrix]) -> Table:
         part = int(np.searchsorted(ends, row, side="right"))
         return f"row {row - ends[part] + sizes[part]} of {names[part]!r} (counted from 0)"
 
-    return Table(
+    return RawTable(
         np.concatenate(parts),
         numbered(widths[0]),
         place,

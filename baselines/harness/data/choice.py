@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from baselines.harness.data.dataset import DataError
-from baselines.harness.data.rows import Fault, Table
+from baselines.harness.data.rows import Fault, RawTable
 from cflows.core.messages import listed, nearest
 
 __all__ = ["places", "refuse_unknown", "refuse_unusable"]
@@ -68,7 +68,7 @@ def refuse_unknown(
                         f"are {listed(given, 20)}")  # fmt: skip
 
 
-def refuse_unusable(source: object, table: Table) -> None:
+def refuse_unusable(source: object, table: RawTable) -> None:
     """Refuse columns that hold something else than finite numbers, all of them in one line.
 
     Raises:
@@ -97,7 +97,7 @@ def refuse_unusable(source: object, table: Table) -> None:
     )
 
 
-def _not_finite(table: Table) -> dict[int, Fault]:
+def _not_finite(table: RawTable) -> dict[int, Fault]:
     finite = np.isfinite(table.values)
     found = {}
     for i in np.flatnonzero(~finite.all(0)):

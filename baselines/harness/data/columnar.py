@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from baselines.harness.data.dataset import DataError, Matrix
 from baselines.harness.data.inputs import Input
-from baselines.harness.data.rows import Fault, Table
+from baselines.harness.data.rows import Fault, RawTable
 
 __all__ = [
     "MISSING",
@@ -56,7 +56,7 @@ def is_frame(given: object) -> bool:
     return any(k.__name__ == "DataFrame" and k.__module__.startswith("pandas") for k in kinds)
 
 
-def from_frame(frame: Any) -> Table:
+def from_frame(frame: Any) -> RawTable:
     """Return the columns of a frame, without its index, as numbers."""
     return columns_of(
         tuple(" ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in frame.columns),
@@ -66,7 +66,7 @@ def from_frame(frame: Any) -> Table:
     )
 
 
-def read_parquet(source: Input) -> Table:
+def read_parquet(source: Input) -> RawTable:
     """Read a .parquet file whole.
 
     Raises:
@@ -77,12 +77,12 @@ def read_parquet(source: Input) -> Table:
     return _read(source, "read_parquet", ".parquet")
 
 
-def read_feather(source: Input) -> Table:
+def read_feather(source: Input) -> RawTable:
     """Read a .feather file whole; raises as ``read_parquet`` does."""
     return _read(source, "read_feather", ".feather")
 
 
-def _read(source: Input, reader: str, suffix: str) -> Table:
+def _read(source: Input, reader: str, suffix: str) -> RawTable:
     pandas = pandas_for(source)
     pandas_for(source, "pyarrow")
     try:
@@ -102,7 +102,7 @@ def columns_of(
     series: Sequence[Any],
     n: int,
     place: Callable[[int], str],
-) -> Table:
+) -> RawTable:
     """Put pandas' columns together: numbers, booleans as 0 and 1, numbers written as text.
 
     A column that has something else, or nothing, in a row is NaN throughout, and a fault.
@@ -127,7 +127,7 @@ def columns_of(
                 values[:, i] = found
         if is_boolean:
             booleans.append(i)
-    return Table(values, names, place, faults=faults, booleans=tuple(booleans))
+    return RawTable(values, names, place, faults=faults, booleans=tuple(booleans))
 
 
 def _numbers(column: Any, place: Callable[[int], str]) -> tuple[Matrix | Fault, bool]:

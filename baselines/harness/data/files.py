@@ -17,7 +17,7 @@ from baselines.harness.data.columnar import from_frame, is_frame, read_feather, 
 from baselines.harness.data.dataset import DataError, Dataset, Matrix
 from baselines.harness.data.inputs import STANDARD, Input, kind_of, unpacked
 from baselines.harness.data.quantised import Width
-from baselines.harness.data.rows import MIN_ROWS, SPLITS, Split, Table, numbered
+from baselines.harness.data.rows import MIN_ROWS, SPLITS, RawTable, Split, numbered
 from baselines.harness.data.streams import Streamed
 from baselines.harness.data.text import read_text
 
@@ -221,7 +221,7 @@ def _shown(path: Source) -> str:
     return "standard input" if Path(str(path)) == STANDARD else str(path)
 
 
-def _open(given: Source) -> Table:
+def _open(given: Source) -> RawTable:
     if is_frame(given):
         return from_frame(given)
     path = Path(str(given))
@@ -257,7 +257,7 @@ def _refuse_path(path: Path) -> None:
         )
 
 
-def _reader(source: Input, start: bytes) -> Callable[[Input], Table]:
+def _reader(source: Input, start: bytes) -> Callable[[Input], RawTable]:
     """What reads the content: by its first bytes, which may say more than the name.
 
     Raises:
@@ -311,14 +311,14 @@ def _remedied(
     return quantised.notes(path, columns, looked_at, found, dequantise), noise
 
 
-def _converted(path: str, table: Table) -> tuple[str, ...]:
+def _converted(path: str, table: RawTable) -> tuple[str, ...]:
     if not table.booleans:
         return ()
     names = ", ".join(repr(table.columns[place]) for place in table.booleans)
     return (f"{path}: false and true are read as 0 and 1: {names}",)
 
 
-def _refuse_few(path: str, table: Table) -> None:
+def _refuse_few(path: str, table: RawTable) -> None:
     n = len(table.values)
     if table.sizes is None and n < MIN_ROWS:
         raise DataError(
@@ -354,7 +354,7 @@ def _refuse_constant(
                     f"density{others}; {option}")  # fmt: skip
 
 
-_READERS: dict[str, Callable[[Input], Table]] = {
+_READERS: dict[str, Callable[[Input], RawTable]] = {
     ".npy": read_npy,
     ".npz": read_npz,
     ".parquet": read_parquet,

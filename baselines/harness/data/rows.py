@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from baselines.harness.data.dataset import Matrix
 
-__all__ = ["BLOCK", "MIN_ROWS", "SPLITS", "Fault", "Split", "SplitName", "Table", "numbered"]
+__all__ = ["BLOCK", "MIN_ROWS", "SPLITS", "Fault", "RawTable", "Split", "SplitName", "numbered"]
 
 MIN_ROWS = 20  # so that validation and test have two rows each
 BLOCK = 10
@@ -35,7 +35,7 @@ class Fault(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class RawTable:
     """The rows of a file.
 
     Attributes:
@@ -58,7 +58,7 @@ class Table:
     booleans: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def take(self, places: Sequence[int]) -> Table:
+    def take(self, places: Sequence[int]) -> RawTable:
         """The same rows of some columns."""
         if list(places) == list(range(len(self.columns))):
             return self

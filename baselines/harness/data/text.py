@@ -17,7 +17,7 @@ import numpy as np
 from baselines.harness.data.columnar import MISSING, columns_of, is_number, pandas_for
 from baselines.harness.data.dataset import DataError
 from baselines.harness.data.inputs import Input, unpacked
-from baselines.harness.data.rows import MIN_ROWS, Table, numbered
+from baselines.harness.data.rows import MIN_ROWS, RawTable, numbered
 
 __all__ = ["read_text"]
 
@@ -103,7 +103,7 @@ class _Layout:
         )
 
 
-def read_text(source: Input) -> Table:
+def read_text(source: Input) -> RawTable:
     """Read a text table whole, packed by gzip or not.
 
     Its first row is a header if it has a field that is neither a number nor missing, except where
@@ -127,13 +127,13 @@ def read_text(source: Input) -> Table:
     return _without_labels(_without_an_end(table, layout), layout)
 
 
-def _parsed(pandas: Any, layout: _Layout) -> Table:
+def _parsed(pandas: Any, layout: _Layout) -> RawTable:
     """Read all as float64, fast; where that fails, each column as what it is."""
     # What pandas cannot read in this way is read again as text, to find the first bad field.
     frame = _frame(pandas, layout, dtype=np.float64)
     if frame is not None:
         values = np.ascontiguousarray(frame.to_numpy())
-        return Table(values, _names(layout), layout.place)
+        return RawTable(values, _names(layout), layout.place)
     frame = _frame(pandas, layout, low_memory=False)
     if frame is None:
         layout.refuse_ragged()
@@ -191,7 +191,7 @@ def _names(layout: _Layout) -> tuple[str, ...]:
     return tuple(name or x for name, x in zip(layout.names or stand_in, stand_in, strict=True))
 
 
-def _without_an_end(table: Table, layout: _Layout) -> Table:
+def _without_an_end(table: RawTable, layout: _Layout) -> RawTable:
     """Leave out what stands behind a delimiter that ends each row: nothing."""
     last = layout.width - 1
     if last < 1 or last not in table.faults or not _is_blank(layout, table):
@@ -201,13 +201,13 @@ def _without_an_end(table: Table, layout: _Layout) -> Table:
     return table if layout.names and layout.names[-1] else table.take(range(last))
 
 
-def _is_blank(layout: _Layout, table: Table) -> bool:
+def _is_blank(layout: _Layout, table: RawTable) -> bool:
     if not table.faults[layout.width - 1].what.startswith("has no value"):
         return False
     return all(not fields[-1].strip() for _, fields in layout.rows())
 
 
-def _without_labels(table: Table, layout: _Layout) -> Table:
+def _without_labels(table: RawTable, layout: _Layout) -> RawTable:
     """Leave out a first column without a name that counts the rows or labels them."""
     nameless = layout.short or (layout.names and layout.names[0] in NAMELESS)
     if not nameless or len(table.columns) < 2 or len(table.columns) < layout.width:

@@ -20,7 +20,7 @@ from baselines.harness.plots.style import (
     marks,
     panels_of,
 )
-from baselines.harness.results.aggregate import Setting, deepest, name_of
+from baselines.harness.results.aggregate import Group, deepest, name_of
 from baselines.harness.results.number_format import clip, significant
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Line(NamedTuple):
     points: Sequence[tuple[float, Mapping[str, float | None]]]
 
 
-def training(found: Sequence[Setting], histories: Histories) -> Figure | None:
+def training(found: Sequence[Group], histories: Histories) -> Figure | None:
     """Return validation log-likelihood against training seconds, a panel a data set; or None."""
     figure = _histories(found, histories, "seconds", "validation", first=1)
     if figure is not None:
@@ -59,7 +59,7 @@ def training(found: Sequence[Setting], histories: Histories) -> Figure | None:
     return figure
 
 
-def nfe_in_training(found: Sequence[Setting], histories: Histories) -> Figure | None:
+def nfe_in_training(found: Sequence[Group], histories: Histories) -> Figure | None:
     """Return network evaluations a step against steps of the continuous flows; or None."""
     continuous = [s for s in found if any(finite(row["solver_gap"]) for row in s.rows)]
     whole = {cell: _without_a_short_end(lines) for cell, lines in histories.items()}
@@ -72,14 +72,14 @@ def nfe_in_training(found: Sequence[Setting], histories: Histories) -> Figure | 
     return figure
 
 
-def front(found: Sequence[Setting]) -> Figure | None:
+def front(found: Sequence[Group]) -> Figure | None:
     """Return likelihood against the cost of a sample, every setting a point, and their front.
 
     An arrow at the lower edge, with its number, stands for a point below it.
     """
     from matplotlib.markers import CARETDOWN
 
-    def place(s: Setting) -> tuple[float, float] | None:
+    def place(s: Group) -> tuple[float, float] | None:
         value, cost = s.likelihood[0], s.mean("sample_ms_per_1000")
         if value is None or cost is None or not np.isfinite(value) or not 0 < cost < np.inf:
             return None
@@ -211,7 +211,7 @@ def depth_curves(discrete: Sequence[Line], continuous: Sequence[Line], name: str
     return figure
 
 
-def trajectories(columns: Sequence[tuple[Setting, Mapping[str, Array]]]) -> Figure | None:
+def trajectories(columns: Sequence[tuple[Group, Mapping[str, Array]]]) -> Figure | None:
     """Return the paths of continuous flows in the plane, from noise to data; None without paths."""
     shown = [(s, picture) for s, picture in columns if "paths" in picture]
     if not shown:
@@ -241,7 +241,7 @@ def _without_a_short_end(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping
 
 
 def _histories(
-    found: Sequence[Setting], histories: Histories, x: str, y: str, first: int
+    found: Sequence[Group], histories: Histories, x: str, y: str, first: int
 ) -> Figure | None:
     """A line a seed of every model at its deepest; records before ``first`` are left out."""
     from matplotlib.ticker import MaxNLocator

@@ -23,7 +23,7 @@ from baselines.harness.plots.style import (
     marks,
     panels_of,
 )
-from baselines.harness.results.aggregate import Setting, deepest, likelihood_digits, name_of
+from baselines.harness.results.aggregate import Group, deepest, likelihood_digits, name_of
 from baselines.harness.results.number_format import clip, plus_minus
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 Picture = Mapping[str, Array]
 
 
-def likelihood(found: Sequence[Setting]) -> Figure | None:
+def likelihood(found: Sequence[Group]) -> Figure | None:
     """Return the likelihoods at the deepest, a panel a data set; None where there are none."""
     shown = [s for s in deepest(found) if finite(s.likelihood[0])]
     panels = by_dataset(shown)
@@ -51,7 +51,7 @@ def likelihood(found: Sequence[Setting]) -> Figure | None:
     return figure
 
 
-def cost(found: Sequence[Setting]) -> Figure | None:
+def cost(found: Sequence[Group]) -> Figure | None:
     """Return the time of a sample against that of a density; None where neither was measured."""
     panels = by_dataset([s for s in found if _times(s)])
     if not panels:
@@ -78,7 +78,7 @@ def cost(found: Sequence[Setting]) -> Figure | None:
 
 
 def densities(
-    columns: Sequence[tuple[Setting, Picture]], data: Array | None, width: int = 7
+    columns: Sequence[tuple[Group, Picture]], data: Array | None, width: int = 7
 ) -> Figure:
     """Return densities above samples on one scale of colours: the data, then a column a setting.
 
@@ -126,7 +126,7 @@ def densities(
     return figure
 
 
-def _dots(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
+def _dots(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, Mark]) -> None:
     """One panel of likelihoods: a row a model, a point a seed, the number at the right.
 
     An arrow at the left edge stands for a point beyond it.
@@ -175,7 +175,7 @@ def _spaced(count: int) -> list[float]:
     return [0.0] if count == 1 else list(np.linspace(-0.26, 0.26, count))
 
 
-def _times(s: Setting) -> tuple[float, float] | None:
+def _times(s: Group) -> tuple[float, float] | None:
     """Milliseconds per 1000 densities and samples, None unless both can stand on a log axis."""
     density, sample = s.mean("density_ms_per_1000"), s.mean("sample_ms_per_1000")
     if density is None or sample is None or not (0 < density < math.inf and 0 < sample < math.inf):
@@ -183,7 +183,7 @@ def _times(s: Setting) -> tuple[float, float] | None:
     return density, sample
 
 
-def _named_paths(entries: Sequence[Setting]) -> dict[str, list[tuple[float, float]]]:
+def _named_paths(entries: Sequence[Group]) -> dict[str, list[tuple[float, float]]]:
     """Each model's points, the deepest last."""
     paths: dict[str, list[tuple[float, float]]] = {}
     for s in entries:
@@ -192,7 +192,7 @@ def _named_paths(entries: Sequence[Setting]) -> dict[str, list[tuple[float, floa
     return paths
 
 
-def _costs(axes: Axes, name: str, entries: Sequence[Setting], style: Mapping[str, Mark]) -> None:
+def _costs(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, Mark]) -> None:
     """One panel of costs: the same limits both ways, so that the diagonal is equal cost."""
     times = {id(s): t for s in entries if (t := _times(s))}
     low, high = _decades([value for pair in times.values() for value in pair])
@@ -237,7 +237,7 @@ def _density(picture: Picture) -> Array:
     return np.exp(np.minimum(np.nan_to_num(picture["density"], nan=-np.inf), 700.0))
 
 
-def _common_top(columns: Sequence[tuple[Setting, Picture]]) -> float:
+def _common_top(columns: Sequence[tuple[Group, Picture]]) -> float:
     """Return what is drawn brightest: the 99.5th percentile of the best model's density."""
     scored = [(value, p) for s, p in columns if (value := s.likelihood[0]) is not None]
     scored = [pair for pair in scored if math.isfinite(pair[0])] or [(0.0, columns[0][1])]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from baselines.harness.results.aggregate import Setting
+from baselines.harness.results.aggregate import Group
 from baselines.harness.results.number_format import clip
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ def panels_of(count: int, width: float, height: float) -> tuple[Figure, list[Axe
     return figure, list(grid.flat[:count])
 
 
-def by_dataset(found: Sequence[Setting]) -> dict[str, list[Setting]]:
+def by_dataset(found: Sequence[Group]) -> dict[str, list[Group]]:
     """Return the settings by the name of their data set, in order."""
-    panels: dict[str, list[Setting]] = {}
+    panels: dict[str, list[Group]] = {}
     for s in found:
         panels.setdefault(s.dataset, []).append(s)
     return panels

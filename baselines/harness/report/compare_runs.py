@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 from baselines.harness.metrics.bootstrap import intervals
-from baselines.harness.report.tables import Cell, Table, plain_table
+from baselines.harness.report.tables import Table, TableCell, plain_table
 from baselines.harness.results import load as reading
-from baselines.harness.results.aggregate import Setting, likelihood_digits, name_of
+from baselines.harness.results.aggregate import Group, likelihood_digits, name_of
 from baselines.harness.results.load import ReportError
 from baselines.harness.results.number_format import clip, fixed, plus_minus, significant
 
@@ -60,7 +60,7 @@ def side_by_side(first: Path, second: Path) -> list[Table]:
     return tables
 
 
-def _key(s: Setting) -> Key:
+def _key(s: Group) -> Key:
     return s.dataset, s.model, s.depth, s.view
 
 
@@ -75,7 +75,7 @@ def _checksums(manifest: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _row(one: Setting, other: Setting, digits: int, same: bool) -> tuple[Cell, ...]:
+def _row(one: Group, other: Group, digits: int, same: bool) -> tuple[TableCell, ...]:
     low = high = math.nan
     values = [s.likelihood[0] for s in (one, other)]
     difference = None if None in values else values[1] - values[0]  # type: ignore[operator]
@@ -84,13 +84,13 @@ def _row(one: Setting, other: Setting, digits: int, same: bool) -> tuple[Cell, .
         difference, low, high = intervals(b - a)[0]
     interval = f"{fixed(low, digits)} to {fixed(high, digits)}" if math.isfinite(low) else ""
     cells = [
-        Cell(name_of(one)),
-        Cell("" if one.depth is None else str(one.depth)),
-        *(Cell(plus_minus(*s.likelihood, digits)) for s in (one, other)),
-        Cell(fixed(difference, digits), low > 0 or high < 0),
-        Cell(interval),
+        TableCell(name_of(one)),
+        TableCell("" if one.depth is None else str(one.depth)),
+        *(TableCell(plus_minus(*s.likelihood, digits)) for s in (one, other)),
+        TableCell(fixed(difference, digits), low > 0 or high < 0),
+        TableCell(interval),
     ]
     for what in ("density", "sample"):
         costs = [significant(s.mean(f"{what}_ms_per_1000")) for s in (one, other)]
-        cells.append(Cell(" / ".join(costs) if all(costs) else ""))
+        cells.append(TableCell(" / ".join(costs) if all(costs) else ""))
     return tuple(cells)

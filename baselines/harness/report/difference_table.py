@@ -9,8 +9,8 @@ from itertools import combinations
 import numpy as np
 
 from baselines.harness.metrics.bootstrap import Interval, intervals, over_seeds
-from baselines.harness.report.tables import Cell, Table
-from baselines.harness.results.aggregate import Setting, deepest, name_of
+from baselines.harness.report.tables import Table, TableCell
+from baselines.harness.results.aggregate import Group, deepest, name_of
 from baselines.harness.results.number_format import fixed
 
 __all__ = ["difference_table"]
@@ -23,7 +23,7 @@ _NOTE = (
 )
 
 
-def difference_table(found: Sequence[Setting]) -> Table:
+def difference_table(found: Sequence[Group]) -> Table:
     """Return the pairwise differences of one data set, every model at its deepest."""
     ranked = sorted(filter(_scored, deepest(found)), key=lambda s: -(s.likelihood[0] or 0.0))
     pairs = [(a, b) for a, b in combinations(ranked, 2) if _log_prob(a).shape == _log_prob(b).shape]
@@ -43,27 +43,27 @@ def difference_table(found: Sequence[Setting]) -> Table:
         apart = interval.low > 0 or interval.high < 0
         seeds = over_seeds(_means(first), _means(second))
         cells = [
-            Cell(name_of(first, 40)),
-            Cell(name_of(second, 40)),
-            Cell(fixed(interval.mean, digits), apart),
-            Cell(f"{low} to {high}" if math.isfinite(interval.low) else "not known"),
-            Cell("" if seeds is None else f"± {fixed(seeds, digits)}"),
+            TableCell(name_of(first, 40)),
+            TableCell(name_of(second, 40)),
+            TableCell(fixed(interval.mean, digits), apart),
+            TableCell(f"{low} to {high}" if math.isfinite(interval.low) else "not known"),
+            TableCell("" if seeds is None else f"± {fixed(seeds, digits)}"),
         ]
         lines.append(tuple(cells if several else cells[:-1]))
     return Table("Differences of pairs", _NOTE if lines else "", header, tuple(lines))
 
 
-def _scored(s: Setting) -> bool:
+def _scored(s: Group) -> bool:
     value = s.likelihood[0]
     return value is not None and math.isfinite(value) and s.log_prob is not None
 
 
-def _log_prob(s: Setting) -> np.ndarray:
+def _log_prob(s: Group) -> np.ndarray:
     assert s.log_prob is not None  # _scored has seen to it
     return s.log_prob
 
 
-def _intervals(pairs: Sequence[tuple[Setting, Setting]]) -> list[Interval]:
+def _intervals(pairs: Sequence[tuple[Group, Group]]) -> list[Interval]:
     """Pairs on the same rows share their draws, and their cost."""
     found: dict[int, Interval] = {}
     for rows in {len(_log_prob(first)) for first, _ in pairs}:
@@ -73,7 +73,7 @@ def _intervals(pairs: Sequence[tuple[Setting, Setting]]) -> list[Interval]:
     return [found[i] for i in range(len(pairs))]
 
 
-def _means(s: Setting) -> np.ndarray:
+def _means(s: Group) -> np.ndarray:
     return np.array([vector.mean() for vector in s.log_probs])
 
 

@@ -14,7 +14,7 @@ from baselines.harness.plots.curves import Line
 from baselines.harness.report.scaling_tables import per_1000
 from baselines.harness.results import layout
 from baselines.harness.results import load as reading
-from baselines.harness.results.aggregate import Setting, deepest
+from baselines.harness.results.aggregate import Group, deepest
 from baselines.harness.results.load import Results
 
 __all__ = ["has_matplotlib", "pictures"]
@@ -105,7 +105,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
 
 
 def _lines(
-    found: Sequence[Setting], stepped: Sequence[tuple[Setting, Sequence[Any]]]
+    found: Sequence[Group], stepped: Sequence[tuple[Group, Sequence[Any]]]
 ) -> tuple[list[Line], list[Line]]:
     """The curves of discrete and of continuous flows; a continuous one is told by its gap."""
     discrete: list[Line] = []
@@ -133,7 +133,7 @@ def _lines(
     return discrete, continuous
 
 
-def _measures(s: Setting) -> dict[str, float | None]:
+def _measures(s: Group) -> dict[str, float | None]:
     return {
         "test_log_prob": s.likelihood[0],
         "round_trip_error": s.largest("round_trip_error"),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 from baselines.harness.report.pages import Block
-from baselines.harness.report.tables import Cell, Table
+from baselines.harness.report.tables import Table, TableCell
 from baselines.harness.results.number_format import clip
 
 __all__ = ["document", "escape", "tabular"]
@@ -62,7 +62,7 @@ def tabular(table: Table) -> str:
     # A model's name is given once for its lines, as in the other forms of the report.
     lines, last = [], None
     for row in table.rows:
-        name = row[0] if row[0] != last else Cell("")
+        name = row[0] if row[0] != last else TableCell("")
         last = row[0]
         lines.append(" & ".join(_cell(cell) for cell in (name, *row[1:-1])) + _end(row, width))
     head = " & ".join(f"\\shortstack[{c}]{{{_head(name)}}}" for c, name in
@@ -88,12 +88,12 @@ def _letter(character: str) -> str:
     return character if "À" <= character <= "ž" else "?"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     text = _MINUS.sub("$-$", escape(cell.text))
     return f"\\textbf{{{text}}}" if cell.bold else text
 
 
-def _end(row: tuple[Cell, ...], width: int) -> str:
+def _end(row: tuple[TableCell, ...], width: int) -> str:
     """The last cell of a line; of a short row it is a sentence over the columns that it lacks."""
     if len(row) < 2:
         return r" \\"

@@ -95,7 +95,7 @@ def _html_block(block: Block, pictures: Mapping[str, bytes]) -> str:
 
 
 def _html_table(table: Table) -> str:
-    def cells(row: Sequence[tables.Cell]) -> Iterator[str]:
+    def cells(row: Sequence[tables.TableCell]) -> Iterator[str]:
         for i, cell in enumerate(row):
             tag = 'th scope="row"' if i == 0 else "td"
             if i and table.words:

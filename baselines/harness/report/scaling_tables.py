@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from baselines.harness.metrics.scaling import LEAST_SIZE, slope
-from baselines.harness.report.tables import Cell, Table
-from baselines.harness.results.aggregate import Setting
+from baselines.harness.report.tables import Table, TableCell
+from baselines.harness.results.aggregate import Group
 from baselines.harness.results.number_format import count, fixed, power, significant
 
 __all__ = ["growth_table", "rows_table", "steps_table"]
 
 Record = Mapping[str, Any]
-Measured = Sequence[tuple[Setting, Sequence[Record]]]
+Measured = Sequence[tuple[Group, Sequence[Record]]]
 
 
 def rows_table(found: Measured) -> Table:
@@ -35,7 +35,7 @@ def rows_table(found: Measured) -> Table:
                     if (r["way"], r["rows"], r["what"]) == (way, rows, what):
                         line += [_quartiles(r), _memory(r), count(r["nfe_call"]),
                                  significant(r["nfe_row"])]  # fmt: skip
-            lines.append(tuple(map(Cell, line)))
+            lines.append(tuple(map(TableCell, line)))
     note = (
         "Medians with quartiles of calls after one to warm up, one thread; MB (2^20 bytes) is the"
         " most that tensors of a call hold at once; evaluations a row are those of a call shared by"
@@ -77,7 +77,7 @@ def growth_table(
             fits.append("" if found is None else fixed(found, 2))
         name = labels.get(model, model)
         cells = [name, way, *(significant(own[n]["ms"]) if n in own else "" for n in sizes)]
-        lines.append(tuple(map(Cell, (*cells, *fits))))
+        lines.append(tuple(map(TableCell, (*cells, *fits))))
     title = {"density": "1000 densities", "sample": "1000 samples"}[what]
     what_grows = {"features": "dimension D", "depth": "depth K"}[axis]
     note = (
@@ -111,7 +111,7 @@ def steps_table(found: Measured) -> Table:
                 significant(per_1000(r["density"])),
                 significant(per_1000(r["sample"])),
             ]
-            lines.append(tuple(map(Cell, line)))
+            lines.append(tuple(map(TableCell, line)))
     note = (
         "Trained flows, solved by rk4 on equal steps; the error is the distance of a row's log p"
         " from an adaptive solve at 1e-6. A likelihood above the adaptive one is no gain but the"

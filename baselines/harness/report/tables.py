@@ -8,8 +8,8 @@ from functools import cached_property, partial
 
 from baselines.harness.results.aggregate import (
     VIEW,
+    Group,
     Row,
-    Setting,
     deepest,
     leaders,
     likelihood_digits,
@@ -26,8 +26,8 @@ from baselines.harness.results.number_format import (
 )
 
 __all__ = [
-    "Cell",
     "Table",
+    "TableCell",
     "cost_table",
     "depth_table",
     "failure_table",
@@ -37,7 +37,7 @@ __all__ = [
     "summary_table",
 ]
 
-Columns = dict[str, Callable[[Setting], str]]
+Columns = dict[str, Callable[[Group], str]]
 
 _QUALITY = (
     "Draws against test rows; in brackets the null, test rows against test rows, which is what a"
@@ -48,7 +48,7 @@ _LIKELIHOOD = "test log-likelihood ± 2 s.e."
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell of a table: its text, and whether it is set in bold."""
 
     text: str
@@ -65,7 +65,7 @@ class Table:
     title: str
     note: str
     header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     words: bool = False  # set like text, not like numbers
 
     @cached_property
@@ -78,7 +78,7 @@ class Table:
         return "".join("l" if left else "r" for left in words)
 
 
-def likelihood_table(found: Sequence[Setting]) -> Table:
+def likelihood_table(found: Sequence[Group]) -> Table:
     """Return the Likelihood table of one data set: the Gaussian, then each model at its deepest."""
     shown = deepest(found)
     digits = decimals(s.gain[1] for s in shown)
@@ -105,7 +105,7 @@ def _is_word(text: str) -> bool:
     return text[0].isalpha() and not text.startswith(("nan", "inf", "not known"))
 
 
-def cost_table(found: Sequence[Setting]) -> Table:
+def cost_table(found: Sequence[Group]) -> Table:
     """Return the Sampling cost table of one data set: the rows of the Likelihood table."""
     shown = deepest(found)
     columns: Columns = {
@@ -118,7 +118,7 @@ def cost_table(found: Sequence[Setting]) -> Table:
     return _table("Sampling cost", shown, columns, _stand_ins(found, shown))
 
 
-def quality_table(found: Sequence[Setting]) -> Table:
+def quality_table(found: Sequence[Group]) -> Table:
     """Return the Sample quality table of one data set; no rows where nothing was compared."""
     shown = [s for s in deepest(found) if s.mean("sw") is not None]
     names = {
@@ -134,14 +134,14 @@ def quality_table(found: Sequence[Setting]) -> Table:
     return _table("Sample quality", shown, columns, _QUALITY)
 
 
-def _beside_null(s: Setting, name: str, digits: int) -> str:
+def _beside_null(s: Group, name: str, digits: int) -> str:
     value, null = s.mean(name), s.mean(f"{name}_null")
     spread = s.spread_of(name)
     text = fixed(value, digits) + ("" if spread is None else f" ± {fixed(spread, digits)} s.d.")
     return text if value is None or null is None else f"{text} ({fixed(null, digits)})"
 
 
-def depth_table(found: Sequence[Setting]) -> Table:
+def depth_table(found: Sequence[Group]) -> Table:
     """Return the Depth table of one data set: every model at every depth, the Gaussian first."""
     columns: Columns = {
         **_likelihood_columns(found),
@@ -154,7 +154,7 @@ def depth_table(found: Sequence[Setting]) -> Table:
     return _table("Depth", found, columns)
 
 
-def summary_table(found: Sequence[Setting]) -> Table:
+def summary_table(found: Sequence[Group]) -> Table:
     """Return the short table of one data set that a terminal shows at the end of a run.
 
     A column that stays empty is left out.
@@ -179,9 +179,9 @@ def failure_table(rows: Iterable[Row], labels: Mapping[str, str]) -> Table:
     columns = ("dataset", "model", "depth", "seed", "error", "cell")
     failed = [row for row in rows if row["status"] != "ok"]
 
-    def cells(row: Row) -> tuple[Cell, ...]:
+    def cells(row: Row) -> tuple[TableCell, ...]:
         values = {**row, "model": labels.get(row["model"], row["model"])}
-        return tuple(Cell("" if values[c] is None else str(values[c])) for c in columns)
+        return tuple(TableCell("" if values[c] is None else str(values[c])) for c in columns)
 
     return Table("", "", header, tuple(map(cells, failed)), words=True)
 
@@ -206,7 +206,7 @@ def plain_table(table: Table, width: int = 100) -> list[str]:
     return list(map(text, lines))
 
 
-def _stand_ins(found: Sequence[Setting], shown: Sequence[Setting]) -> str:
+def _stand_ins(found: Sequence[Group], shown: Sequence[Group]) -> str:
     """Say where a table's row is not the deepest setting that was asked for."""
     notes = []
     for s in shown:
@@ -221,33 +221,33 @@ def _stand_ins(found: Sequence[Setting], shown: Sequence[Setting]) -> str:
     return " ".join(notes)
 
 
-def _deeper(first: Setting, second: Setting) -> bool:
+def _deeper(first: Group, second: Group) -> bool:
     return (first.depth or 0) > (second.depth or 0)
 
 
 def _table(
     title: str,
-    shown: Sequence[Setting],
+    shown: Sequence[Group],
     columns: Columns,
     note: str = "",
-    bold: Sequence[Setting] = (),
+    bold: Sequence[Group] = (),
 ) -> Table:
     """Return a row a setting: model, depth, the columns; a row cut short says why it failed."""
     views = any(s.view != VIEW for s in shown)
 
-    def cells(s: Setting) -> tuple[Cell, ...]:
-        name = (Cell(s.label), *([Cell(s.view)] if views else []))
-        name += (Cell("" if s.depth is None else str(s.depth)),)
+    def cells(s: Group) -> tuple[TableCell, ...]:
+        name = (TableCell(s.label), *([TableCell(s.view)] if views else []))
+        name += (TableCell("" if s.depth is None else str(s.depth)),)
         if not s.rows:
-            return (*name, Cell(f"failed: {s.failed[0]['error']}"))
+            return (*name, TableCell(f"failed: {s.failed[0]['error']}"))
         first, *rest = (text(s) for text in columns.values())
-        return (*name, Cell(first, s in bold), *map(Cell, rest))
+        return (*name, TableCell(first, s in bold), *map(TableCell, rest))
 
     head = ("model", *(["view"] if views else []), "depth")
     return Table(title, note, (*head, *columns), tuple(map(cells, shown)))
 
 
-def _likelihood_columns(shown: Sequence[Setting]) -> Columns:
+def _likelihood_columns(shown: Sequence[Group]) -> Columns:
     """Return the likelihood, and with several seeds their number and spread."""
     digits = likelihood_digits(shown)
     columns: Columns = {_LIKELIHOOD: lambda s: plus_minus(*s.likelihood, digits)}
@@ -259,16 +259,16 @@ def _likelihood_columns(shown: Sequence[Setting]) -> Columns:
     return columns
 
 
-def _gain(s: Setting, digits: int) -> str:
+def _gain(s: Group, digits: int) -> str:
     return "0" if s.model == "gaussian" else plus_minus(*s.gain, digits)
 
 
-def _ratio(s: Setting) -> float | None:
+def _ratio(s: Group) -> float | None:
     density, sample = s.mean("density_ms_per_1000"), s.mean("sample_ms_per_1000")
     return sample / density if density and sample is not None else None
 
 
-def _quartiles(s: Setting, what: str) -> str:
+def _quartiles(s: Group, what: str) -> str:
     middle = significant(s.mean(f"{what}_ms_per_1000"))
     low, high = (significant(s.mean(f"{what}_ms_{q}")) for q in ("q1", "q3"))
     return f"{middle} ({low}–{high})" if middle and low and high else middle

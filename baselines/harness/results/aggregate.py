@@ -16,8 +16,8 @@ from baselines.harness.results.number_format import clip, decimals
 
 __all__ = [
     "VIEW",
+    "Group",
     "Row",
-    "Setting",
     "Vector",
     "deepest",
     "leaders",
@@ -34,7 +34,7 @@ VIEW = "default"  # of fairness, where a command asks for no other
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class Group:
     """One (data set, model, depth, view): its finished rows, one a seed, and their average.
 
     `log_probs` and `gains` hold one vector over the test rows for every seed that has one: log p,
@@ -106,7 +106,7 @@ class Setting:
         return [row[column] for row in self.rows if row.get(column) is not None]
 
 
-def name_of(s: Setting, width: int = 80) -> str:
+def name_of(s: Group, width: int = 80) -> str:
     """Return a setting's model as pictures write it, with its view where that is a special one."""
     name = clip(s.label, width)
     return name if s.view == VIEW else f"{name}, {s.view}"
@@ -119,17 +119,17 @@ def paired(first: Vector, second: Vector) -> tuple[float, float] | None:
 
 def settings(
     rows: Iterable[Row], log_probs: Mapping[str, Vector], labels: Mapping[str, str]
-) -> list[Setting]:
+) -> list[Group]:
     """Return the settings in the order of their first row.
 
     `rows` are those of results.csv; `log_probs` holds log p of every test row by a row's `cell`;
     `labels` says how a model is written where that is not its name.
     """
     rows = list(rows)
-    found: dict[tuple[str, str, int | None, str], Setting] = {}
+    found: dict[tuple[str, str, int | None, str], Group] = {}
     for row in rows:
         key = (row["dataset"], row["model"], row["depth"], row.get("view", VIEW))
-        setting = found.setdefault(key, Setting(*key, labels.get(row["model"], "")))
+        setting = found.setdefault(key, Group(*key, labels.get(row["model"], "")))
         if row["status"] != "ok":
             setting.failed.append(row)
             continue
@@ -155,12 +155,12 @@ def reference(row: Row, rows: Iterable[Row], log_probs: Mapping[str, Vector]) ->
     return log_probs[found[0]["cell"]] if found else None
 
 
-def deepest(found: Iterable[Setting]) -> list[Setting]:
+def deepest(found: Iterable[Group]) -> list[Group]:
     """Return one setting a data set, model and view: the deepest that finished, else a failed one.
 
     A depth is never judged against another view's.
     """
-    best: dict[tuple[str, str, str], Setting] = {}
+    best: dict[tuple[str, str, str], Group] = {}
     for setting in found:
         key = (setting.dataset, setting.model, setting.view)
         if _rank(setting) > _rank(best.setdefault(key, setting)):
@@ -168,7 +168,7 @@ def deepest(found: Iterable[Setting]) -> list[Setting]:
     return list(best.values())
 
 
-def leaders(shown: Sequence[Setting]) -> list[Setting]:
+def leaders(shown: Sequence[Group]) -> list[Group]:
     """Return the best, and each whose paired difference to it is within two standard errors."""
     scored = [(s.likelihood[0], s) for s in shown]
     finite = [(value, s) for value, s in scored if value is not None and math.isfinite(value)]
@@ -185,7 +185,7 @@ def leaders(shown: Sequence[Setting]) -> list[Setting]:
     return leaders
 
 
-def _rank(setting: Setting) -> tuple[bool, int]:
+def _rank(setting: Group) -> tuple[bool, int]:
     return bool(setting.rows), -1 if setting.depth is None else setting.depth
 
 
@@ -200,6 +200,6 @@ def _average(vectors: Sequence[Vector]) -> Vector | None:
     return vectors[0] if len(vectors) == 1 else np.mean(vectors, axis=0)
 
 
-def likelihood_digits(found: Iterable[Setting]) -> int:
+def likelihood_digits(found: Iterable[Group]) -> int:
     """Return the decimals at which these settings' log-likelihoods are worth printing."""
     return decimals(s.likelihood[1] for s in found)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.harness.results import layout
-from baselines.harness.results.aggregate import VIEW, Setting, paired, reference, settings
+from baselines.harness.results.aggregate import VIEW, Group, paired, reference, settings
 from baselines.models.builtin import MODELS
 from cflows.core.registry import LoadError
 from cflows.training.history import History
@@ -61,7 +61,7 @@ class Results:
     directory: Path
     manifest: dict[str, Any]
     rows: list[Row]
-    settings: list[Setting]
+    settings: list[Group]
 
     @property
     def labels(self) -> dict[str, str]:
@@ -69,9 +69,9 @@ class Results:
         return _labels(self.manifest)
 
     @property
-    def by_dataset(self) -> dict[str, list[Setting]]:
+    def by_dataset(self) -> dict[str, list[Group]]:
         """The settings by the name of their data set."""
-        found: dict[str, list[Setting]] = {}
+        found: dict[str, list[Group]] = {}
         for s in self.settings:
             found.setdefault(s.dataset, []).append(s)
         return found
@@ -201,7 +201,7 @@ def _order(manifest: Mapping[str, Any]) -> Any:
     return key
 
 
-def picture(results: Results, s: Setting) -> dict[str, NDArray[np.float64]] | None:
+def picture(results: Results, s: Group) -> dict[str, NDArray[np.float64]] | None:
     """Return the arrays of picture.npz of a setting's first seed that left one, or None."""
     for row in s.rows:
         path = results.directory / layout.CELLS / row["cell"] / layout.PICTURE
@@ -229,9 +229,9 @@ def records(place: Path) -> list[dict[str, Any]]:
     return found
 
 
-def measured(results: Results, file: str) -> dict[str, list[tuple[Setting, list[dict[str, Any]]]]]:
+def measured(results: Results, file: str) -> dict[str, list[tuple[Group, list[dict[str, Any]]]]]:
     """Return, by data set, each setting with the records in that file of its first cell."""
-    found: dict[str, list[tuple[Setting, list[dict[str, Any]]]]] = {}
+    found: dict[str, list[tuple[Group, list[dict[str, Any]]]]] = {}
     for s in results.settings:
         for row in s.rows:
             if there := records(results.directory / layout.CELLS / row["cell"] / file):
