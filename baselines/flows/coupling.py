@@ -1,6 +1,6 @@
 r"""Coupling flows: RealNVP, NICE and spline couplings.
 
-MaskSplit the coordinates in two. One part passes as it is and decides, through a network of any kind,
+Split the coordinates in two. One part passes as it is and decides, through a network of any kind,
 what happens to each coordinate of the other:
 
     x_a = z_a,   x_b = g(z_b; θ(z_a)),   log|det dx/dz| = Σ log|dg/dz_b|
