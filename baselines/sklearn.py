@@ -5,7 +5,6 @@ Imported only when asked for: ``import cflows`` needs no scikit-learn.
 
 from __future__ import annotations
 
-import importlib
 import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from baselines.models.registry import find
 from cflows.bijectors.bounded import Bounded
 from cflows.core.arrays import as_numbers
 from cflows.core.bijector import Bijector
@@ -39,7 +39,6 @@ __all__ = ["DensityEstimator"]
 FLOOR = 1e-6
 LEAST_HELD_OUT = 10
 TRAINED = 20  # steps, of fewer of which nothing is expected
-BY_NAME = "baselines.models.builtin"
 DRAWN_AT_ONCE = 10_000
 
 Matrix = npt.NDArray[np.float64]
@@ -54,8 +53,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         model: a name that ``cflows compare`` knows, such as ``"maf"``, or a function
-            (features, depth) -> Flow of one's own for white data. A name is looked up in
-            ``baselines`` when ``fit`` is called: this package does not import that one.
+            (features, depth) -> Flow of one's own for white data.
         depth: layers or blocks; None for the deepest setting of a comparison.
         steps: optimiser steps at most; None for the model's own number, or fewer below 5000 rows,
             see ``few_rows.for_few_rows``.
@@ -262,7 +260,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         depth, steps, learning_rate = self.depth, 2000, 1e-3
         make = self.model
         if isinstance(make, str):
-            found = importlib.import_module(BY_NAME).find(make)
+            found = find(make)
             depth = max(found.depths) if depth is None else depth
             make, steps, learning_rate = found.core, found.steps, found.learning_rate
 

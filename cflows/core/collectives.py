@@ -19,8 +19,10 @@ __all__ = [
     "leads",
     "mean",
     "moments",
+    "own_seed",
     "processes",
     "rank",
+    "share",
     "total",
     "whole_batches",
 ]
@@ -139,3 +141,13 @@ class _Total(torch.autograd.Function):
 def _meeting_place() -> torch.device:
     """Where numbers of the CPU meet: a group of NCCL alone has no other place than the GPU."""
     return torch.device("cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu")
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's part of rows (N, ...): every W-th of them."""
+    return rows[rank() :: processes()]
+
+
+def own_seed(seed: int) -> int:
+    """A seed for this process's random numbers; the first one's is the seed itself."""
+    return seed if leads() else hash((seed, rank())) % 2**63

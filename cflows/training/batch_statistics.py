@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from cflows.bijectors.normalization import ActNorm, BatchNorm
 from cflows.core.bijector import Bijector, Chain
-from cflows.core.collectives import gathered, processes
+from cflows.core.collectives import gathered, processes, share
 from cflows.core.flow import Flow
 from cflows.core.modes import evaluating
 from cflows.objectives import Batch, WeightedBatch
-from cflows.training.distributed import share
 from cflows.training.rows import Rows
 
 __all__ = ["has_norms", "own_batches", "preserved", "refresh", "start_act_norms"]

@@ -20,27 +20,9 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cflows.continuous.solvers import SolverError
-from cflows.core.collectives import (
-    ProcessError,
-    _meeting_place,
-    gathered,
-    largest,
-    leads,
-    processes,
-    rank,
-)
+from cflows.core.collectives import ProcessError, _meeting_place, gathered, largest, processes
 
-__all__ = ["batch_size_for", "check_alike", "own_seed", "share", "shared_loss", "together"]
-
-
-def share(rows: Tensor) -> Tensor:
-    """This process's part of rows (N, ...): every W-th of them."""
-    return rows[rank() :: processes()]
-
-
-def own_seed(seed: int) -> int:
-    """A seed for this process's random numbers; the first one's is the seed itself."""
-    return seed if leads() else hash((seed, rank())) % 2**63
+__all__ = ["batch_size_for", "check_alike", "shared_loss", "together"]
 
 
 def batch_size_for(size: int, most: int) -> int:

@@ -215,7 +215,7 @@ def fit(
     )
     with (
         interruptible(checkpoint is not None) as signals,
-        _seeded(distributed.own_seed(seed), place),
+        _seeded(collectives.own_seed(seed), place),
         _bar(progress and collectives.leads(), steps) as show,
     ):
         if checkpoint is not None and any(collectives.largest(exists(checkpoint))):

@@ -262,7 +262,7 @@ class Run:
             whole: all processes' rows.
 
         """
-        share: Callable[[Tensor], Tensor] = Tensor.detach if whole else distributed.share
+        share: Callable[[Tensor], Tensor] = Tensor.detach if whole else collectives.share
         if self.rows is None:
             like = torch.zeros((), dtype=dtype_of(self.flow), device=self.device)
             zeros = like.expand(cast(int, self.objective.rows), self.flow.features)

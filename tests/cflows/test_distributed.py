@@ -29,7 +29,7 @@ from cflows import (
     SolverError,
     fit,
 )
-from cflows.training.distributed import own_seed
+from cflows.core.collectives import own_seed
 
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="needs Gloo"

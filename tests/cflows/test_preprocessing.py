@@ -20,6 +20,7 @@ from cflows import (
     standardise,
     whiten,
 )
+from cflows.training import pipeline
 from cflows.training.preprocessing import extent
 
 KINDS = ["zca", "pca"]
@@ -165,8 +166,8 @@ def test_a_warm_up_is_no_more_than_a_tenth_of_the_few_steps(monkeypatch):
         taken.append(settings["warmup"])
         return fit(*given, **settings)
 
-    fit = cflows.training.preprocessing.fit
-    monkeypatch.setattr(cflows.training.preprocessing, "fit", recorded)
+    fit = pipeline.fit
+    monkeypatch.setattr(pipeline, "fit", recorded)
     for warmup in (1000, 1, 0):
         choose(build_double, rows, rows, {"standardise": standardise}, steps=20, warmup=warmup,
                device="cpu", progress=False)  # fmt: skip
@@ -192,7 +193,7 @@ def test_choose_raises_where_no_training_ends(monkeypatch):
     def broken(*args, **settings):
         raise TrainingError("the loss left the numbers")
 
-    monkeypatch.setattr(cflows.training.preprocessing, "fit", broken)
+    monkeypatch.setattr(pipeline, "fit", broken)
     rows = correlated()
     with pytest.raises(TrainingError, match="left the numbers"):
         choose(build_double, rows, rows)

@@ -259,8 +259,3 @@ def test_a_constant_column_is_named():
 def test_importing_the_package_does_not_import_scikit_learn(module):
     code = f"import sys, {module}; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_estimator_does_not_import_the_discrete_flows():
-    code = "import sys, baselines.sklearn; sys.exit('baselines' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

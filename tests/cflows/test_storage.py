@@ -11,7 +11,7 @@ from zoo import perturbed
 import cflows
 from baselines import MAF
 from cflows import Affine, Chain, Flow, LoadError, ODEBijector
-from cflows.core import saving
+from cflows.core import registry
 
 
 @cflows.register
@@ -83,7 +83,7 @@ def test_a_subclass_does_not_pass_for_its_parent(tmp_path):
 def test_classes_can_be_given_to_load(tmp_path, monkeypatch):
     Flow(ODEBijector(Damped(2))).save(tmp_path / "flow.pt")
     tag = f"{Damped.__module__}.Damped"
-    monkeypatch.delitem(saving._registry, tag)
+    monkeypatch.delitem(registry.CLASSES, tag)
     with pytest.raises(LoadError, match="needs the class") as caught:
         cflows.load(tmp_path / "flow.pt")
     assert "\n" not in str(caught.value)
