@@ -25,8 +25,7 @@ from cflows.core.bijector import Bijector
 from cflows.core.flow import Flow, log_likelihood
 from cflows.core.table_flow import TableFlow
 from cflows.training.few_rows import LEAST, for_few_rows
-from cflows.training.fit import fit
-from cflows.training.pipeline import behind, choose, inside
+from cflows.training.pipeline import behind, fit_behind
 from cflows.training.precision import check_resolution
 from cflows.training.preprocessing import extent, standardise, whiten
 from cflows.training.rows import weights_for
@@ -170,17 +169,27 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             named = TableFlow(flow.bijector, flow.base, columns, extent=extent(rows))
             return named.to(rows.dtype)
 
-        self.preprocess_, data_end = self._data_end(build, rows, validation, steps, training)
-        flow = build(data_end)
-        self.history_ = fit(
-            flow,
+        preprocess = self.preprocess
+        if preprocess == "auto" and validation is None:
+            warnings.warn("no validation rows to choose by: whitening is taken", stacklevel=2)
+            preprocess = "whiten"
+        of_rows = training["weights"]
+        done = fit_behind(
+            build,
             rows,
             validation,
+            preprocess,
+            maps={
+                "standardise": partial(standardise, weights=of_rows),
+                "whiten": partial(whiten, floor=FLOOR, weights=of_rows),
+            },
+            bounds=self._bounded(),
             steps=steps,
-            validate_every=max(1, steps // 20),
+            own={"validate_every": max(1, steps // 20)},
             **training,
         )
-        self.flow_ = flow.cpu()
+        self.preprocess_, self.history_ = done.name, done.history
+        self.flow_ = done.flow.cpu()
         if self.history_.gain == 0 and steps >= TRAINED:
             warnings.warn(
                 "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, "
@@ -324,30 +333,6 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         held_out = max(held_out, min(LEAST_HELD_OUT, count // 5))
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         return order[held_out:], order[:held_out]
-
-    def _data_end(
-        self,
-        build: Callable[[Bijector | None], Flow],
-        rows: torch.Tensor,
-        validation: torch.Tensor | None,
-        steps: int,
-        training: dict[str, Any],
-    ) -> tuple[str, Bijector | None]:
-        bounds = self._bounded()
-        if self.preprocess == "none":
-            return "none", bounds
-        weights = training["weights"]
-        maps: dict[str, Callable[[torch.Tensor], Bijector]] = {
-            "standardise": inside(bounds, partial(standardise, weights=weights)),
-            "whiten": inside(bounds, partial(whiten, floor=FLOOR, weights=weights)),
-        }
-        if self.preprocess != "auto":
-            return self.preprocess, maps[self.preprocess](rows)
-        if validation is None:
-            warnings.warn("no validation rows to choose by: whitening is taken", stacklevel=3)
-            return "whiten", maps["whiten"](rows)
-        tried = min(steps, max(50, steps // 10))
-        return choose(build, rows, validation, maps, steps=tried, **training)[:2]
 
 
 def _unmasked(X: Any) -> Any:

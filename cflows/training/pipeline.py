@@ -1,31 +1,53 @@
-"""Choosing the map of the data, building a flow behind it, and fitting."""
+"""From rows to a trained flow: choose the map of the data, build the flow behind it, fit.
+
+``fit_behind`` is all of it in one call, for the cells of a comparison, ``cflows fit`` and
+``DensityEstimator`` alike.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cflows.continuous.solvers import SolverError
+from cflows.core import collectives
 from cflows.core.arrays import Array
+from cflows.core.atomic_write import write_whole
 from cflows.core.bijector import Bijector, Chain
 from cflows.core.flow import Flow, dtype_of
 from cflows.core.registry import LoadError
+from cflows.training.checkpoint import exists
+from cflows.training.distributed import together
 from cflows.training.fit import fit
-from cflows.training.preprocessing import RowsOnDisk, _dtype, standardise, whiten
+from cflows.training.history import History
+from cflows.training.preprocessing import RowsOnDisk, map_dtype, standardise, whiten
 from cflows.training.rows import Data, drop_pages
 from cflows.training.trainer import TrainingError
 
-__all__ = ["MAPS", "Choice", "behind", "choose", "inside"]
+__all__ = ["MAPS", "Choice", "Fitted", "begun", "behind", "choose", "fit_behind", "inside"]
 
-MAPS: Mapping[str, Callable[[Any], Bijector]] = {"standardise": standardise, "whiten": whiten}
+PART = 0.1  # of the steps, or of the seconds, that the choice takes behind each map
+LEAST = 50  # steps
+WRITTEN = 50  # steps between two checkpoints of a choice
+
+AnyFlow = TypeVar("AnyFlow", bound=Flow)
+
+Fit = Callable[[Any], Bijector]
+"""Training rows -> the map that is fitted to them."""
+
+
+MAPS: Mapping[str, Fit] = {"standardise": standardise, "whiten": whiten}
 
 
 class Choice(NamedTuple):
@@ -45,11 +67,92 @@ class Choice(NamedTuple):
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Fitted(Generic[AnyFlow]):
+    """What ``fit_behind`` returns.
+
+    Attributes:
+        flow: trained, ending in its map.
+        history: of the training.
+        name: of the map.
+        chosen_in: seconds that the choice of the map has taken.
+
+    """
+
+    flow: AnyFlow
+    history: History
+    name: str
+    chosen_in: float
+
+
+def fit_behind(
+    build: Callable[[Bijector | None], AnyFlow],
+    train: Data,
+    validation: Data | None,
+    preprocess: str = "auto",
+    *,
+    maps: Mapping[str, Fit] = MAPS,
+    bounds: Bijector | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    usual_steps: int | None = None,
+    choice_file: Path | None = None,
+    run: str = "",
+    tell: Callable[[Choice], object] = lambda choice: None,
+    own: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Fitted[AnyFlow]:
+    """Take or choose the map of the data, build the flow behind it, and ``fit`` it.
+
+    Args:
+        build: a fitted map, or None -> a new flow that ends in it, with the same first weights each
+            time.
+        train: (N, D), or a pair of rows and context, as ``fit`` takes them.
+        validation: (N', D), likewise; None where the map is not chosen.
+        preprocess: a name of ``maps``; ``"none"``; or ``"auto"``, which trains the flow behind each
+            map for a tenth of the steps or the seconds, and keeps the one of the higher validation
+            log-likelihood.
+        maps: functions rows -> map, by name; the first wins a tie.
+        bounds: a map behind that one, such as a ``Bounded``.
+        steps: optimiser steps at most, or None; see ``fit``.
+        seconds: training seconds at most, the choice included, or None.
+        usual_steps: of which the choice takes its tenth, where these are not the steps.
+        choice_file: where a choice is kept, so that what was interrupted goes on behind the same
+            map; within the choice each training has a checkpoint beside it until then.
+        run: what the choice belongs to, where its file's place does not say it.
+        tell: called with the choice that was made, before the training.
+        own: further keywords of ``fit`` for the training alone.
+        settings: further keywords of ``fit``.
+
+    Raises:
+        ValueError: no map can be fitted to these rows.
+        LoadError: ``choice_file`` holds another run's choice.
+        TrainingError: the training came to no end.
+
+    """
+    rows = train[0] if isinstance(train, tuple) else train
+    fits = {name: inside(bounds, fit_map) for name, fit_map in maps.items()}
+    data_end, name, chosen_in = bounds, preprocess, 0.0
+    if preprocess in fits:
+        data_end = fits[preprocess](rows)
+    elif preprocess != "none":
+        assert validation is not None
+        few = _part(steps if usual_steps is None else usual_steps)
+        limit = None if seconds is None else PART * seconds
+        choice = _chosen(build, train, validation, fits, few, limit, choice_file, run, settings)
+        data_end, name, chosen_in = choice.map, choice.name, choice.seconds
+        tell(choice)
+    flow = build(data_end)
+    left = None if seconds is None else max(seconds - chosen_in, 1e-9)
+    history = fit(flow, train, validation, steps=steps, seconds=left, **{**settings, **(own or {})})
+    return Fitted(flow, history, name, chosen_in)
+
+
 def choose(
     build: Callable[[Bijector], Flow],
     train: Data,
     validation: Data,
-    maps: Mapping[str, Callable[[Any], Bijector]] = MAPS,
+    maps: Mapping[str, Fit] = MAPS,
     *,
     steps: int = 200,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -95,12 +198,12 @@ def choose(
     seconds = 0.0
     for name, fit_map in maps.items():
         scores[name] = float("-inf")
-        own = None if checkpoint is None else f"{os.fspath(checkpoint)}.{name}"
+        kept = None if checkpoint is None else f"{os.fspath(checkpoint)}.{name}"
         started = time.perf_counter()
         try:
             data_end = fit_map(rows)
             history = fit(
-                build(data_end), train, validation, steps=steps, checkpoint=own, **settings
+                build(data_end), train, validation, steps=steps, checkpoint=kept, **settings
             )
             best = history.best_validation
             seconds += max(history.seconds, time.perf_counter() - started)
@@ -137,9 +240,7 @@ def behind(core: Flow, data_end: Bijector | None) -> Flow:
     return Flow(Chain(core.bijector, data_end.to(dtype=dtype_of(core))), core.base)
 
 
-def inside(
-    bounds: Bijector | None, fit_map: Callable[[Any], Bijector]
-) -> Callable[[Any], Bijector]:
+def inside(bounds: Bijector | None, fit_map: Fit) -> Fit:
     """The same map, fitted to the rows as they are behind their bounds: x = bounds(map(z)).
 
     Args:
@@ -164,9 +265,75 @@ def inside(
             seen: Any = exact.to(rows.device).inverse(rows.double()).to(rows.dtype)
         else:
             seen = _Unbounded(rows, exact)
-        return Chain(fit_map(seen), copy.deepcopy(bounds).to(_dtype(rows)))
+        return Chain(fit_map(seen), copy.deepcopy(bounds).to(map_dtype(rows)))
 
     return fitted
+
+
+def begun(choice_file: Path) -> bool:
+    """Whether there is a choice to go on from, or a part of one."""
+    return choice_file.exists() or any(exists(f"{choice_file}.{name}") for name in MAPS)
+
+
+def _part(steps: int | None) -> int:
+    """The steps of a choice."""
+    return 10**9 if steps is None else min(steps, max(LEAST, math.ceil(PART * steps)))
+
+
+def _chosen(
+    build: Callable[[Bijector], Flow],
+    train: Data,
+    validation: Data,
+    maps: Mapping[str, Fit],
+    steps: int,
+    seconds: float | None,
+    file: Path | None,
+    run: str,
+    settings: Mapping[str, Any],
+) -> Choice:
+    """The choice that a file keeps, or a new one, which is kept there."""
+    rows = train[0] if isinstance(train, tuple) else train
+    with together():
+        kept = None if file is None else _kept(file, run, maps)
+    if kept is not None:
+        return Choice(kept["map"], maps[kept["map"]](rows), kept["validation"], kept["seconds"])
+    choice = choose(
+        build,
+        train,
+        validation,
+        maps,
+        steps=steps,
+        seconds=seconds,
+        validate_every=steps,
+        checkpoint=file,
+        checkpoint_every=None if file is None else WRITTEN,
+        **settings,
+    )
+    if file is not None and collectives.leads():
+        found = {"map": choice.name, "seconds": choice.seconds, "validation": choice.scores}
+        write_whole(file, json.dumps({**found, "run": run}) + "\n")
+        for name in maps:
+            for left in (f"{file}.{name}", f"{file}.{name}.previous"):
+                Path(left).unlink(missing_ok=True)
+    return choice
+
+
+def _kept(file: Path, run: str, maps: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the file of a choice holds; None where there is none yet."""
+    try:
+        kept: dict[str, Any] = json.loads(file.read_text())
+        of, name = (kept.get("run", ""), kept["map"]) if kept["validation"] else ("", "")
+        float(kept["seconds"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise LoadError(f"{file} is no choice of a map: delete it to choose anew") from None
+    if of != run or name not in maps:
+        raise LoadError(
+            f"{file} is the choice of a map for another run (rows, model or settings differ): "
+            "name another checkpoint, or delete it to choose anew"
+        )
+    return kept
 
 
 @dataclass(frozen=True)

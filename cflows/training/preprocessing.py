@@ -47,7 +47,7 @@ def standardise(rows: Tensor | RowsOnDisk, *, weights: Any = None) -> Affine:
         tensor([2.])
 
     """
-    dtype = _dtype(rows)
+    dtype = map_dtype(rows)
     if isinstance(rows, Tensor):
         check_resolution("the rows", rows, dtype)
     if isinstance(rows, Tensor) and weights is None:
@@ -100,7 +100,7 @@ def whiten(
         raise ValueError(f'kind must be "zca" or "pca", got {kind!r}')
     if floor is not None and not 0 < floor < 1:
         raise ValueError(f"floor must lie between 0 and 1, got {floor}")
-    dtype = _dtype(rows)
+    dtype = map_dtype(rows)
     if isinstance(rows, Tensor):
         check_resolution("the rows", rows, dtype)
     mean, std, correlation = _moments(rows, weights)
@@ -142,7 +142,7 @@ def extent(rows: Tensor | RowsOnDisk) -> Tensor:
         low = torch.stack([end.min for end in ends]).amin(0)
         high = torch.stack([end.max for end in ends]).amax(0)
         spread = _mean_and_covariance(rows, None)[1].diagonal().sqrt()
-    return torch.stack([part.to(_dtype(rows)) for part in (low, high, spread)])
+    return torch.stack([part.to(map_dtype(rows)) for part in (low, high, spread)])
 
 
 def _moments(rows: Tensor | RowsOnDisk, weights: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,7 +189,8 @@ def _chunks(
         yield chunk, None if weights is None else weights[first : first + size].to(chunk.device)
 
 
-def _dtype(rows: Tensor | RowsOnDisk) -> torch.dtype:
+def map_dtype(rows: Tensor | RowsOnDisk) -> torch.dtype:
+    """The dtype of a map that is fitted to these rows."""
     return rows.dtype if isinstance(rows, Tensor) else torch.float32
 
 

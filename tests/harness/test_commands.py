@@ -13,9 +13,9 @@ import torch
 
 import cflows
 from baselines.harness import cli, data
-from baselines.harness.estimator import commands
-from baselines.harness.experiment import data_end
+from baselines.harness.estimator import summary
 from baselines.models import builtin
+from cflows.training import pipeline
 
 COLUMNS = ["height, cm", "weight"]
 
@@ -155,7 +155,7 @@ def test_a_seed_repeats_the_samples(model, tmp_path):
 
 
 def test_many_samples_are_drawn_in_parts(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "DRAWN_AT_ONCE", 4)
+    monkeypatch.setattr(summary, "DRAWN_AT_ONCE", 4)
     assert run("sample", model, "-n", 10, "--out", tmp_path / "s.npy") == 0
     rows = np.load(tmp_path / "s.npy")
     assert len(np.unique(rows, axis=0)) == 10
@@ -217,9 +217,9 @@ def test_dependent_columns_are_floored_with_one_line(tmp_path, capsys):
     write_csv(tmp_path / "t.csv", np.column_stack([rows, 2 * rows[:, 0]]), ["a", "b", "c"])
     command = ["fit", "--model", "nice", "--data", tmp_path / "t.csv", "--out", tmp_path / "m"]
     assert run(*command, "--steps", 2, "--preprocess", "whiten") == 0
-    error = capsys.readouterr().err
-    assert error.startswith("cflows: 1 of 3 directions")
-    assert error.count("\n") == 1
+    # Whether two steps gain anything depends on the processor.
+    said = [line for line in capsys.readouterr().err.splitlines() if "gained nothing" not in line]
+    assert [line[:26] for line in said] == ["cflows: 1 of 3 directions "]
     assert run("sample", tmp_path / "m", "-n", 50, "--out", tmp_path / "s.npy") == 0
     drawn = np.load(tmp_path / "s.npy")
     np.testing.assert_allclose(drawn[:, 2], 2 * drawn[:, 0], atol=0.2)
@@ -339,7 +339,7 @@ def test_a_failed_training_is_one_line_and_status_1(table, tmp_path, monkeypatch
     def broken(*args, **settings):
         raise cflows.TrainingError("the loss left\nthe numbers")
 
-    monkeypatch.setattr(commands, "fit", broken)
+    monkeypatch.setattr(pipeline, "fit", broken)
     refused(capsys, "fit", "--model", "nice", "--data", table, "--out", tmp_path / "m",
             "--preprocess", "none", words=("the loss left the numbers",), status=1)  # fmt: skip
     assert list(tmp_path.iterdir()) == []
@@ -358,7 +358,7 @@ def test_an_interrupted_fit_says_what_is_left(extra, says, table, tmp_path, monk
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "fit", interrupted)
+    monkeypatch.setattr(pipeline, "fit", interrupted)
     Path("made").touch()
     assert run("fit", "--model", "nice", "--data", table, "--out", "m", "--preprocess", "none",
                *extra) == 130  # fmt: skip
@@ -496,8 +496,8 @@ def test_seconds_bound_the_choice_too(table, tmp_path, monkeypatch, capsys):
         return choose(*args, **settings)._replace(seconds=0.5)
 
     choose = cflows.choose
-    monkeypatch.setattr(commands, "fit", recorded)
-    monkeypatch.setattr(data_end, "choose", chosen)
+    monkeypatch.setattr(pipeline, "fit", recorded)
+    monkeypatch.setattr(pipeline, "choose", chosen)
     assert run("fit", "--model", "nice", "--depth", 1, "--data", table, "--seconds", 2, "--out",
                tmp_path / "m") == 0  # fmt: skip
     assert given == {"each": 0.2, "main": 1.5}
@@ -514,7 +514,7 @@ def test_few_rows_train_slower_and_shorter(tmp_path, monkeypatch, capsys):
         given.update(settings)
         return cflows.fit(*args, **{**settings, "steps": 2})
 
-    monkeypatch.setattr(commands, "fit", recorded)
+    monkeypatch.setattr(pipeline, "fit", recorded)
     command = ["fit", "--model", "nice", "--preprocess", "whiten", "--out", tmp_path / "m"]
     for n, steps, part in ((1250, 400, 0.2), (125, 200, 0.02), (6250, 2000, 1.0)):
         assert run(*command, "--data", small_table(tmp_path / "t.csv", n)) == 0
@@ -530,7 +530,7 @@ def test_a_training_that_gains_nothing_says_so(tmp_path, monkeypatch, capsys):
         history.best_step, history.best_validation = 0, history.records[0].validation
         return history
 
-    monkeypatch.setattr(commands, "fit", spoilt)
+    monkeypatch.setattr(pipeline, "fit", spoilt)
     command = ["fit", "--model", "nice", "--preprocess", "whiten", "--steps", 20, "--data",
                small_table(tmp_path / "t.csv"), "--out", tmp_path / "m"]  # fmt: skip
     assert run(*command) == 0

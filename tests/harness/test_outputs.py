@@ -188,7 +188,7 @@ def test_a_model_that_nothing_could_keep_is_not_trained(table, temporary, tmp_pa
 def test_a_folder_that_goes_while_training(table, temporary, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
-    monkeypatch.setattr("baselines.harness.estimator.commands.fit", losing(folder))
+    monkeypatch.setattr("cflows.training.pipeline.fit", losing(folder))
     line = refused(capsys, *FIT, "--data", table, "--out", folder / "n.flow", status=1,
                    words="no such folder to write to; the model was kept in ")  # fmt: skip
     assert cflows.load(line.split()[-1]).columns == ("a", "b")

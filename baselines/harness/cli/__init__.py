@@ -332,8 +332,9 @@ def _fit(options: argparse.Namespace, command: str) -> int:
     _refuse_numbers(options, "--steps", "--seconds", "--depth")
     _refuse_seed(options.seed)
     from baselines.harness.estimator import commands
+    from baselines.harness.estimator.task import Task
 
-    task = commands.Task(
+    task = Task(
         model=options.model,
         data=options.data,
         out=options.out,

@@ -16,6 +16,7 @@ import re
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ from baselines.harness import data
 from baselines.harness.data import Width
 from baselines.harness.data.bounds import Pair, bounded
 from baselines.harness.data.dequantise import Pixels
-from baselines.harness.experiment import data_end, locks
+from baselines.harness.experiment import locks
 from baselines.harness.metrics import likelihood, memory, sample_quality, sampling
 from baselines.harness.metrics.bootstrap import mean_and_error
 from baselines.harness.results import layout
 from baselines.models import registry
 from baselines.models.model import GAUSSIAN
-from cflows import Bijector, Flow, __version__, fit, inside, load, whiten
+from cflows import Bijector, Flow, __version__, inside, load, standardise, whiten
 from cflows.core.atomic_write import write_whole
+from cflows.training.pipeline import Fit, fit_behind
 
 __all__ = [
     "HELD",
@@ -57,6 +59,7 @@ BATCH_SIZE = 512
 VALIDATION_ROWS = 2000
 VALIDATIONS = 20
 PATIENCE = 30  # validations without a better one, as in Papamakarios et al. 2017
+MAPS: dict[str, Fit] = {"whiten": whiten, "standardise": standardise}
 VIEWS = ("default", "parameters", "budget")
 HELD = {"status": "held"}  # what stands for the result of a cell that another process works on
 
@@ -78,7 +81,7 @@ class Cell:
         learning_rate: Adam's.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: of rows and weights.
-        preprocess: the map that the model ends in, one of ``data_end.PREPROCESS``.
+        preprocess: the map that the model ends in, ``"auto"`` or one of ``MAPS``.
         configuration: a hash of the model's preset, see ``models.configuration``.
         batch_size: rows a step.
         validation_rows: about how many of the validation rows choose the best state.
@@ -257,7 +260,7 @@ def flow_of(cell: Cell, out: Path) -> Flow:
         return load(folder / layout.MODEL).to(cell.device)
     # Of parts that are not registered, so that only its function can build it.
     name = json.loads((folder / layout.RESULT).read_text())["map"]
-    fit_map = inside(bounded(cell.bounds), data_end.MAPS[name])
+    fit_map = inside(bounded(cell.bounds), MAPS[name])
     flow = _built(cell, fit_map(_rows(cell)[0]))
     flow.load_state_dict(torch.load(folder / layout.STATE, weights_only=True))
     return flow.to(cell.device).eval()
@@ -346,7 +349,8 @@ def _save(flow: Flow, folder: Path) -> None:
         _write(folder / layout.STATE, lambda file: torch.save(flow.state_dict(), file))
 
 
-def _built(cell: Cell, end: Bijector) -> Flow:
+def _built(cell: Cell, end: Bijector | None) -> Flow:
+    assert end is not None
     return registry.build(cell.found, cell.depth, end, cell.seed, cell.hidden)
 
 
@@ -365,39 +369,34 @@ def _trained(
         "device": cell.device,
         "progress": False,
     }
-    name, end, chosen_in, _ = data_end.fitted(
-        cell.preprocess,
-        lambda end: _built(cell, end),
-        train,
-        validation,
-        folder / layout.MAP,
-        maps={name: inside(bounded(cell.bounds), f) for name, f in data_end.MAPS.items()},
-        steps=_usual_steps(cell),
-        seconds=cell.seconds,
-        **settings,
-    )
-    flow = _built(cell, end).to(cell.device)
     every = cell.validate_every
     if every is None and cell.steps is not None:
         every = max(1, cell.steps // cell.validations)
-    history = fit(
-        flow,
+    done = fit_behind(
+        partial(_built, cell),
         train,
         validation,
+        cell.preprocess,
+        maps=MAPS,
+        bounds=bounded(cell.bounds),
         steps=cell.steps,
-        seconds=None if cell.seconds is None else max(cell.seconds - chosen_in, 1e-9),
-        validate_every=every,
-        schedule=cell.schedule,
-        checkpoint=folder / layout.CHECKPOINT,
+        seconds=cell.seconds,
+        usual_steps=_usual_steps(cell),
+        choice_file=folder / layout.MAP,
+        own={
+            "validate_every": every,
+            "schedule": cell.schedule,
+            "checkpoint": folder / layout.CHECKPOINT,
+        },
         **settings,
     )
-    history.write(folder / layout.HISTORY)
-    return flow, {
+    done.history.write(folder / layout.HISTORY)
+    return done.flow, {
         "view": cell.view,
-        "stopped": history.stopped,
-        "steps": history.steps,
-        "train_seconds": history.seconds + chosen_in,
-        "map": name,
+        "stopped": done.history.stopped,
+        "steps": done.history.steps,
+        "train_seconds": done.history.seconds + done.chosen_in,
+        "map": done.name,
     }
 
 

@@ -67,7 +67,7 @@ class Plan:
         device: ``"cpu"`` or ``"cuda"``.
         jobs: cells trained at a time, a process and a thread each.
         out: DIR.
-        preprocess: the map behind each model, one of ``data_end.PREPROCESS``; with ``quick``
+        preprocess: the map behind each model, ``"auto"`` or one of ``cell.MAPS``; with ``quick``
             nothing is chosen, and ``"auto"`` is ``"whiten"``.
         command: as it was typed, for the manifest.
         dequantise: noise for quantised columns of files, as ``data.load`` takes it.

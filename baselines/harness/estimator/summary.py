@@ -1,0 +1,102 @@
+"""What fit prints of a trained model: its likelihoods, its solver's gap, its draws."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import torch
+from torch import Tensor
+
+from baselines import InversionError
+from baselines.harness.data import Dataset
+from baselines.harness.data.rows import SPLITS
+from baselines.harness.estimator.table_rows import Source
+from baselines.harness.estimator.task import Task
+from baselines.harness.metrics import likelihood
+from cflows import Flow, ODEBijector, SolverError, TableFlow, log_likelihood
+from cflows.core.flow import dtype_of
+from cflows.core.table_flow import Outside
+
+__all__ = ["drawn", "print_draws", "print_scores", "warn_of"]
+
+SHOWN_ROWS = 10_000  # of the training rows, whose likelihood is only compared with the others'
+DRAWN_AT_ONCE = 10_000
+DRAWN_NUMBERS = 1_000_000  # of the draws behind a training, at most
+
+
+def drawn(flow: Flow, n: int, context: Tensor | None, seed: int, device: str) -> Tensor:
+    """n draws, or one for each row of a context, on the CPU; a function of the seed."""
+    parts = []
+    with torch.random.fork_rng(devices=[torch.device("cuda")] if device == "cuda" else []):
+        torch.manual_seed(seed)
+        for first in range(0, n, DRAWN_AT_ONCE):
+            if context is None:
+                parts.append(flow.sample(min(DRAWN_AT_ONCE, n - first)).cpu())
+            else:
+                seen = context[first : first + DRAWN_AT_ONCE].to(device)
+                parts.append(flow.sample((), seen).cpu())
+    return torch.cat(parts)
+
+
+def print_scores(flow: Flow, rows: Source) -> None:
+    """The log-likelihood of the three parts, and the solver's gap."""
+    print("log-likelihood of a row in nats, ± 2 standard errors:")
+    for name in SPLITS:
+
+        def seldom(n: int) -> int:
+            return math.ceil(n / SHOWN_ROWS)
+
+        x, context = rows.few(name, seldom)
+        # A model of one's own may be in float64.
+        dtype = dtype_of(flow)
+        x, context = x.to(dtype), None if context is None else context.to(dtype)
+        log_prob = log_likelihood(flow, x, context).double()
+        mean = log_prob.mean()
+        error = 2 * float(log_prob.std()) / math.sqrt(len(log_prob))
+        if (weights := rows.weights_of(name, seldom)) is not None:
+            shares = weights.double() / weights.double().sum()
+            mean = (shares * log_prob).sum()
+            error = 2 * float((shares * (log_prob - mean)).square().sum().sqrt())
+        bits = _bits(rows, log_prob, x)
+        print(f"  {name.replace('train', 'training'):10} {float(mean):10.3f} "
+              f"± {error:.3f}   {len(x):,} rows{bits}")  # fmt: skip
+    checked = slice(likelihood.CHECKED_ROWS)
+    context = None if context is None else context[checked]
+    gap = likelihood.solver_gap(flow, x[checked], log_prob[checked], context)
+    if gap is not None:
+        print(f"  solver gap, mean / max: {float(gap.mean()):.0e} / {float(gap.max()):.0e}")
+
+
+def print_draws(flow: TableFlow, rows: Source, task: Task) -> None:
+    """How many of some draws leave the training rows: the likelihood does not show these."""
+    n = max(100, min(SHOWN_ROWS, DRAWN_NUMBERS // flow.features))
+    if any(isinstance(part, ODEBijector) for part in flow.modules()):
+        n = max(100, n // 10)
+    _, seen = rows.few("train", lambda count: math.ceil(count / n))
+    if seen is not None:
+        seen = seen.repeat(math.ceil(n / len(seen)), 1)[:n]
+    try:
+        outside = flow.outside(drawn(flow, n, seen, task.seed, task.device))
+    except (InversionError, SolverError) as error:
+        print(f"cflows: the model is kept, and cannot be drawn from: {error}", file=sys.stderr)
+        return
+    if outside is not None:
+        print(f"{n:,} draws: {outside.beyond:,} leave the range of the training rows in a column, "
+              f"{outside.far:,} by more than it is wide")  # fmt: skip
+        warn_of(outside)
+
+
+def warn_of(outside: Outside | None) -> None:
+    """Say that draws lie far outside of the training rows, where some do."""
+    if outside is not None and outside.far:
+        print(f"cflows: {outside}", file=sys.stderr)
+
+
+def _bits(rows: Source, log_prob: Tensor, x: Tensor) -> str:
+    """Bits per dimension, where the rows are whole images."""
+    pixels = rows.rows.pixels if isinstance(rows.rows, Dataset) else None
+    if pixels is None or rows.context:
+        return ""
+    bits = pixels.bits_per_dim(log_prob.numpy(), x.double().numpy()).mean()
+    return f"   {bits:.3f} bits per dimension"
