@@ -313,9 +313,14 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _length(offset: Tensor) -> Tensor:
     """|offset|, of far rows too: the sum of squares would overflow."""
-    unit = offset.detach().abs().amax(-1).clamp(min=1)
+    unit = _unit(offset.detach().abs().amax(-1))
     length: Tensor = torch.linalg.vector_norm(offset / unit[..., None], dim=-1)
     return unit * length
+
+
+def _unit(size: Tensor) -> Tensor:
+    """A power of two near sizes above 1, by which dividing rounds nothing."""
+    return size.clamp(min=1).log2().floor().exp2()
 
 
 def _positive_root(rho: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
@@ -325,7 +330,7 @@ def _positive_root(rho: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
     """
     half = (rho - gamma) / 2
     # In units that keep the square of a far row finite.
-    unit = half.detach().abs().clamp(min=1)
+    unit = _unit(half.detach().abs())
     root = unit * ((half / unit).square() + alpha / unit * (rho / unit)).sqrt()
     return torch.where(half > 0, half + root, alpha * rho / (root + half.clamp(max=0).abs()))
 
