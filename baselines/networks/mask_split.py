@@ -82,6 +82,10 @@ class MaskSplit(nn.Module):
         # Read above on the host; they belong on the device that the module is built on.
         self.to(torch.get_default_device())
 
+    def extra_repr(self) -> str:
+        """The kind of the mask, and the sizes of the parts."""
+        return f"{getattr(self, 'kind', 'not loaded yet')}, sizes={self.sizes}"
+
     def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(*B, D) -> (*B, D_a), (*B, D_b)."""
         kind = self._kind()

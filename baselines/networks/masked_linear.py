@@ -34,6 +34,10 @@ class MaskedLinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
         self.register_buffer("mask", mask.to(linear.weight.dtype))
 
+    def extra_repr(self) -> str:
+        """Its sizes."""
+        return f"inputs={self.mask.shape[1]}, outputs={self.mask.shape[0]}"
+
     def effective(self) -> Tensor:
         """M ∘ W, (outputs, inputs)."""
         return self.weight * self.mask

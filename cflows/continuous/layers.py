@@ -129,6 +129,10 @@ class TimeFeatures(nn.Module):
         self.register_buffer("angular", math.pi * torch.arange(1.0, frequencies + 1))
         self.size = 1 + 2 * frequencies
 
+    def extra_repr(self) -> str:
+        """K."""
+        return f"frequencies={len(self.angular)}"
+
     def forward(self, t: Tensor) -> Tensor:
         """(*T,) -> (*T, 1 + 2K)."""
         t = t.unsqueeze(-1)

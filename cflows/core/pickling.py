@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from cflows.core.registry import is_own, register
+from cflows.core.registry import is_own, register, shown
 
 __all__ = ["Pickled"]
 
@@ -41,6 +41,10 @@ class Pickled(nn.Module):
         super().__init_subclass__(**keywords)
         if is_own(cls):
             register(cls)
+
+    def extra_repr(self) -> str:
+        """The arguments that the part was built with, its own parts left out."""
+        return ", ".join(shown(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         for part in self.modules():

@@ -13,7 +13,7 @@ import functools
 import inspect
 import json
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -113,6 +113,18 @@ def again(module: T, **changes: Any) -> T:
         raise TypeError(f"{type(module).__qualname__} is not a registered class")
     arguments = {**getattr(module, ARGUMENTS), **changes}
     return type(module)(*arguments.pop("*", []), **arguments)
+
+
+def shown(module: nn.Module) -> Iterator[str]:
+    """The arguments that an instance of a registered class was built with, its parts left out."""
+    for name, value in getattr(module, ARGUMENTS, {}).items():
+        items = value if isinstance(value, list | tuple) else [value]
+        if isinstance(value, Tensor):
+            yield f"{name}=tensor{tuple(value.shape)}"
+        elif len(items) > 8:
+            yield f"{name}=[{len(items)} values]"
+        elif not any(isinstance(item, nn.Module) for item in items):
+            yield f"{name}={value!r}"
 
 
 def _tag(cls: type) -> str:

@@ -182,7 +182,7 @@ def choose(
     Example:
         >>> import torch
         >>> from cflows import FFJORD, choose
-        >>> from cflows.training.preprocessing import behind
+        >>> from cflows import behind
         >>> x = torch.randn(200, 1) @ torch.ones(1, 2) + 0.1 * torch.randn(200, 2)
         >>> build = lambda end: behind(FFJORD(2, hidden=(8,)), end)
         >>> choose(build, x[:150], x[150:], steps=1, progress=False).name
