@@ -8,53 +8,12 @@ import pickle
 
 import pytest
 import torch
-from zoo import (
-    BIJECTORS,
-    CONTINUOUS,
-    DOMAINS,
-    FLOWS,
-    NEEDS_TWO,
-    NO_CONTEXT,
-    NO_PARAMETERS,
-    NO_RSAMPLE,
-    PARTIAL_RANGE,
-    perturbed,
-)
+from zoo import ALL, FLOWS, cases, draws
 
 import cflows
-from cflows import Bijector, Flow
+from cflows import Flow
 
 D, C = 4, 2
-ALL = [*(f"flow:{name}" for name in FLOWS), *BIJECTORS]
-
-
-def bijector(name: str, dtype, device, features: int = D, context: int = 0) -> Bijector:
-    if name.startswith("flow:"):
-        return perturbed(FLOWS[name[5:]](features, context), dtype, device).bijector
-    return perturbed(BIJECTORS[name](features, context), dtype, device)
-
-
-def draws(*shape: int, dtype, device) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64).to(device, dtype)
-
-
-def noise(name: str, *shape: int, dtype, device) -> torch.Tensor:
-    """What the map's forward takes: all of R^D, but for the few of ``DOMAINS``."""
-    z = draws(*shape, dtype=dtype, device=device)
-    return DOMAINS[name](z) if name in DOMAINS else z
-
-
-def data(name: str, f: Bijector, *shape: int, dtype, device) -> torch.Tensor:
-    """What the map's inverse takes: all of R^D, but for the few of ``PARTIAL_RANGE``."""
-    x = draws(*shape, dtype=dtype, device=device)
-    return f.forward(x).detach() if name in PARTIAL_RANGE else x
-
-
-def tolerance(name: str, dtype: torch.dtype) -> float:
-    if dtype == torch.float32:
-        return 2e-3
-    # Continuous: ten times the solver's tolerance of 1e-9.
-    return 1e-8 if name.removeprefix("flow:") in CONTINUOUS else 1e-9
 
 
 def jacobian(function, point: torch.Tensor) -> torch.Tensor:
@@ -62,14 +21,14 @@ def jacobian(function, point: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("context", [0, C])
-@pytest.mark.parametrize("name", ALL)
-def test_inverse_and_log_det_agree_with_the_jacobian(name, context, dtype, device):
-    if context and name.removeprefix("flow:") in NO_CONTEXT:
+@cases(ALL)
+def test_inverse_and_log_det_agree_with_the_jacobian(case, context, dtype, device):
+    if context and not case.context:
         context = 0
-    f = bijector(name, dtype, device, context=context)
-    z = noise(name, D, dtype=dtype, device=device)
+    f = case.bijector(D, context, dtype=dtype, device=device)
+    z = case.noise(D, dtype=dtype, device=device)
     c = draws(context, dtype=dtype, device=device) if context else None
-    near = tolerance(name, dtype)
+    near = case.tolerance(dtype)
     x, log_det = f.forward_and_log_det(z, c)
     back, log_det_back = f.inverse_and_log_det(x, c)
     scale = 1 + x.detach().abs().max()
@@ -81,57 +40,53 @@ def test_inverse_and_log_det_agree_with_the_jacobian(name, context, dtype, devic
     torch.testing.assert_close(log_det_back, expected, rtol=0, atol=10 * near * float(scale))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_perturbed_map_is_not_the_identity(name, dtype, device):
-    f = bijector(name, dtype, device)
-    z = noise(name, 5, D, dtype=dtype, device=device)
+@cases(ALL)
+def test_perturbed_map_is_not_the_identity(case, dtype, device):
+    f = case.bijector(D, dtype=dtype, device=device)
+    z = case.noise(5, D, dtype=dtype, device=device)
     assert (f.forward(z) - z).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ALL)
+@cases(ALL)
 @pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (0,), (2, 1, 3)])
-def test_any_batch_shape(name, batch, dtype, device):
-    f = bijector(name, dtype, device)
-    z = noise(name, *batch, D, dtype=dtype, device=device)
-    x = data(name, f, *batch, D, dtype=dtype, device=device)
+def test_any_batch_shape(case, batch, dtype, device):
+    f = case.bijector(D, dtype=dtype, device=device)
+    z = case.noise(*batch, D, dtype=dtype, device=device)
+    x = case.data(f, *batch, D, dtype=dtype, device=device)
     for method, given in ((f.forward_and_log_det, z), (f.inverse_and_log_det, x)):
         value, log_det = method(given)
         assert value.shape == given.shape
         assert log_det.shape == batch
         assert value.dtype == log_det.dtype == dtype
-    assert torch.equal(f.forward(z), f.forward_and_log_det(z)[0]) or name in NOT_BITWISE
-    assert torch.equal(f.inverse(x), f.inverse_and_log_det(x)[0]) or name in NOT_BITWISE
+    assert torch.equal(f.forward(z), f.forward_and_log_det(z)[0]) or case.continuous
+    assert torch.equal(f.inverse(x), f.inverse_and_log_det(x)[0]) or case.continuous
 
 
-# An adaptive solve that carries a log-determinant takes other steps than one that does not.
-NOT_BITWISE = {name for name in ALL if name.removeprefix("flow:") in CONTINUOUS}
-
-
-@pytest.mark.parametrize("name", sorted(NOT_BITWISE))
-def test_solves_with_and_without_log_det_agree(name, dtype, device):
-    f = bijector(name, dtype, device)
+@cases(ALL, lambda case: case.continuous)
+def test_solves_with_and_without_log_det_agree(case, dtype, device):
+    f = case.bijector(D, dtype=dtype, device=device)
     z = draws(5, D, dtype=dtype, device=device)
-    near = tolerance(name, dtype)
+    near = case.tolerance(dtype)
     torch.testing.assert_close(f.forward(z), f.forward_and_log_det(z)[0], rtol=0, atol=near)
     torch.testing.assert_close(f.inverse(z), f.inverse_and_log_det(z)[0], rtol=0, atol=near)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_rows_do_not_see_each_other(name, dtype, device):
-    f = bijector(name, dtype, device)
-    x = data(name, f, 6, D, dtype=dtype, device=device)
+@cases(ALL)
+def test_rows_do_not_see_each_other(case, dtype, device):
+    f = case.bijector(D, dtype=dtype, device=device)
+    x = case.data(f, 6, D, dtype=dtype, device=device)
     whole, log_det = f.inverse_and_log_det(x)
-    near = 10 * tolerance(name, dtype)
+    near = 10 * case.tolerance(dtype)
     for row in (0, 3):
         alone, log_det_alone = f.inverse_and_log_det(x[row : row + 1])
         torch.testing.assert_close(alone[0], whole[row], rtol=near, atol=near)
         torch.testing.assert_close(log_det_alone[0], log_det[row], rtol=near, atol=near)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in NO_PARAMETERS])
-def test_every_parameter_gets_a_gradient(name, dtype, device):
-    context = 0 if name.removeprefix("flow:") in NO_CONTEXT else C
-    f = bijector(name, dtype, device, context=context)
+@cases(ALL, lambda case: case.parameters)
+def test_every_parameter_gets_a_gradient(case, dtype, device):
+    context = C if case.context else 0
+    f = case.bijector(D, context, dtype=dtype, device=device)
     x = draws(20, D, dtype=dtype, device=device)
     c = draws(20, context, dtype=dtype, device=device) if context else None
     for method in (f.inverse_and_log_det, f.forward_and_log_det):
@@ -144,20 +99,20 @@ def test_every_parameter_gets_a_gradient(name, dtype, device):
             assert parameter.grad.abs().max() > 0, parameter_name
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_context_matters_and_broadcasts(name, dtype, device):
-    if name.removeprefix("flow:") in NO_CONTEXT:
-        f = bijector(name, dtype, device)
+@cases(ALL)
+def test_context_matters_and_broadcasts(case, dtype, device):
+    if not case.context:
+        f = case.bijector(D, dtype=dtype, device=device)
         with pytest.raises(ValueError, match="takes no context"):
             f.forward(draws(D, dtype=dtype, device=device), draws(C, dtype=dtype, device=device))
         return
-    f = bijector(name, dtype, device, context=C)
+    f = case.bijector(D, C, dtype=dtype, device=device)
     z = draws(3, D, dtype=dtype, device=device)
     c = draws(2, 1, C, dtype=dtype, device=device)
     x, log_det = f.forward_and_log_det(z, c)
     assert x.shape == (2, 3, D)
     assert log_det.shape == (2, 3)
-    near = 10 * tolerance(name, dtype)
+    near = 10 * case.tolerance(dtype)
     alone = f.forward(z[2], c[1, 0])
     torch.testing.assert_close(x[1, 2], alone, rtol=near, atol=near)
     assert (x[0] - x[1]).abs().max() > 1e-3
@@ -169,9 +124,9 @@ def test_context_matters_and_broadcasts(name, dtype, device):
         f.forward(z, draws(4, C, dtype=dtype, device=device))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_bad_shapes_are_refused(name, dtype, device):
-    f = bijector(name, dtype, device)
+@cases(ALL)
+def test_bad_shapes_are_refused(case, dtype, device):
+    f = case.bijector(D, dtype=dtype, device=device)
     for method in (f.forward, f.inverse, f.forward_and_log_det, f.inverse_and_log_det):
         for shape in ((), (D + 1,), (5, D - 1), (D, 5)):
             with pytest.raises(ValueError, match=rf"shape \(\*B, {D}\)") as caught:
@@ -181,9 +136,9 @@ def test_bad_shapes_are_refused(name, dtype, device):
             method(torch.zeros(3, D, dtype=torch.long, device=device)[..., : D - 1])
 
 
-@pytest.mark.parametrize("name", FLOWS)
-def test_flow_refuses_what_it_cannot_score(name, dtype, device):
-    flow = perturbed(FLOWS[name](D, 0), dtype, device)
+@cases(FLOWS)
+def test_flow_refuses_what_it_cannot_score(case, dtype, device):
+    flow = case.make(D, dtype=dtype, device=device)
     x = draws(3, D, dtype=dtype, device=device)
     for bad in (float("nan"), float("inf")):
         broken = x.clone()
@@ -201,9 +156,9 @@ def test_flow_refuses_what_it_cannot_score(name, dtype, device):
 
 
 @pytest.mark.parametrize("context", [0, C])
-@pytest.mark.parametrize("name", FLOWS)
-def test_log_prob_of_a_sample(name, context, dtype, device):
-    flow = perturbed(FLOWS[name](D, context), dtype, device)
+@cases(FLOWS)
+def test_log_prob_of_a_sample(case, context, dtype, device):
+    flow = case.make(D, context, dtype=dtype, device=device)
     c = draws(3, context, dtype=dtype, device=device) if context else None
     batch = (3,) if context else ()
     x, log_prob = flow.sample_and_log_prob((5,), c)
@@ -214,7 +169,7 @@ def test_log_prob_of_a_sample(name, context, dtype, device):
     assert flow.sample(7, c).shape == (7, *batch, D)
     assert flow.sample((), c).shape == (*batch, D)
     assert not flow.sample(2, c).requires_grad
-    if name in NO_RSAMPLE:
+    if not case.rsample:
         with pytest.raises(TypeError, match="no reparameterised draws: use sample"):
             flow.rsample((2,), c)
     else:
@@ -222,11 +177,11 @@ def test_log_prob_of_a_sample(name, context, dtype, device):
     assert torch.equal(flow(x, c), flow.log_prob(x, c))
 
 
-@pytest.mark.parametrize("name", FLOWS)
-def test_sample_has_the_density(name, device):
+@cases(FLOWS)
+def test_sample_has_the_density(case, device):
     # E over samples of q(x)/p(x) is 1 for any density q that p covers: here a narrow normal at the
     # median, so that a wrong sign of either log-determinant shows.
-    flow = perturbed(FLOWS[name](2, 0), torch.float64, device)
+    flow = case.make(2, device=device)
     with torch.no_grad():
         x, log_prob = flow.sample_and_log_prob(4000)
         centre, width = x.median(0).values, 0.3 * x.std(0).clamp(max=1.0)
@@ -237,9 +192,9 @@ def test_sample_has_the_density(name, device):
     assert (ratio.mean() - 1).abs() < 5 * error
 
 
-@pytest.mark.parametrize("name", FLOWS)
-def test_save_and_load_give_the_same_bits(name, dtype, device, tmp_path):
-    flow = perturbed(FLOWS[name](D, C), dtype, device)
+@cases(FLOWS)
+def test_save_and_load_give_the_same_bits(case, dtype, device, tmp_path):
+    flow = case.make(D, C, dtype=dtype, device=device)
     x, c = draws(6, D, dtype=dtype, device=device), draws(6, C, dtype=dtype, device=device)
     flow.save(tmp_path / "flow.pt")
     torch.manual_seed(3)
@@ -257,20 +212,16 @@ def test_save_and_load_give_the_same_bits(name, dtype, device, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.pt", "flow.pt"]
 
 
-# Densities that are continuous only: quadrature converges slowly at the kinks.
-KINKED = {"nsf-autoregressive", "nsf-affine-tails"}
-
-
-@pytest.mark.parametrize("name", FLOWS)
-def test_density_integrates_to_one(name, device):
-    flow = perturbed(FLOWS[name](2, 0), torch.float64, device)
+@cases(FLOWS)
+def test_density_integrates_to_one(case, device):
+    flow = case.make(2, device=device)
     # Integrate over the noise's square [-5, 5]², seen in the data: the grid is laid where the
     # samples are, wide enough that what is outside cannot matter.
     with torch.no_grad():
         x = flow.sample(4000)
         low, high = x.amin(0), x.amax(0)
         low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
-        n = 1000 if name in KINKED else 500
+        n = 1000 if case.kinked else 500
         axes = [
             torch.linspace(float(a), float(b), n, dtype=x.dtype)
             for a, b in zip(low, high, strict=True)
@@ -281,26 +232,26 @@ def test_density_integrates_to_one(name, device):
     assert abs(float(total) - 1) < 5e-3
 
 
-@pytest.mark.parametrize("name", FLOWS)
-def test_one_feature(name, device):
-    if name in NEEDS_TWO:
+@cases(FLOWS)
+def test_one_feature(case, device):
+    if case.least_features > 1:
         with pytest.raises(ValueError, match="features >= 2") as caught:
-            FLOWS[name](1, 0)
+            case.build(1, 0)
         assert "\n" not in str(caught.value)
         return
-    flow = perturbed(FLOWS[name](1, 0), torch.float64, device)
+    flow = case.make(1, device=device)
     with torch.no_grad():
         x = flow.sample(2000)
         margin = 2 * (x.max() - x.min())
-        points = 400_001 if name in KINKED else 4001
+        points = 400_001 if case.kinked else 4001
         axis = torch.linspace(float(x.min() - margin), float(x.max() + margin), points).to(x)
         total = torch.trapezoid(flow.log_prob(axis[:, None]).exp(), axis)
     assert abs(float(total) - 1) < 1e-6
 
 
-@pytest.mark.parametrize("name", FLOWS)
-def test_distribution(name, dtype, device):
-    flow = perturbed(FLOWS[name](D, C), dtype, device).train()
+@cases(FLOWS)
+def test_distribution(case, dtype, device):
+    flow = case.make(D, C, dtype=dtype, device=device).train()
     c = draws(3, C, dtype=dtype, device=device)
     distribution = flow.distribution(c)
     assert distribution.batch_shape == (3,)
@@ -311,8 +262,8 @@ def test_distribution(name, dtype, device):
     wide = distribution.expand((2, 3))
     assert wide.sample((5,)).shape == (5, 2, 3, D)
     assert wide.log_prob(x[0]).shape == (2, 3)
-    assert distribution.has_rsample == (name not in NO_RSAMPLE)
-    if name not in NO_RSAMPLE:
+    assert distribution.has_rsample == case.rsample
+    if case.rsample:
         assert distribution.rsample().requires_grad
     assert flow.training
     flow.eval()
@@ -320,30 +271,29 @@ def test_distribution(name, dtype, device):
 
 
 def test_distribution_without_context_expands(dtype, device):
-    flow = perturbed(FLOWS["maf"](D, 0), dtype, device)
+    flow = FLOWS["maf"].make(D, dtype=dtype, device=device)
     wide = flow.distribution().expand((2, 3))
     x = wide.sample((5,))
     assert x.shape == (5, 2, 3, D)
     assert wide.log_prob(x).shape == (5, 2, 3)
     assert wide.log_prob(x[0, 0, 0]).shape == (2, 3)
     with pytest.raises(ValueError, match="context"):
-        perturbed(FLOWS["maf"](D, C), dtype, device).distribution()
+        FLOWS["maf"].make(D, C, dtype=dtype, device=device).distribution()
 
 
 def test_float32_round_trip(device):
-    for name in FLOWS:
-        flow: Flow = perturbed(FLOWS[name](D, 0), torch.float32, device)
+    for name, case in FLOWS.items():
+        flow: Flow = case.make(D, dtype=torch.float32, device=device)
         z = 0.5 * torch.randn(50, D, device=device)
         x = flow.bijector.forward(z)
         error = (flow.bijector.inverse(x) - z).abs().max()
         assert error < 1e-2, f"{name}: {error}"
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_pickles_and_copies_are_the_same_in_every_respect(name, dtype, device):
-    constructors = FLOWS if name.startswith("flow:") else BIJECTORS
-    module = perturbed(constructors[name.removeprefix("flow:")](D, 0), dtype, device)
-    x = data(name, getattr(module, "bijector", module), 3, D, dtype=dtype, device=device)
+@cases(ALL)
+def test_pickles_and_copies_are_the_same_in_every_respect(case, dtype, device):
+    module = case.make(D, dtype=dtype, device=device)
+    x = case.data(getattr(module, "bijector", module), 3, D, dtype=dtype, device=device)
     expected = module.log_prob(x) if isinstance(module, Flow) else module.inverse(x)
     list(module.modules())[-1].train()
     for parameter in list(module.parameters())[:1]:

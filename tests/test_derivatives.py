@@ -8,40 +8,40 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_contract import ALL, C, D, bijector, data, draws, noise
-from torch import Tensor, nn
-from zoo import BIJECTORS, DOMAINS, FLOWS, NO_CONTEXT, PARTIAL_RANGE, perturbed
+from torch import Tensor
+from zoo import ALL, BIJECTORS, FLOWS, Case, cases, draws, perturbed
 
-from baselines import AffineScale, AffineSpline, Autoregressive, Residual
+from baselines import AffineScale, AffineSpline, Residual
 from baselines.networks.lipschitz import spectral_bound
 from cflows import MLP, Adaptive, Bijector, Chain, FixedGrid, ODEBijector
 
+D, C = 4, 2
 DIRECTIONS = ("forward", "inverse")
 # Two steps: a solve of any accuracy has derivatives, and a short one has them soon.
 GRID = FixedGrid("rk4", 2)
 ROWS = 3
 
 
-class Case:
+class Direction:
     """One direction of a bijector, as a function of the values, the context and the parameters."""
 
-    def __init__(self, name: str, direction: str, device, f: Bijector | None = None) -> None:
-        dtype = torch.float64
-        context = 0 if name.removeprefix("flow:") in NO_CONTEXT or f is not None else C
-        self.f = bijector(name, dtype, device, context=context) if f is None else f
+    def __init__(self, case: Case, direction: str, device, f: Bijector | None = None) -> None:
+        where = {"dtype": torch.float64, "device": device}
+        context = C if case.context and f is None else 0
+        self.f = case.bijector(D, context, **where) if f is None else f
         for part in self.f.modules():
             if isinstance(part, ODEBijector):
                 part.training_solver = part.evaluation_solver = GRID
         self.method = getattr(self.f, f"{direction}_and_log_det")
         shape = (ROWS, D)
         start = (
-            noise(name, *shape, dtype=dtype, device=device) if direction == "forward"
-            else data(name, self.f, *shape, dtype=dtype, device=device)
+            case.noise(*shape, **where) if direction == "forward"
+            else case.data(self.f, *shape, **where)
         )  # fmt: skip
-        self.weight = draws(D, dtype=dtype, device=device)
+        self.weight = draws(D, **where)
         self.inputs = [start.detach()]
         if context:
-            self.inputs.append(draws(ROWS, context, dtype=dtype, device=device))
+            self.inputs.append(draws(ROWS, context, **where))
         self.parameters = [p for p in self.f.parameters() if p.requires_grad]
 
     def leaves(self) -> list[Tensor]:
@@ -83,77 +83,66 @@ class Case:
                     value.copy_(before)
 
 
-def refuses(f: nn.Module, direction: str, flipped: bool) -> bool:
-    """Whether a direction is solved by an inversion that is differentiated once."""
-    slow = {"forward": "data", "inverse": "noise"}
-    if flipped:
-        direction = DIRECTIONS[direction == "forward"]
-    return any(
-        (isinstance(part, Residual) and direction == "forward")
-        or (
-            isinstance(part, Autoregressive)
-            and part.inversion != "sequential"
-            and part.conditions_on == slow[direction]
-        )
-        for part in f.modules()
-    )
+BOTH_WAYS = pytest.mark.parametrize(
+    ("case", "direction"),
+    [
+        pytest.param(case, direction, id=f"{name}-{direction}")
+        for name, case in ALL.items()
+        for direction in DIRECTIONS
+    ],
+)
 
 
-@pytest.fixture(params=[(name, direction) for name in ALL for direction in DIRECTIONS],
-                ids=lambda pair: "-".join(pair))  # fmt: skip
-def named(request) -> tuple[str, str]:
-    return request.param
-
-
-def test_create_graph_changes_no_gradient(named, device):
-    case = Case(*named, device)
-    for plain, graph in zip(case.gradients(False), case.gradients(True), strict=True):
+@BOTH_WAYS
+def test_create_graph_changes_no_gradient(case, direction, device):
+    way = Direction(case, direction, device)
+    for plain, graph in zip(way.gradients(False), way.gradients(True), strict=True):
         torch.testing.assert_close(graph.detach(), plain, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", [n for n in BIJECTORS if n not in {*DOMAINS, *PARTIAL_RANGE}])
-def test_a_layer_used_twice(name, direction, device):
-    layer = bijector(name, torch.float64, device)
-    between = bijector("sinh-arcsinh", torch.float64, device)
-    case = Case(name, direction, device, Chain(layer, between, layer))
-    plain = case.gradients(False)
-    for one, graph in zip(plain, case.gradients(True), strict=True):
+@cases(BIJECTORS, lambda case: case.domain is None and case.surjective)
+def test_a_layer_used_twice(case, direction, device):
+    layer = case.bijector(D, device=device)
+    between = BIJECTORS["sinh-arcsinh"].bijector(D, device=device)
+    way = Direction(case, direction, device, Chain(layer, between, layer))
+    plain = way.gradients(False)
+    for one, graph in zip(plain, way.gradients(True), strict=True):
         torch.testing.assert_close(graph.detach(), one, rtol=1e-10, atol=1e-10)
     shifts = [torch.randn_like(value) for value in plain]
     slope = sum((g * s).sum() for g, s in zip(plain, shifts, strict=True))
     values = []
     for step in (1e-6, -1e-6):
-        with case.moved(shifts, step):
-            values.append(case.total(*case.inputs).detach())
+        with way.moved(shifts, step):
+            values.append(way.total(*way.inputs).detach())
     expected = (values[0] - values[1]) / 2e-6
     torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_second_derivatives_are_differences_or_refused(named, device):
-    name, direction = named
-    case = Case(name, direction, device)
+@BOTH_WAYS
+def test_second_derivatives_are_differences_or_refused(case, direction, device):
+    way = Direction(case, direction, device)
 
     def of_all() -> list[Tensor]:
-        leaves = case.leaves()
+        leaves = way.leaves()
         return torch.autograd.grad(
-            case.penalty(leaves), [*leaves, *case.parameters],
+            way.penalty(leaves), [*leaves, *way.parameters],
             allow_unused=True, materialize_grads=True,
         )  # fmt: skip
 
     def backward() -> None:
-        case.penalty(case.leaves()).backward()
+        way.penalty(way.leaves()).backward()
 
     def hessian() -> Tensor:
-        rest = case.inputs[1:]
-        point = case.inputs[0]
-        return torch.autograd.functional.hessian(lambda v: case.total(v, *rest), point)
+        rest = way.inputs[1:]
+        point = way.inputs[0]
+        return torch.autograd.functional.hessian(lambda v: way.total(v, *rest), point)
 
-    if refuses(case.f, direction, name in ("inverse", "residual-inverse")):
+    if direction == case.first_order:
         asks: list[Callable[[], object]] = [of_all, backward, hessian]
-        for one in case.parameters[:1] + case.parameters[-1:]:
+        for one in way.parameters[:1] + way.parameters[-1:]:
             asks.append(lambda one=one: torch.autograd.grad(
-                case.penalty(case.leaves()), one, allow_unused=True))  # fmt: skip
+                way.penalty(way.leaves()), one, allow_unused=True))  # fmt: skip
         for ask in asks:
             with pytest.raises(RuntimeError, match="differentiate") as caught:
                 ask()
@@ -164,20 +153,20 @@ def test_second_derivatives_are_differences_or_refused(named, device):
     slope = sum((g * s).sum() for g, s in zip(found, shifts, strict=True))
     values = []
     for step in (1e-6, -1e-6):
-        with case.moved(shifts, step):
-            values.append(case.score())
+        with way.moved(shifts, step):
+            values.append(way.score())
     expected = (values[0] - values[1]) / 2e-6
     torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-5)
 
     matrix = hessian()
     columns = matrix.reshape(ROWS * D, ROWS * D)
     torch.testing.assert_close(columns, columns.mT, rtol=1e-8, atol=1e-8)
-    shift = torch.randn_like(case.inputs[0])
-    still = [torch.zeros_like(value) for value in [*case.inputs[1:], *case.parameters]]
+    shift = torch.randn_like(way.inputs[0])
+    still = [torch.zeros_like(value) for value in [*way.inputs[1:], *way.parameters]]
     slopes = []
     for step in (1e-6, -1e-6):
-        with case.moved([shift, *still], step):
-            slopes.append(case.gradients(False)[0])
+        with way.moved([shift, *still], step):
+            slopes.append(way.gradients(False)[0])
     expected = (slopes[0] - slopes[1]) / 2e-6
     product = (columns @ shift.flatten()).view_as(shift)
     torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-5)
@@ -194,24 +183,24 @@ def test_ways_of_a_solves_gradient(gradient, method, device):
         MLP(D, hidden=(8, 8)), gradient=gradient, training_solver=solver, divergence="exact"
     )
     perturbed(f, device=device).train()
-    case = Case("ode-concat", "inverse", device, f)
+    way = Direction(BIJECTORS["ode-concat"], "inverse", device, f)
     f.training_solver = solver
-    for plain, graph in zip(case.gradients(False), case.gradients(True), strict=True):
+    for plain, graph in zip(way.gradients(False), way.gradients(True), strict=True):
         torch.testing.assert_close(graph.detach(), plain, rtol=1e-10, atol=1e-10)
     if adjoint:
-        for one in (case.inputs[0], *case.parameters):
-            leaves = [one.requires_grad_()] if one is case.inputs[0] else case.leaves()
+        for one in (way.inputs[0], *way.parameters):
+            leaves = [one.requires_grad_()] if one is way.inputs[0] else way.leaves()
             with pytest.raises(RuntimeError, match='gradient="backprop"'):
-                torch.autograd.grad(case.penalty(leaves), one, allow_unused=True)
+                torch.autograd.grad(way.penalty(leaves), one, allow_unused=True)
         return
     found = torch.autograd.grad(
-        case.penalty(case.leaves()), case.parameters, allow_unused=True, materialize_grads=True
+        way.penalty(way.leaves()), way.parameters, allow_unused=True, materialize_grads=True
     )
     shifts = [torch.randn_like(value) for value in found]
     values = []
     for step in (1e-6, -1e-6):
-        with case.moved([torch.zeros_like(case.inputs[0]), *shifts], step):
-            values.append(case.score())
+        with way.moved([torch.zeros_like(way.inputs[0]), *shifts], step):
+            values.append(way.score())
     slope = sum((g * s).sum() for g, s in zip(found, shifts, strict=True))
     torch.testing.assert_close(slope, (values[0] - values[1]) / 2e-6, rtol=1e-4, atol=1e-5)
 
@@ -263,10 +252,10 @@ def test_transformers_of_parameters_that_are_made_of_the_value(transformer, dire
     assert torch.autograd.gradgradcheck(function, (z, weight))
 
 
-@pytest.mark.parametrize("name", FLOWS)
-def test_weights_exchanged_through_data_are_seen(name, device):
+@cases(FLOWS)
+def test_weights_exchanged_through_data_are_seen(case, device):
     """The way of averages: swap the mean in, evaluate, swap it out again."""
-    flow = perturbed(FLOWS[name](D, 0), device=device)
+    flow = case.make(D, device=device)
     x = draws(ROWS, D, dtype=torch.float64, device=device)
     shadow = [0.9 * parameter.detach().clone() for parameter in flow.parameters()]
     expected = copy.deepcopy(flow)
@@ -284,19 +273,17 @@ def test_weights_exchanged_through_data_are_seen(name, device):
         assert torch.equal(flow.log_prob(x), first)
 
 
-# Batch norms in training take statistics over rows, which one row has not; a spectral norm's power
-# iteration moves on with each pass.
-BY_ROW = [
-    (name, training)
-    for name in FLOWS
-    for training in (False, True)
-    if not (training and any(part in name for part in ("batch-norm", "normalised", "spectral")))
-]
-
-
-@pytest.mark.parametrize(("name", "training"), BY_ROW)
-def test_scores_by_row(name, training, device):
-    flow = perturbed(FLOWS[name](D, 0), device=device)
+@pytest.mark.parametrize(
+    ("case", "training"),
+    [
+        pytest.param(case, training, id=f"{name}-{training}")
+        for name, case in FLOWS.items()
+        for training in (False, True)
+        if case.apart_in_training or not training
+    ],
+)
+def test_scores_by_row(case, training, device):
+    flow = case.make(D, device=device)
     for part in flow.modules():
         if isinstance(part, ODEBijector):
             part.training_solver = part.evaluation_solver = GRID

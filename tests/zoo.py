@@ -1,16 +1,19 @@
-"""One dictionary of named constructors drives every contract test.
+"""One dictionary of cases drives every contract test.
 
-A new bijector or flow is tested the moment it is listed here. Constructors take (features,
-context_features); ``perturbed`` moves every parameter by N(0, 0.3²), since a flow that starts as
-the identity passes everything.
+A new bijector or flow is tested the moment it is listed here, and what sets it apart stands beside
+its constructor. ``perturbed`` moves every parameter by N(0, 0.3²), since a flow that starts as the
+identity passes everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from baselines import (
     IAF,
@@ -71,10 +74,83 @@ from cflows import (
     Whitening,
 )
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A constructor of (features, context features), and what is true of what it builds."""
+
+    build: Callable[[int, int], Flow | Bijector]
+    least_features: int = 1
+    domain: Callable[[Tensor], Tensor] | None = None
+    """A map of R^D into what forward takes; None where that is all of R^D."""
+    surjective: bool = True
+    """Forward reaches all of R^D; else inverse takes values of forward only."""
+    context: bool = True
+    parameters: bool = True
+    continuous: bool = False
+    """An adaptive solve: one that carries a log-determinant takes other steps than one without."""
+    first_order: str = ""
+    """The direction that is solved by an inversion, which is differentiated once."""
+    rsample: bool = True
+    kinked: bool = False
+    """The density is continuous only: quadrature converges slowly at the kinks."""
+    apart_in_training: bool = True
+    """Rows are apart in training too: no batch statistics, no power iteration that moves on."""
+    torch_func: bool = True
+    """The log-density goes through torch.func; a cached inversion refuses, and says so."""
+
+    def make(self, features: int, context: int = 0, **where: object) -> Flow | Bijector:
+        return perturbed(self.build(features, context), **where)
+
+    def bijector(self, features: int, context: int = 0, **where: object) -> Bijector:
+        """The map alone, without a flow's base."""
+        made = self.make(features, context, **where)
+        return made.bijector if isinstance(made, Flow) else made
+
+    def noise(self, *shape: int, **where: object) -> Tensor:
+        """What forward takes."""
+        z = draws(*shape, **where)
+        return z if self.domain is None else self.domain(z)
+
+    def data(self, f: Bijector, *shape: int, **where: object) -> Tensor:
+        """What the inverse of ``f``, this case's map, takes."""
+        x = draws(*shape, **where)
+        return x if self.surjective else f.forward(x).detach()
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        if dtype == torch.float32:
+            return 2e-3
+        # Ten times the solver's tolerance.
+        return 1e-8 if self.continuous else 1e-9
+
+
+def draws(*shape: int, dtype: torch.dtype, device: str | torch.device = "cpu") -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(device, dtype)
+
+
+def perturbed(
+    module: nn.Module, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """The module in evaluation mode, every parameter moved by N(0, 0.3²), from a fixed seed."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return module.to(device, dtype).eval()
+
+
+def of(
+    cls: Callable[..., Flow | Bijector], **settings: object
+) -> Callable[[int, int], Flow | Bijector]:
+    return lambda d, c: cls(d, context_features=c, **settings)
+
+
 TIGHT = Adaptive("dopri5", rtol=1e-9, atol=1e-9)
 
 
-def _matrix(features: int) -> torch.Tensor:
+def _matrix(features: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(features, features, generator=generator, dtype=torch.float64)
     return torch.eye(features, dtype=torch.float64) * 2 + 0.3 * noise
@@ -105,9 +181,7 @@ class ForeignField(nn.Module):
         self.inner = nn.Linear(features + context_features + 1, 8)
         self.outer = nn.Linear(8, features)
 
-    def forward(
-        self, t: torch.Tensor, x: torch.Tensor, context: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
         parts = [x, t.expand(len(x), 1)] + ([] if context is None else [context])
         return self.outer(torch.tanh(self.inner(torch.cat(parts, dim=1))))
 
@@ -161,209 +235,263 @@ def _between_scales(rotation: Bijector) -> Chain:
 
 SMALL = {"hidden": (12, 12)}
 
-FLOWS: dict[str, Callable[[int, int], Flow]] = {
-    "ffjord": lambda d, c: FFJORD(
-        d, context_features=c, hidden=(8, 8), trainable_end_time=True, evaluation_solver=TIGHT
+FLOWS: dict[str, Case] = {
+    "ffjord": Case(
+        of(FFJORD, hidden=(8, 8), trainable_end_time=True, evaluation_solver=TIGHT),
+        continuous=True,
+        torch_func=False,
     ),
-    "ffjord-2-blocks-concat-softplus": lambda d, c: FFJORD(
-        d,
-        context_features=c,
-        hidden=(8,),
-        blocks=2,
-        layer="concat",
-        activation="softplus",
-        base=Normal(d, learnable=True),
-        evaluation_solver=TIGHT,
+    "ffjord-2-blocks-concat-softplus": Case(
+        lambda d, c: FFJORD(
+            d,
+            context_features=c,
+            hidden=(8,),
+            blocks=2,
+            layer="concat",
+            activation="softplus",
+            base=Normal(d, learnable=True),
+            evaluation_solver=TIGHT,
+        ),
+        continuous=True,
+        torch_func=False,
     ),
-    "ffjord-spectral": lambda d, c: FFJORD(
-        d, context_features=c, hidden=(8,), field={"spectral": True}, evaluation_solver=TIGHT
+    "ffjord-spectral": Case(
+        of(FFJORD, hidden=(8,), field={"spectral": True}, evaluation_solver=TIGHT),
+        continuous=True,
+        apart_in_training=False,
+        torch_func=False,
     ),
-    "maf": lambda d, c: MAF(d, context_features=c, layers=3, **SMALL),
-    "maf-random-tanh": lambda d, c: MAF(
-        d, context_features=c, layers=3, order="random", activation="tanh", **SMALL
+    "maf": Case(of(MAF, layers=3, **SMALL), first_order="forward"),
+    "maf-random-tanh": Case(
+        of(MAF, layers=3, order="random", activation="tanh", **SMALL), first_order="forward"
     ),
-    "maf-residual-batch-norm": lambda d, c: MAF(
-        d, context_features=c, layers=2, residual=True, batch_norm=True, **SMALL
+    "maf-residual-batch-norm": Case(
+        of(MAF, layers=2, residual=True, batch_norm=True, **SMALL),
+        first_order="forward",
+        apart_in_training=False,
     ),
-    "maf-jacobi": lambda d, c: MAF(d, context_features=c, layers=2, inversion="jacobi", **SMALL),
-    "maf-sequential": lambda d, c: MAF(
-        d, context_features=c, layers=2, inversion="sequential", hidden_degrees="random", **SMALL
+    "maf-jacobi": Case(of(MAF, layers=2, inversion="jacobi", **SMALL), first_order="forward"),
+    "maf-sequential": Case(
+        of(MAF, layers=2, inversion="sequential", hidden_degrees="random", **SMALL)
     ),
-    "iaf": lambda d, c: IAF(d, context_features=c, layers=3, **SMALL),
-    "iaf-random": lambda d, c: IAF(d, context_features=c, layers=3, order="random", **SMALL),
-    "realnvp": lambda d, c: RealNVP(d, context_features=c, layers=3, **SMALL),
-    "realnvp-halves": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="halves", **SMALL),
-    "realnvp-random": lambda d, c: RealNVP(d, context_features=c, layers=3, mask="random", **SMALL),
-    "realnvp-separate": lambda d, c: RealNVP(
-        d, context_features=c, layers=3, networks="separate", activation="elu", **SMALL
+    "iaf": Case(of(IAF, layers=3, **SMALL), first_order="inverse", torch_func=False),
+    "iaf-random": Case(
+        of(IAF, layers=3, order="random", **SMALL), first_order="inverse", torch_func=False
     ),
-    "realnvp-batch-norm": lambda d, c: RealNVP(
-        d, context_features=c, layers=3, batch_norm=True, activation="tanh", **SMALL
+    "realnvp": Case(of(RealNVP, layers=3, **SMALL), least_features=2),
+    "realnvp-halves": Case(of(RealNVP, layers=3, mask="halves", **SMALL), least_features=2),
+    "realnvp-random": Case(of(RealNVP, layers=3, mask="random", **SMALL), least_features=2),
+    "realnvp-separate": Case(
+        of(RealNVP, layers=3, networks="separate", activation="elu", **SMALL), least_features=2
     ),
-    "nsf": lambda d, c: NSF(d, context_features=c, layers=3, **SMALL),
-    "nsf-halves": lambda d, c: NSF(
-        d, context_features=c, layers=3, mask="halves", bins=4, bound=2.0, **SMALL
+    "realnvp-batch-norm": Case(
+        of(RealNVP, layers=3, batch_norm=True, activation="tanh", **SMALL),
+        least_features=2,
+        apart_in_training=False,
     ),
-    "nsf-autoregressive": lambda d, c: NSF(
-        d, context_features=c, layers=2, passes="autoregressive", bins=5, **SMALL
+    "nsf": Case(of(NSF, layers=3, **SMALL), least_features=2),
+    "nsf-halves": Case(
+        of(NSF, layers=3, mask="halves", bins=4, bound=2.0, **SMALL), least_features=2
     ),
-    "nsf-affine-tails": lambda d, c: NSF(
-        d, context_features=c, layers=2, passes="autoregressive", bins=3, tails="affine", **SMALL
+    "nsf-autoregressive": Case(
+        of(NSF, layers=2, passes="autoregressive", bins=5, **SMALL),
+        first_order="forward",
+        kinked=True,
     ),
-    "maf-mog": lambda d, c: MAF(d, context_features=c, layers=2, components=3, **SMALL),
-    "nice": lambda d, c: NICE(d, context_features=c, layers=3, **SMALL),
-    "planar": lambda d, c: PlanarFlow(d, context_features=c, layers=4),
-    "radial": lambda d, c: RadialFlow(d, context_features=c, layers=4),
-    "sylvester": lambda d, c: SylvesterFlow(d, context_features=c, layers=3, hidden=max(1, d // 2)),
-    "sylvester-alternate": lambda d, c: SylvesterFlow(
-        d, context_features=c, layers=2, orthogonal="alternate"
+    "nsf-affine-tails": Case(
+        of(NSF, layers=2, passes="autoregressive", bins=3, tails="affine", **SMALL),
+        first_order="forward",
+        kinked=True,
     ),
-    "realnvp-logistic": lambda d, c: RealNVP(
-        d, context_features=c, layers=2, base=Logistic(d, learnable=True), **SMALL
+    "maf-mog": Case(of(MAF, layers=2, components=3, **SMALL), first_order="forward", rsample=False),
+    "nice": Case(of(NICE, layers=3, **SMALL), least_features=2),
+    "planar": Case(of(PlanarFlow, layers=4)),
+    "radial": Case(of(RadialFlow, layers=4)),
+    "sylvester": Case(
+        lambda d, c: SylvesterFlow(d, context_features=c, layers=3, hidden=max(1, d // 2))
     ),
-    "maf-student": lambda d, c: MAF(
-        d, context_features=c, layers=1, base=StudentT(d, df=30.0), **SMALL
+    "sylvester-alternate": Case(of(SylvesterFlow, layers=2, orthogonal="alternate")),
+    "realnvp-logistic": Case(
+        lambda d, c: RealNVP(
+            d, context_features=c, layers=2, base=Logistic(d, learnable=True), **SMALL
+        ),
+        least_features=2,
     ),
-    "maf-mixture-base": lambda d, c: MAF(
-        d, context_features=c, layers=2, base=MixtureOfGaussians(d, 3), **SMALL
+    "maf-student": Case(
+        lambda d, c: MAF(d, context_features=c, layers=1, base=StudentT(d, df=30.0), **SMALL),
+        first_order="forward",
     ),
-    "iaf-torch-base": lambda d, c: IAF(
-        d, context_features=c, layers=2, base=_correlated(d), **SMALL
+    "maf-mixture-base": Case(
+        lambda d, c: MAF(d, context_features=c, layers=2, base=MixtureOfGaussians(d, 3), **SMALL),
+        first_order="forward",
+        rsample=False,
     ),
-    "normalised": lambda d, c: Flow(
-        Chain(
-            _batch_norm(d),
+    "iaf-torch-base": Case(
+        lambda d, c: IAF(d, context_features=c, layers=2, base=_correlated(d), **SMALL),
+        first_order="inverse",
+        torch_func=False,
+    ),
+    "normalised": Case(
+        lambda d, c: Flow(
+            Chain(
+                _batch_norm(d),
+                AutoregressiveAffine(d, context_features=c, hidden=(12,)),
+                _act_norm(d),
+            )
+        ),
+        first_order="forward",
+        apart_in_training=False,
+    ),
+    "residual": Case(of(ResidualFlow, layers=3, **SMALL), first_order="forward"),
+    "residual-tanh": Case(
+        of(ResidualFlow, layers=2, hidden=(3,), activation="tanh", coefficient=0.9),
+        first_order="forward",
+    ),
+    "maf-lu": Case(
+        lambda d, c: Flow(
+            Chain(
+                AutoregressiveAffine(d, context_features=c, hidden=(12,)),
+                LULinear(d, start="rotation"),
+                Permutation(d, "random"),
+            )
+        ),
+        first_order="forward",
+    ),
+    "chain": Case(
+        lambda d, c: Flow(
+            Chain(
+                AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
+                _whitening(d),
+            )
+        ),
+        first_order="forward",
+    ),
+}
+
+BIJECTORS: dict[str, Case] = {
+    "affine": Case(
+        lambda d, c: Affine([1.0 + k for k in range(d)], [0.5 + k for k in range(d)]),
+        context=False,
+        parameters=False,
+    ),
+    "diagonal-scale": Case(lambda d, c: DiagonalScale(d), context=False),
+    "whitening": Case(lambda d, c: _whitening(d), context=False, parameters=False),
+    "autoregressive-data": Case(of(AutoregressiveAffine, hidden=(12,)), first_order="forward"),
+    "autoregressive-noise": Case(
+        of(AutoregressiveAffine, hidden=(12, 12), conditions_on="noise", order="random"),
+        first_order="inverse",
+    ),
+    "coupling": Case(
+        lambda d, c: Coupling(d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)),
+        least_features=2,
+    ),
+    "coupling-additive": Case(
+        lambda d, c: Coupling(
+            d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), transformer=Additive()
+        ),
+        least_features=2,
+    ),
+    "coupling-spline": Case(
+        lambda d, c: _coupling(d, c, RationalQuadratic(5, 2.0)), least_features=2
+    ),
+    "coupling-spline-affine": Case(
+        lambda d, c: _coupling(d, c, AffineSpline(5, 2.0)), least_features=2
+    ),
+    "planar": Case(of(Planar)),
+    "radial": Case(of(Radial)),
+    "sylvester-identity": Case(
+        lambda d, c: Sylvester(d, context_features=c, hidden=max(1, d - 1), orthogonal="identity")
+    ),
+    "sylvester-reversed": Case(of(Sylvester, orthogonal="reversed")),
+    "sylvester-householder": Case(
+        lambda d, c: Sylvester(d, context_features=c, hidden=max(1, d - 1))
+    ),
+    "ode-concatsquash": Case(lambda d, c: _ode(d, c), continuous=True),
+    "ode-concat": Case(lambda d, c: _ode(d, c, layer="concat", end_time=0.7), continuous=True),
+    "ode-softplus-one-layer": Case(
+        lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)), continuous=True
+    ),
+    "ode-three-layers": Case(lambda d, c: _ode(d, c, hidden=(8, 6, 7)), continuous=True),
+    "ode-foreign": Case(_foreign, continuous=True),
+    "act-norm": Case(lambda d, c: _act_norm(d), context=False),
+    "act-norm-channels": Case(lambda d, c: _act_norm(d, shape=(d // 2, 2, 1)), context=False),
+    "batch-norm": Case(lambda d, c: _batch_norm(d), context=False),
+    "batch-norm-moving": Case(lambda d, c: _batch_norm(d, moving=True), context=False),
+    "elementwise-affine": Case(lambda d, c: ElementwiseAffine(d), context=False),
+    "sinh-arcsinh": Case(lambda d, c: SinhArcsinh(d), context=False),
+    "leaky-relu": Case(lambda d, c: LeakyReLU(d, slope=0.3), context=False, parameters=False),
+    "softsign": Case(lambda d, c: Softsign(d), surjective=False, context=False, parameters=False),
+    "tanh": Case(lambda d, c: Tanh(d), surjective=False, context=False, parameters=False),
+    "sigmoid": Case(lambda d, c: Sigmoid(d), surjective=False, context=False, parameters=False),
+    "sigmoid-alpha": Case(
+        lambda d, c: Sigmoid(d, alpha=0.05), surjective=False, context=False, parameters=False
+    ),
+    "logit": Case(lambda d, c: Logit(d), domain=torch.sigmoid, context=False, parameters=False),
+    "logit-alpha": Case(
+        lambda d, c: Logit(d, alpha=0.05), domain=torch.sigmoid, context=False, parameters=False
+    ),
+    "exp": Case(lambda d, c: Exp(d), surjective=False, context=False, parameters=False),
+    "log": Case(lambda d, c: Log(d), domain=torch.exp, context=False, parameters=False),
+    "softplus": Case(lambda d, c: Softplus(d), surjective=False, context=False, parameters=False),
+    "bounded": Case(
+        lambda d, c: Bounded(
+            [(-1.0, None, 0.5, None)[k % 4] for k in range(d)],
+            [(2.0, None, None, 3.0)[k % 4] for k in range(d)],
+        ),
+        surjective=False,
+        context=False,
+        parameters=False,
+    ),
+    "residual": Case(of(Residual, hidden=(12, 12)), first_order="forward"),
+    "residual-elu": Case(
+        of(Residual, hidden=(12, 3, 12), activation="elu", log_det="exact"), first_order="forward"
+    ),
+    "residual-inverse": Case(
+        lambda d, c: Inverse(Residual(d, context_features=c, hidden=(12,))), first_order="inverse"
+    ),
+    "permutation": Case(lambda d, c: Chain(DiagonalScale(d), Permutation(d)), context=False),
+    "lu": Case(lambda d, c: LULinear(d), context=False),
+    "lu-rotation": Case(lambda d, c: LULinear(d, bias=False, start="rotation"), context=False),
+    "householder": Case(lambda d, c: _between_scales(Householder(d)), context=False),
+    "householder-odd": Case(
+        lambda d, c: _between_scales(Householder(d, reflections=3)), context=False
+    ),
+    "invertible-1x1": Case(lambda d, c: Invertible1x1(_image(d)), context=False),
+    "invertible-1x1-householder": Case(
+        lambda d, c: _between_scales(Invertible1x1(_image(d), mix="householder")), context=False
+    ),
+    "squeeze": Case(lambda d, c: Chain(DiagonalScale(d), Squeeze((1, 2, d // 2))), context=False),
+    "multiscale": Case(
+        lambda d, c: MultiScale(
+            AutoregressiveAffine(d // 2, context_features=c, hidden=(12,)),
+            Coupling(d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)),
+        ),
+        first_order="forward",
+    ),
+    "multiscale-image": Case(
+        lambda d, c: MultiScale(LULinear(d // 2), Chain(LULinear(d), Squeeze((1, 2, d // 2)))),
+        context=False,
+    ),
+    "inverse": Case(
+        lambda d, c: Inverse(AutoregressiveAffine(d, context_features=c, hidden=(12,))),
+        first_order="inverse",
+    ),
+    "chain": Case(
+        lambda d, c: Chain(
+            DiagonalScale(d),
             AutoregressiveAffine(d, context_features=c, hidden=(12,)),
-            _act_norm(d),
-        )
-    ),
-    "residual": lambda d, c: ResidualFlow(d, context_features=c, layers=3, **SMALL),
-    "residual-tanh": lambda d, c: ResidualFlow(
-        d, context_features=c, layers=2, hidden=(3,), activation="tanh", coefficient=0.9
-    ),
-    "maf-lu": lambda d, c: Flow(
-        Chain(
-            AutoregressiveAffine(d, context_features=c, hidden=(12,)),
-            LULinear(d, start="rotation"),
-            Permutation(d, "random"),
-        )
-    ),
-    "chain": lambda d, c: Flow(
-        Chain(
-            AutoregressiveAffine(d, context_features=c, order="reversed", hidden=(12,)),
             _whitening(d),
-        )
+        ),
+        first_order="forward",
     ),
 }
 
-BIJECTORS: dict[str, Callable[[int, int], Bijector]] = {
-    "affine": lambda d, c: Affine([1.0 + k for k in range(d)], [0.5 + k for k in range(d)]),
-    "diagonal-scale": lambda d, c: DiagonalScale(d),
-    "whitening": lambda d, c: _whitening(d),
-    "autoregressive-data": lambda d, c: AutoregressiveAffine(d, context_features=c, hidden=(12,)),
-    "autoregressive-noise": lambda d, c: AutoregressiveAffine(
-        d, context_features=c, hidden=(12, 12), conditions_on="noise", order="random"
-    ),
-    "coupling": lambda d, c: Coupling(
-        d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)
-    ),
-    "coupling-additive": lambda d, c: Coupling(
-        d, [k >= 1 for k in range(d)], context_features=c, hidden=(12,), transformer=Additive()
-    ),
-    "coupling-spline": lambda d, c: _coupling(d, c, RationalQuadratic(5, 2.0)),
-    "coupling-spline-affine": lambda d, c: _coupling(d, c, AffineSpline(5, 2.0)),
-    "planar": lambda d, c: Planar(d, context_features=c),
-    "radial": lambda d, c: Radial(d, context_features=c),
-    "sylvester-identity": lambda d, c: Sylvester(
-        d, context_features=c, hidden=max(1, d - 1), orthogonal="identity"
-    ),
-    "sylvester-reversed": lambda d, c: Sylvester(d, context_features=c, orthogonal="reversed"),
-    "sylvester-householder": lambda d, c: Sylvester(d, context_features=c, hidden=max(1, d - 1)),
-    "ode-concatsquash": lambda d, c: _ode(d, c),
-    "ode-concat": lambda d, c: _ode(d, c, layer="concat", end_time=0.7),
-    "ode-softplus-one-layer": lambda d, c: _ode(d, c, activation="softplus", hidden=(8,)),
-    "ode-three-layers": lambda d, c: _ode(d, c, hidden=(8, 6, 7)),
-    "ode-foreign": _foreign,
-    "act-norm": lambda d, c: _act_norm(d),
-    "act-norm-channels": lambda d, c: _act_norm(d, shape=(d // 2, 2, 1)),
-    "batch-norm": lambda d, c: _batch_norm(d),
-    "batch-norm-moving": lambda d, c: _batch_norm(d, moving=True),
-    "elementwise-affine": lambda d, c: ElementwiseAffine(d),
-    "sinh-arcsinh": lambda d, c: SinhArcsinh(d),
-    "leaky-relu": lambda d, c: LeakyReLU(d, slope=0.3),
-    "softsign": lambda d, c: Softsign(d),
-    "tanh": lambda d, c: Tanh(d),
-    "sigmoid": lambda d, c: Sigmoid(d),
-    "sigmoid-alpha": lambda d, c: Sigmoid(d, alpha=0.05),
-    "logit": lambda d, c: Logit(d),
-    "logit-alpha": lambda d, c: Logit(d, alpha=0.05),
-    "exp": lambda d, c: Exp(d),
-    "log": lambda d, c: Log(d),
-    "softplus": lambda d, c: Softplus(d),
-    "bounded": lambda d, c: Bounded(
-        [(-1.0, None, 0.5, None)[k % 4] for k in range(d)],
-        [(2.0, None, None, 3.0)[k % 4] for k in range(d)],
-    ),
-    "residual": lambda d, c: Residual(d, context_features=c, hidden=(12, 12)),
-    "residual-elu": lambda d, c: Residual(
-        d, context_features=c, hidden=(12, 3, 12), activation="elu", log_det="exact"
-    ),
-    "residual-inverse": lambda d, c: Inverse(Residual(d, context_features=c, hidden=(12,))),
-    "permutation": lambda d, c: Chain(DiagonalScale(d), Permutation(d)),
-    "lu": lambda d, c: LULinear(d),
-    "lu-rotation": lambda d, c: LULinear(d, bias=False, start="rotation"),
-    "householder": lambda d, c: _between_scales(Householder(d)),
-    "householder-odd": lambda d, c: _between_scales(Householder(d, reflections=3)),
-    "invertible-1x1": lambda d, c: Invertible1x1(_image(d)),
-    "invertible-1x1-householder": lambda d, c: _between_scales(
-        Invertible1x1(_image(d), mix="householder")
-    ),
-    "squeeze": lambda d, c: Chain(DiagonalScale(d), Squeeze((1, 2, d // 2))),
-    "multiscale": lambda d, c: MultiScale(
-        AutoregressiveAffine(d // 2, context_features=c, hidden=(12,)),
-        Coupling(d, [k % 2 == 0 for k in range(d)], context_features=c, hidden=(12,)),
-    ),
-    "multiscale-image": lambda d, c: MultiScale(
-        LULinear(d // 2), Chain(LULinear(d), Squeeze((1, 2, d // 2)))
-    ),
-    "inverse": lambda d, c: Inverse(AutoregressiveAffine(d, context_features=c, hidden=(12,))),
-    "chain": lambda d, c: Chain(
-        DiagonalScale(d),
-        AutoregressiveAffine(d, context_features=c, hidden=(12,)),
-        _whitening(d),
-    ),
-}
-
-NEEDS_TWO = {
-    name for name in (*FLOWS, *BIJECTORS) if name.startswith(("realnvp", "nice", "nsf", "coupling"))
-} - {"nsf-autoregressive", "nsf-affine-tails"}
-# Where forward is defined on a part of R^D: a map of all of R^D into it.
-DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "logit": torch.sigmoid,
-    "logit-alpha": torch.sigmoid,
-    "log": torch.exp,
-}
-# Whose forward does not reach all of R^D: inverse takes values of forward only.
-PARTIAL_RANGE = {"softsign", "tanh", "sigmoid", "sigmoid-alpha", "exp", "softplus", "bounded"}
-NO_PARAMETERS = {"affine", "whitening", "leaky-relu", *DOMAINS, *PARTIAL_RANGE}
-NORMALIZATIONS = {"act-norm", "act-norm-channels", "batch-norm", "batch-norm-moving"}
-NO_CONTEXT = {
-    *("diagonal-scale", "elementwise-affine", "sinh-arcsinh", "permutation", "lu", "lu-rotation"),
-    *("householder", "householder-odd", "invertible-1x1", "invertible-1x1-householder"),
-    *("squeeze", "multiscale-image"),
-    *NORMALIZATIONS,
-    *NO_PARAMETERS,
-}
-NO_RSAMPLE = {"maf-mixture-base", "maf-mog"}
-CONTINUOUS = {name for name in (*FLOWS, *BIJECTORS) if name.startswith(("ffjord", "ode"))}
+ALL = {**{f"flow:{name}": case for name, case in FLOWS.items()}, **BIJECTORS}
 
 
-def perturbed(
-    module: nn.Module, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu"
-) -> nn.Module:
-    """The module in evaluation mode, every parameter moved by N(0, 0.3²), from a fixed seed."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return module.to(device, dtype).eval()
+def cases(
+    among: dict[str, T], chosen: Callable[[T], bool] = lambda case: True
+) -> pytest.MarkDecorator:
+    """A test for each entry, or for the chosen ones: its argument is ``case``, its id the name."""
+    kept = {name: case for name, case in among.items() if chosen(case)}
+    return pytest.mark.parametrize("case", kept.values(), ids=list(kept))

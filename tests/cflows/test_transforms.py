@@ -3,14 +3,11 @@
 import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacrev, stack_module_state, vmap
-from zoo import CONTINUOUS, FLOWS, perturbed
+from zoo import FLOWS, cases, perturbed
 
 from baselines import PlanarFlow
 from cflows import ActNorm, Affine, Chain, Flow, Sigmoid
 from cflows.core.bijector import may_read
-
-# The cached inversion refuses torch.func, and says so.
-DISCRETE = [name for name in FLOWS if name not in CONTINUOUS and not name.startswith("iaf")]
 
 
 def test_may_read_knows_what_goes_on():
@@ -46,10 +43,10 @@ def test_checks_of_values_stand_aside():
         flow.log_prob(1 + x)
 
 
-@pytest.mark.parametrize("name", DISCRETE)
-def test_scores_by_torch_func(name):
+@cases(FLOWS, lambda case: case.torch_func)
+def test_scores_by_torch_func(case):
     torch.manual_seed(0)
-    flow = perturbed(FLOWS[name](3, 0))
+    flow = case.make(3)
     x = torch.randn(4, 3, dtype=torch.float64)
     expected = torch.autograd.functional.jacobian(lambda x: flow.log_prob(x).sum(), x)
     scores = vmap(grad(flow.log_prob), randomness="error")(x)
@@ -67,7 +64,7 @@ def test_scores_by_torch_func(name):
 @pytest.mark.parametrize("name", ["planar", "radial", "sylvester", "residual", "realnvp", "nsf"])
 def test_second_derivatives_and_ensembles_by_torch_func(name):
     torch.manual_seed(0)
-    flows = [perturbed(FLOWS[name](3, 0)) for _ in range(2)]
+    flows = [FLOWS[name].make(3) for _ in range(2)]
     x = torch.randn(3, 3, dtype=torch.float64)
     wanted = torch.stack([torch.autograd.functional.hessian(flows[0].log_prob, row) for row in x])
     torch.testing.assert_close(vmap(hessian(flows[0].log_prob))(x), wanted, rtol=1e-7, atol=1e-7)
@@ -78,7 +75,7 @@ def test_second_derivatives_and_ensembles_by_torch_func(name):
 
 @pytest.mark.parametrize("name", ["radial", "residual-tanh"])
 def test_export_with_a_batch_of_any_size(name):
-    _same_exported(perturbed(FLOWS[name](2, 0)), torch.float64)
+    _same_exported(FLOWS[name].make(2), torch.float64)
 
 
 def test_export_of_roots(monkeypatch):
