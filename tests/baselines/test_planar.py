@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
-from zoo import perturbed
+from zoo import cases, perturbed
 
 import cflows
 from baselines import (
@@ -18,27 +20,44 @@ from baselines import (
     Sylvester,
     SylvesterFlow,
 )
+from cflows import Bijector
 
 D, C = 4, 2
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[..., Bijector]
+    numerical: bool = True
+    """Inverted by root finding."""
+    several_units: bool = False
+    """Flat directions feed each other, where there are several features."""
+
+
 MAPS = {
-    "planar": Planar,
-    "radial": Radial,
-    "sylvester-identity": lambda d, **k: Sylvester(d, orthogonal="identity", **k),
-    "sylvester-reversed": lambda d, **k: Sylvester(d, orthogonal="reversed", **k),
-    "sylvester-householder": lambda d, **k: Sylvester(d, hidden=max(1, d - 1), **k),
+    "planar": Case(Planar),
+    "radial": Case(Radial, numerical=False),
+    "sylvester-identity": Case(
+        lambda d, **k: Sylvester(d, orthogonal="identity", **k), several_units=True
+    ),
+    "sylvester-reversed": Case(
+        lambda d, **k: Sylvester(d, orthogonal="reversed", **k), several_units=True
+    ),
+    "sylvester-householder": Case(
+        lambda d, **k: Sylvester(d, hidden=max(1, d - 1), **k), several_units=True
+    ),
 }
-NUMERICAL = [name for name in MAPS if name != "radial"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
 
-def at_the_boundary(name: str, features: int = D):
+def at_the_boundary(case: Case, features: int) -> Bijector:
     """A map whose slopes are as close to zero as they get: w·û = -1 + 10⁻³, and so on."""
-    f = perturbed(MAPS[name](features))
+    f = perturbed(case.build(features))
     with torch.no_grad():
-        if name == "planar":
+        if isinstance(f, Planar):
             w = torch.linspace(1, 2, features)
             f.parts.value.copy_(torch.cat([-30 * w, w, torch.tensor([0.1])]))
-        elif name == "radial":
+        elif isinstance(f, Radial):
             f.parts.value[-1] = -60
         else:
             size = len(f.rows)
@@ -49,35 +68,35 @@ def at_the_boundary(name: str, features: int = D):
 
 
 @torch.no_grad()
-def smallest_slope(name: str, f) -> float:
-    if name == "planar":
+def smallest_slope(f: Bijector) -> float:
+    if isinstance(f, Planar):
         u, w, _, slope = f._u_w_b_slope(None)
         assert float((w * u).sum() + 1 - slope) == pytest.approx(0, abs=1e-9)
         return float(slope)
-    if name == "radial":
+    if isinstance(f, Radial):
         _, alpha, gamma = f._centre_alpha_gamma(None)
         return float(gamma / alpha)
     outer, inner, _ = f._outer_inner_b(None)
     return float((1 + outer.diagonal() * inner.diagonal()).min())
 
 
-def near_the_steepest(name: str, f, dtype: torch.dtype) -> torch.Tensor:
+def near_the_steepest(f: Bijector, dtype: torch.dtype) -> torch.Tensor:
     """Points about where the map is flattest, and a few far away."""
     z = torch.randn(200, f.features, dtype=torch.float64)
     z[:100] *= 1e-3
-    if name == "radial":
+    if isinstance(f, Radial):
         z = z + f.parts.value[: f.features].detach()
     return z.to(dtype)
 
 
-@pytest.mark.parametrize("name", MAPS)
+@cases(MAPS)
 @pytest.mark.parametrize("features", [1, D])
 @DTYPES
-def test_round_trip_at_the_boundary_of_the_constraint(name, features, dtype):
-    f = at_the_boundary(name, features)
-    assert smallest_slope(name, f) == pytest.approx(1e-3, rel=1e-6)
+def test_round_trip_at_the_boundary_of_the_constraint(case, features, dtype):
+    f = at_the_boundary(case, features)
+    assert smallest_slope(f) == pytest.approx(1e-3, rel=1e-6)
     f = f.to(dtype)
-    z = near_the_steepest(name, f, dtype)
+    z = near_the_steepest(f, dtype)
     with torch.no_grad():
         x, log_det = f.forward_and_log_det(z)
         back, log_det_back = f.inverse_and_log_det(x)
@@ -87,19 +106,19 @@ def test_round_trip_at_the_boundary_of_the_constraint(name, features, dtype):
     assert log_det.isfinite().all()
     # Noise is known to a thousand roundings in a flat direction; flat directions that feed each
     # other, as in Sylvester maps of several units, multiply.
-    if features == 1 or name in ("planar", "radial"):
+    if features == 1 or not case.several_units:
         assert (back - z).abs().max() < 1e4 * eps
         assert (log_det + log_det_back).abs().max() < 2e6 * eps
-    if name in NUMERICAL:
+    if case.numerical:
         assert f.inversion_status.converged
         assert f.inversion_status.iterations < 100
 
 
-@pytest.mark.parametrize("name", MAPS)
+@cases(MAPS)
 @pytest.mark.parametrize("scale", [1e6, 1e-6, 0.0])
 @DTYPES
-def test_far_and_near_inputs(name, scale, dtype):
-    f = perturbed(MAPS[name](D), dtype)
+def test_far_and_near_inputs(case, scale, dtype):
+    f = perturbed(case.build(D), dtype)
     z = (scale * torch.randn(50, D)).to(dtype)
     x, log_det = f.forward_and_log_det(z)
     back, log_det_back = f.inverse_and_log_det(x)
@@ -112,9 +131,9 @@ def test_far_and_near_inputs(name, scale, dtype):
 
 @pytest.mark.parametrize(("features", "context"), [(3, 0), (1, C)])
 @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
-@pytest.mark.parametrize("name", MAPS)
-def test_gradients_in_inputs_and_parameters(name, method, features, context):
-    f = perturbed(MAPS[name](features, context_features=context))
+@cases(MAPS)
+def test_gradients_in_inputs_and_parameters(case, method, features, context):
+    f = perturbed(case.build(features, context_features=context))
     names = [key for key, _ in f.named_parameters()]
     parameters = [p.detach().clone().requires_grad_() for p in f.parameters()]
     value = torch.randn(2, features, dtype=torch.float64, requires_grad=True)
@@ -152,10 +171,10 @@ def test_radial_has_a_gradient_at_its_centre(method):
     assert f.parts.value.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", MAPS)
-def test_log_det_has_the_sign_of_the_volume(name):
+@cases(MAPS)
+def test_log_det_has_the_sign_of_the_volume(case):
     # A box's image, measured by its corners: no use of autograd, nor of the map's own formula.
-    f = perturbed(MAPS[name](1) if name != "radial" else Radial(1))
+    f = perturbed(case.build(1))
     z = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
     h = 1e-5
     slope = ((f.forward(z + h) - f.forward(z - h)) / (2 * h)).squeeze(-1)
@@ -229,9 +248,9 @@ def test_the_fixed_orthogonal_matrices_choose_coordinates():
         assert (moved != 0).any(0).sum() == 2
 
 
-@pytest.mark.parametrize("name", NUMERICAL)
-def test_status_of_the_last_inverse(name):
-    f = perturbed(MAPS[name](D))
+@cases(MAPS, lambda case: case.numerical)
+def test_status_of_the_last_inverse(case):
+    f = perturbed(case.build(D))
     x = torch.randn(10, D, dtype=torch.float64)
     assert f.inversion_status is None
     f.inverse(x)
@@ -250,9 +269,9 @@ def test_status_of_the_last_inverse(name):
     assert f.inversion_status.converged
 
 
-@pytest.mark.parametrize("name", MAPS)
-def test_a_new_map_is_near_the_identity_and_can_learn(name):
-    f = MAPS[name](D, context_features=C).double()
+@cases(MAPS)
+def test_a_new_map_is_near_the_identity_and_can_learn(case):
+    f = case.build(D, context_features=C).double()
     z = torch.randn(50, D, dtype=torch.float64)
     c = torch.randn(50, C, dtype=torch.float64)
     x, log_det = f.forward_and_log_det(z, c)
@@ -262,9 +281,9 @@ def test_a_new_map_is_near_the_identity_and_can_learn(name):
         assert parameter.grad.abs().max() > 0, key
 
 
-@pytest.mark.parametrize("name", MAPS)
-def test_low_precision_leaves_the_map_and_its_inverse_alone(name):
-    f = perturbed(MAPS[name](D, context_features=C), torch.float32)
+@cases(MAPS)
+def test_low_precision_leaves_the_map_and_its_inverse_alone(case):
+    f = perturbed(case.build(D, context_features=C), torch.float32)
     z, c = torch.randn(20, D), torch.randn(20, C)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x, log_det = f.forward_and_log_det(z, c)
