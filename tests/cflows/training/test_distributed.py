@@ -260,7 +260,7 @@ def folder(tmp_path_factory):
     environment = {
         **os.environ,
         "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(Path(__file__).parents[3]),
     }
     started = [
         subprocess.Popen([sys.executable, "-W", "error", __file__, str(number), str(folder)],

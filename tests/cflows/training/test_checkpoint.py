@@ -221,7 +221,7 @@ sys.path[:0] = {tests!r}
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 torch.set_num_threads(1)
-import test_checkpoints as t
+import test_checkpoint as t
 log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 register_optimizer_step_post_hook(lambda *_: os.write(log, b"."))
 flow = t.small({kind!r})
@@ -235,7 +235,7 @@ KILLS = 3
 @pytest.mark.parametrize("kind", ["maf", "ffjord"])
 def test_kills_at_random_moments_cost_a_checkpoint_interval_each(kind, tmp_path):
     log, out = tmp_path / "log", tmp_path / "weights.pt"
-    script = CHILD.format(tests=[str(p) for p in Path(__file__).parents[:2]], log=str(log),
+    script = CHILD.format(tests=[str(p) for p in Path(__file__).parents[:3]], log=str(log),
                           kind=kind, path=str(tmp_path / "c.pt"), out=str(out))  # fmt: skip
     chance = random.Random(kind)
     for leg in range(KILLS + 1):
