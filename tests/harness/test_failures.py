@@ -13,6 +13,7 @@ from baselines.harness import cli, data
 from baselines.harness.experiment import cell as cells
 from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import likelihood
+from cflows.training import pipeline
 
 BAD = """\
 from baselines import NICE
@@ -67,7 +68,7 @@ def test_a_cell_that_runs_out_of_memory(error, cell, tmp_path, monkeypatch):
     def greedy(*arguments, **settings):
         raise error
 
-    monkeypatch.setattr(cells, "fit", greedy)
+    monkeypatch.setattr(pipeline, "fit", greedy)
     result = cells.run(cell, tmp_path / "out")
     assert result["status"] == "failed"
     assert "memory" in result["error"]

@@ -313,7 +313,7 @@ def test_copies_are_warned_of(tmp_path):
 
 def test_a_comparison_dequantises_files(tmp_path, monkeypatch, capsys):
     """The warning, and cells that load the noisy rows again by their checksum."""
-    monkeypatch.setattr(runner.report, "write", lambda out: out)  # pictures take seconds
+    monkeypatch.setattr(runner.contents, "write", lambda out: out)  # pictures take seconds
     path, _ = table(tmp_path)
     common = ["likelihood", "--models", "nice", "--steps", 2, "--seeds", 0, "--jobs", 1,
               "--data", path]  # fmt: skip

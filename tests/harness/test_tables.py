@@ -310,8 +310,8 @@ def test_streamed_columns(tmp_path, monkeypatch):
 
 
 def test_a_comparison_keeps_the_choice_in_its_cells(mixed, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.report, "write", lambda out: out)
-    monkeypatch.setattr(runner.report, "summary", lambda out: "")
+    monkeypatch.setattr(runner.contents, "write", lambda out: out)
+    monkeypatch.setattr(runner.contents, "summary", lambda out: "")
     keys = []
     for drop in (["species", "one"], ["species", "one", "mass"]):
         assert run("likelihood", "--models", "nice", "--steps", 1, "--seeds", 0, "--jobs", 1,
