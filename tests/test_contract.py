@@ -221,7 +221,7 @@ def test_density_integrates_to_one(case, device):
         x = flow.sample(4000)
         low, high = x.amin(0), x.amax(0)
         low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
-        n = 1000 if case.kinked else 500
+        n = 1000 if case.kinked else 300
         axes = [
             torch.linspace(float(a), float(b), n, dtype=x.dtype)
             for a, b in zip(low, high, strict=True)

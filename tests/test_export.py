@@ -15,7 +15,7 @@ FLOWS = {
     "realnvp": lambda: RealNVP(3, layers=2, hidden=(16,)),
     "nice": lambda: NICE(3, layers=2, hidden=(16,)),
     "nsf": lambda: NSF(3, layers=2, hidden=(16,)),
-    "planar": lambda: PlanarFlow(3, layers=2),
+    "planar": lambda: PlanarFlow(3, layers=1),
     "maf-wide": lambda: MAF(3, layers=1, hidden=(256, 256)),
 }
 
