@@ -43,19 +43,36 @@ def rows(n=64, seed=0):
     return x @ torch.tensor([[2.0, 0.5], [0.0, 0.3]], dtype=torch.float64) + 1.0
 
 
+def ffjord(divergence):
+    return FFJORD(2, hidden=(8, 8), divergence=divergence, training_solver=Lagged("bosh3", 1e-3))
+
+
+def maf(**settings):
+    return MAF(2, layers=2, hidden=(8,), **settings)
+
+
+def act_norm(flow):
+    return Flow(Chain(flow.bijector, ActNorm(2)))
+
+
+BUILDS = {
+    "ffjord": lambda: ffjord("exact"),
+    "ffjord, probes": lambda: ffjord("hutchinson"),
+    "ffjord, act norm": lambda: act_norm(ffjord("exact")),
+    "maf": maf,
+    "maf, batch norm": lambda: maf(batch_norm=True),
+    "maf, act norm": lambda: act_norm(maf()),
+}
+KINDS = [kind for kind in BUILDS if kind != "ffjord, probes"]  # draws differ between processes
+
+
 def built(kind, seed=0):
     torch.manual_seed(seed)
-    if kind.startswith("ffjord"):
-        scheme = "hutchinson" if kind == "ffjord, probes" else "exact"
-        flow = FFJORD(2, hidden=(8, 8), divergence=scheme, training_solver=Lagged("bosh3", 1e-3))
-    else:
-        flow = MAF(2, layers=2, hidden=(8,), batch_norm=kind == "maf, batch norm")
+    flow = BUILDS[kind]()
     for part in flow.modules():
         if isinstance(part, BatchNorm):
             # Next to the base β's first gradient is rounding alone, which Adam makes large.
             part.beta.requires_grad_(False)
-    if kind.endswith("act norm"):
-        flow = Flow(Chain(flow.bijector, ActNorm(2)))
     return flow.double()
 
 
@@ -94,7 +111,6 @@ class Acting(ForwardKL):
 
 
 Acting.__qualname__ = "ForwardKL"  # what it was asked for is the same
-KINDS = ["ffjord", "maf", "maf, batch norm", "maf, act norm", "ffjord, act norm"]
 CASES = {}
 
 
