@@ -1,5 +1,3 @@
 """scikit-learn's interface under its earlier name; it stands in ``baselines.sklearn``."""
 
-from baselines.sklearn import DensityEstimator
-
-__all__ = ["DensityEstimator"]
+from baselines.sklearn import DensityEstimator as DensityEstimator

@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
         r"(sklearn|abc|dataclasses|importlib|Tensor|Module|Any|Array|Matrix|Figure|Axes|Picture|optional)(\..*)?",
     ),
     # Type variables, aliases, and bases that are not public.
-    (r"py:.*", r"(cflows|baselines)\..*\.(T|Class|Linearized|LocationScale|_\w+)"),
+    (r"py:.*", r"(cflows|baselines)\..*\.(T|Class|Linearized|LocationScale|AnyFlow|_\w+)"),
     (r"py:class", r"\w+|baselines\.harness\..*"),
 ]
 suppress_warnings = ["mystnb.unknown_mime_type"]

@@ -18,7 +18,7 @@ class Task:
     """What ``cflows fit`` was asked for.
 
     Attributes:
-        model: a name that ``models.find`` knows.
+        model: a name that ``registry.find`` knows.
         data: a registered name, or a file.
         out: the model's file.
         depth: layers or blocks; None for the deepest setting of a comparison.

@@ -82,7 +82,7 @@ class Cell:
         device: ``"cpu"`` or ``"cuda"``.
         dtype: of rows and weights.
         preprocess: the map that the model ends in, ``"auto"`` or one of ``MAPS``.
-        configuration: a hash of the model's preset, see ``models.configuration``.
+        configuration: a hash of the model's preset, see ``registry.configuration``.
         batch_size: rows a step.
         validation_rows: about how many of the validation rows choose the best state.
         validations: how often they do in a run of known steps.
@@ -97,7 +97,7 @@ class Cell:
         validate_every: steps between two validations, in place of ``validations``.
         schedule: of the learning rate, as ``fit`` takes it.
         warmup: steps over which the learning rate rises.
-        origin: what ``models.find`` knows a model of the user's own by, or ""; no part of the key,
+        origin: what ``registry.find`` knows a model of the user's own by, or ""; no part of the key,
             since the configuration holds its text.
         bounds: of each column, or None where none has any; then no part of the key.
 
@@ -134,7 +134,7 @@ class Cell:
 
     @property
     def found(self) -> str:
-        """The name that ``models.find`` knows the model by, from any folder."""
+        """The name that ``registry.find`` knows the model by, from any folder."""
         return self.origin or self.model
 
     @property

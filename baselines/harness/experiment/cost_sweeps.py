@@ -41,7 +41,7 @@ def measure(
     ``sampling``: densities and samples of 1 row to many of every cell of the first seed,
     and the growth with the dimension. ``depth``: the solver's steps of every continuous cell at its
     deepest, and the growth with depth. Others: nothing. What cannot be measured is said, and stops
-    nothing. ``chosen`` holds what ``models.find`` knows each model by, under what tables call it.
+    nothing. ``chosen`` holds what ``registry.find`` knows each model by, under what tables call it.
     """
     if comparison not in _SWEEPS:
         return

@@ -58,7 +58,7 @@ class Plan:
     Attributes:
         comparison: a name in ``COMPARISONS``.
         data: names of data sets, or files.
-        models: names that ``models.find`` knows; the Gaussian is added to every table.
+        models: names that ``registry.find`` knows; the Gaussian is added to every table.
         seeds: one cell each.
         depths: for every model alike, or None for each model's own.
         steps: optimiser steps a cell, or None for each model's own.
@@ -78,7 +78,7 @@ class Plan:
             the median of the models' own numbers on a data set; None for the models' own widths.
             Beside a budget it is a second view: each model is trained in both.
         patience: validations without a better one after which training stops.
-        executor: ``"local"``, or a name in ``cluster.EXECUTORS``; with ``"slurm"``, jobs 0 is as
+        executor: ``"local"``, or a name in ``slurm.EXECUTORS``; with ``"slurm"``, jobs 0 is as
             many as the cluster will take.
         cluster: settings of submitit.
 

@@ -54,7 +54,7 @@ def solver_steps(flow: Flow, test: Tensor, quick: bool = False) -> list[dict[str
     Returns:
         a record a grid: its ``steps`` a block, test log-likelihood with its error, the mean and the
         largest |log p - log p by an adaptive solve at 1e-6| of a row, the round-trip error, and
-        ``density`` and ``sample`` as ``calls.both`` has them for those rows.
+        ``density`` and ``sample`` as ``timing.both`` has them for those rows.
 
     """
     x = test[: STEPPED_ROWS[quick]]

@@ -51,7 +51,7 @@ def growth_table(
     """Return milliseconds of 1000 densities or samples against a size, with the fitted slope.
 
     Args:
-        records: of ``growth.sweep``.
+        records: of ``scaling.sweep``.
         axis: ``"features"`` or ``"depth"``.
         what: ``"density"`` or ``"sample"``.
         labels: how a model is written where that is not its name.

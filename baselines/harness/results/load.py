@@ -220,7 +220,7 @@ def picture(results: Results, s: Group) -> dict[str, NDArray[np.float64]] | None
 
 
 def records(place: Path) -> list[dict[str, Any]]:
-    """Return what ``growth.kept_or_made`` kept in a file; nothing where there is none."""
+    """Return what ``scaling.kept_or_made`` kept in a file; nothing where there is none."""
     if not place.exists():
         return []
     found = read_json(place).get("records")
