@@ -1,9 +1,9 @@
 """Models of the user's own: a function in a file or a module, or an entry point of a package.
 
 The function is (features, depth) -> Flow, for white data. Attributes of it may say more, each as in
-``baselines.models.model.Model``: ``label``, ``depths``, ``unit``, ``steps``, ``quick_steps``, ``learning_rate``,
+``model.Model``: ``label``, ``depths``, ``unit``, ``steps``, ``quick_steps``, ``learning_rate``,
 ``warmup``, ``objective``, ``batch_size``. With a third argument ``hidden`` its widths can be chosen
-for it. In place of a function a ``baselines.models.model.Model`` will do.
+for it. In place of a function a ``model.Model`` will do.
 
     # mine.py; cflows compare --models maf mine.py:deep
     from baselines import MAF

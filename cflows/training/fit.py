@@ -79,7 +79,8 @@ def fit(
 
     Before each validation the stored statistics of batch norms in a Chain are taken over all
     training rows, from the data side to the base side (Papamakarios et al. 2017, appendix B); see
-    ``batch_statistics.refresh``. The best state holds these; training goes on with its running averages.
+    ``batch_statistics.refresh``. The best state holds these; training goes on with its running
+    averages.
 
     Within a process group of ``torch.distributed`` every process calls it alike, with all rows, on
     a device of its own (``torch.cuda.set_device``): each takes its share of every batch, and the

@@ -94,7 +94,8 @@ def test_a_failure_of_another_process_is_taken_and_an_old_one_is_not(cell, tmp_p
 
 COUNT = "\n".join([
     "import sys",
-    "from baselines.harness import cells, cli",
+    "from baselines.harness import cli",
+    "from baselines.harness.experiment import cell as cells",
     "real = cells.run",
     "def run(cell, out):",
     "    with open(sys.argv[1], 'a') as file:",

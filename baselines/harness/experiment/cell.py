@@ -97,8 +97,8 @@ class Cell:
         validate_every: steps between two validations, in place of ``validations``.
         schedule: of the learning rate, as ``fit`` takes it.
         warmup: steps over which the learning rate rises.
-        origin: what ``registry.find`` knows a model of the user's own by, or ""; no part of the key,
-            since the configuration holds its text.
+        origin: what ``registry.find`` knows a model of the user's own by, or ""; no part of the
+            key, since the configuration holds its text.
         bounds: of each column, or None where none has any; then no part of the key.
 
     """
