@@ -7,23 +7,20 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from baselines.harness.metrics import scaling
-from baselines.harness.report import gallery, latex, pages, tables
+from baselines.harness.report import gallery, tables
 from baselines.harness.report.difference_table import difference_table
-from baselines.harness.report.pages import Block
+from baselines.harness.report.render import Section, render
 from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
-from baselines.harness.report.tables import Table
 from baselines.harness.results import layout
 from baselines.harness.results import load as reading
+from baselines.harness.results.aggregate import Row
 from baselines.harness.results.load import COLUMNS, ReportError, Results, load, one_line
 from baselines.harness.results.number_format import clip
 from cflows.core.atomic_write import write_whole
 
 __all__ = ["COLUMNS", "ReportError", "rows", "summary", "write"]
-
-Row = dict[str, Any]
 
 _TITLES = {
     "likelihood": "Normalizing flows compared: likelihood",
@@ -66,26 +63,18 @@ def write(directory: Path) -> Path:
     Raises `ReportError` where the directory is missing or holds no cells, or a file is broken.
     """
     results = load(Path(directory))
-    pictures, blocks = {}, list(_results_blocks(results))
-    for stem, caption, png, svg in gallery.pictures(results):
-        pictures[stem] = png
-        blocks.append(Block("picture", caption, stem))
+    pictures = list(gallery.pictures(results))
+    for stem, _, png, svg in pictures:
         write_whole(results.directory / f"{stem}.png", png)
         write_whole(results.directory / f"{stem}.svg", svg)
-    if not pictures:
-        reason = (
-            "no cell has what one shows" if gallery.has_matplotlib() else "they need matplotlib"
-        )
-        blocks.append(Block("p", f"None: {reason}."))
-    blocks += _run_blocks(results)
     write_whole(results.directory / "results.csv", _csv(results.rows))
     for name, lines in _measurements(results):
         columns = tuple(dict.fromkeys(column for line in lines for column in line))
         write_whole(results.directory / name, _csv(lines, columns))
-    write_whole(results.directory / "report.md", pages.markdown(blocks))
-    write_whole(results.directory / "report.tex", latex.document(blocks))
-    path = results.directory / "report.html"
-    write_whole(path, pages.page(blocks, pictures))
+    content = _content(results) | {"pictures": pictures}
+    for kind in ("md", "tex", "html"):
+        path = results.directory / f"report.{kind}"
+        write_whole(path, render(kind, **content))
     return path
 
 
@@ -120,40 +109,51 @@ def summary(directory: Path) -> str:
 # --- what the report says ------------------------------------------------------------------------
 
 
-def _results_blocks(results: Results) -> Iterator[Block | Table]:
-    comparison = results.manifest.get("comparison")
+def _content(results: Results) -> dict[str, object]:
+    manifest = results.manifest
     several = any(len(s.rows) + len(s.failed) > 1 for s in results.settings)
-    yield Block("h1", _TITLES.get(str(comparison), _TITLES["compare"]))
-    yield Block("p", _HOW_TO_READ + (_SEEDS if several else ""))
+    drawn = gallery.has_matplotlib()
+    keys = ("created", "processor", "threads", "device", "dtype", "seed", "steps")
+    machine = [f"{key}: {manifest[key]}" for key in keys if manifest.get(key) is not None]
+    if isinstance(versions := manifest.get("versions"), dict):
+        machine.append("versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
+    return {
+        "title": _TITLES.get(str(manifest.get("comparison")), _TITLES["compare"]),
+        "introduction": _HOW_TO_READ + (_SEEDS if several else ""),
+        "sections": list(_sections(results)),
+        "no_pictures": "no cell has what one shows" if drawn else "they need matplotlib",
+        "failures": tables.failure_table(results.rows, results.labels),
+        "command": one_line(manifest.get("command", "")),
+        "machine": list(map(one_line, machine)),
+        "manifest": json.dumps(manifest, indent=2, ensure_ascii=False),
+    }
+
+
+def _sections(results: Results) -> Iterator[Section]:
+    chosen = _TABLES.get(str(results.manifest.get("comparison")), _TABLES["compare"])
     about = results.manifest.get("data")
     about = {one_line(k): v for k, v in about.items()} if isinstance(about, dict) else {}
+    later = [
+        (reading.measured(results, file), table_of)
+        for file, table_of in ((layout.ROWS, rows_table), (layout.STEPS, steps_table))
+    ]
     for name, found in results.by_dataset.items():
         if not name:  # a cell cut off before it wrote what it is: listed among the failed
             continue
-        yield Block("h2", name)
-        if isinstance(about.get(name), dict):
-            yield Block("p", _describe(about[name]), "soft")
-        for table in _TABLES.get(str(comparison), _TABLES["compare"]):
-            if (filled := table(found)).rows:
-                yield filled
-        for file, table_of in (
-            (layout.ROWS, rows_table),
-            (layout.STEPS, steps_table),
-        ):
-            if measured := reading.measured(results, file).get(name):
-                yield table_of(measured)
+        facts = about.get(name)
+        shown = [table for table_of in chosen if (table := table_of(found)).rows]
+        shown += [table_of(measured[name]) for measured, table_of in later if name in measured]
+        yield Section(name, _describe(facts) if isinstance(facts, dict) else "", shown)
     for axis, title in (("features", "dimension"), ("depth", "depth")):
         if records := reading.records(results.directory / layout.sweep(axis)):
-            yield Block("h2", f"Growth with {title}")
-            for what in ("density", "sample"):
-                yield growth_table(records, axis, what, results.labels)
-    yield Block("h2", "Pictures")
+            shown = [growth_table(records, axis, w, results.labels) for w in ("density", "sample")]
+            yield Section(f"Growth with {title}", "", shown)
 
 
-def _describe(data: Mapping[str, Any]) -> str:
+def _describe(data: Mapping[str, object]) -> str:
     parts = [str(data["kind"])] if data.get("kind") else []
-    if isinstance(data.get("rows"), list):
-        counts = " / ".join(f"{n:,}" if isinstance(n, int) else str(n) for n in data["rows"])
+    if isinstance(rows := data.get("rows"), list):
+        counts = " / ".join(f"{n:,}" if isinstance(n, int) else str(n) for n in rows)
         parts.append(f"{counts} rows to train / validate / test")
     if data.get("features"):
         parts.append(f"{data['features']} columns")
@@ -161,21 +161,6 @@ def _describe(data: Mapping[str, Any]) -> str:
         parts.append(str(data["note"]))
     parts += [f"{key} {data[key]}" for key in ("source", "licence", "checksum") if data.get(key)]
     return one_line("; ".join(parts))
-
-
-def _run_blocks(results: Results) -> Iterator[Block | Table]:
-    yield Block("h2", "Failed cells")
-    failures = tables.failure_table(results.rows, results.labels)
-    yield failures if failures.rows else Block("p", "None.")
-    manifest = results.manifest
-    yield Block("h2", "Command and machine")
-    yield Block("code", one_line(manifest.get("command", "")))
-    keys = ("created", "processor", "threads", "device", "dtype", "seed", "steps")
-    lines = [f"{key}: {manifest[key]}" for key in keys if manifest.get(key) is not None]
-    if isinstance(versions := manifest.get("versions"), dict):
-        lines.append("versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
-    yield Block("list", "\n".join(map(one_line, lines)))
-    yield Block("manifest", json.dumps(manifest, indent=2, ensure_ascii=False))
 
 
 # --- the files -----------------------------------------------------------------------------------
@@ -196,7 +181,7 @@ def _measurements(results: Results) -> Iterator[tuple[str, list[Row]]]:
             yield file.replace(".json", ".csv"), lines
 
 
-def _flat(record: Mapping[str, Any]) -> Row:
+def _flat(record: Mapping[str, object]) -> Row:
     """{"density": {"ms": 1}} -> {"density_ms": 1}."""
     found: Row = {}
     for name, value in record.items():
