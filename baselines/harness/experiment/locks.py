@@ -1,31 +1,29 @@
 """One process at a time: a lock that the system takes back when its holder dies, however it dies.
 
-A lock is the operating system's own on an open file (flock), not the existence of a file: what
+A lock is the operating system's own on an open file (filelock), not the existence of a file: what
 ``kill -9`` leaves behind is unlocked.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 __all__ = ["claimed", "is_free"]
 
 PAUSE = 0.2  # seconds between two looks at a lock that another process holds
-BUSY = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextmanager
 def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold a file's lock within a block, in this process alone; yields whether it is held.
 
-    The file is made, and stays when the lock is gone: who removed it could part two processes.
     On a file system that knows no locks a warning says so, and the block runs as if it held one.
 
     Args:
@@ -33,45 +31,29 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
         wait: until another process gives it back, in place of yielding False.
 
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive its holder
     try:
-        while not (held := _lock(descriptor, path)) and wait:
-            time.sleep(PAUSE)
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=PAUSE)
+        held = True
+    except Timeout:
+        held = False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{path}: this file system has no locks ({error.strerror or error}): run one command "
+            "at a time on this folder",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        held = True
+    try:
         yield held
     finally:
-        os.close(descriptor)  # and with it the lock
+        lock.release()  # nothing, where it was not acquired
 
 
 def is_free(path: Path) -> bool:
     """Whether no other process holds the lock at this moment."""
     with claimed(path) as held:
         return held
-
-
-def _lock(descriptor: int, path: Path) -> bool:
-    """Try to take the lock of an open file, without waiting."""
-    try:
-        _take(descriptor)
-    except OSError as error:
-        if error.errno in BUSY:
-            return False
-        warnings.warn(
-            f"{path}: this file system has no locks ({error.strerror or error}): run one command "
-            "at a time on this folder",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    return True
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _take(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _take(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

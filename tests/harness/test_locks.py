@@ -15,7 +15,6 @@ import pytest
 
 from baselines.harness import data
 from baselines.harness.experiment import cell as cells
-from baselines.harness.experiment import locks
 from baselines.harness.experiment.cell import Cell
 from baselines.harness.experiment.locks import claimed, is_free
 
@@ -53,13 +52,19 @@ def test_a_lock_is_one_processes_and_dies_with_it(tmp_path):
     assert is_free(path)
 
 
-def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch):
-    def unsupported(descriptor):
-        raise OSError(errno.ENOTSUP, "not supported")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, number):
+    def unsupported(descriptor, operation):
+        raise OSError(number, "not supported")
 
-    monkeypatch.setattr(locks, "_take", unsupported)
+    monkeypatch.setattr("fcntl.flock", unsupported)
     with pytest.warns(RuntimeWarning, match="no locks"), claimed(tmp_path / "lock") as held:
         assert held
+
+
+def test_another_failure_is_no_lock(tmp_path):
+    with pytest.raises(IsADirectoryError), claimed(tmp_path):
+        pass
 
 
 @pytest.fixture
