@@ -13,7 +13,7 @@ import torch
 from baselines.harness import data
 from baselines.harness.experiment import cell as cells
 from baselines.harness.experiment.cell import Cell
-from baselines.harness.metrics import likelihood, sampling
+from baselines.harness.metrics import likelihood, timing
 from baselines.harness.plots import likelihood_cost
 from baselines.harness.results.aggregate import Group
 from baselines.models import builtin, registry
@@ -119,10 +119,10 @@ def test_a_file_that_changed_is_not_timed(cell, tmp_path):
 
 def test_a_processor_without_timings_is_timed_and_a_known_one_is_not(cell, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(sampling, "measure", lambda *_: {"n": calls.append(1) or len(calls)})
+    monkeypatch.setattr(timing, "measure", lambda *_: {"n": calls.append(1) or len(calls)})
     cells.run(cell, tmp_path / "out")
     for name, timings in (("slow", 1), ("slow", 1), ("fast", 2), ("fast", 2)):
-        monkeypatch.setattr(sampling, "processor", lambda _, name=name: name)
+        monkeypatch.setattr(timing, "processor", lambda _, name=name: name)
         assert cells.cost_of(cell, tmp_path / "out") == {"n": timings, "processor": name}
     place = cell.folder(tmp_path / "out") / "cost.json"
     assert json.loads(place.read_text())["processor"] == "fast"

@@ -301,14 +301,14 @@ def test_the_end_of_a_worker_is_told_as_it_was(
 def test_a_model_that_cannot_be_timed_is_a_row_and_stops_nothing(
     table, tmp_path, monkeypatch, capsys
 ):
-    measure = runner.sampling.measure
+    measure = runner.timing.measure
 
     def broken(flow, rows):
         if sum(p.numel() for p in flow.parameters()):
             raise RuntimeError("no\nsolution")
         return measure(flow, rows)
 
-    monkeypatch.setattr(runner.sampling, "measure", broken)
+    monkeypatch.setattr(runner.timing, "measure", broken)
     out = tmp_path / "out"
     command = ["sampling", "--data", str(table), "--models", "nice", "--steps", "5",
                "--seeds", "0", "--jobs", "1", "--out", str(out)]  # fmt: skip

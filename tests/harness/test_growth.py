@@ -11,9 +11,8 @@ import torch
 from baselines import MAF
 from baselines.harness import cli
 from baselines.harness.experiment import cost_sweeps
-from baselines.harness.metrics import depth, scaling
-from baselines.harness.metrics import timing as calls
-from baselines.harness.metrics.footprint import peak_mb
+from baselines.harness.metrics import depth, scaling, timing
+from baselines.harness.metrics.memory import call_peak_mb
 from baselines.harness.metrics.timing import FIELDS, Limits
 from baselines.harness.results import layout
 from cflows import FFJORD, Affine, Flow
@@ -31,14 +30,14 @@ def test_peak_memory_is_what_is_alive_at_once():
         three = two.view(-1).mul_(2)  # a view, in place: nothing more
         return three[:5] + x[0, :5]  # a few bytes
 
-    assert peak_mb(work, x.device) == pytest.approx(2.0, abs=0.01)
-    assert peak_mb(lambda: x.view(-1), x.device) == 0.0
-    assert peak_mb(lambda: (x + 1, x + 2, x + 3), x.device) == pytest.approx(3.0, abs=0.01)
+    assert call_peak_mb(work, x.device) == pytest.approx(2.0, abs=0.01)
+    assert call_peak_mb(lambda: x.view(-1), x.device) == 0.0
+    assert call_peak_mb(lambda: (x + 1, x + 2, x + 3), x.device) == pytest.approx(3.0, abs=0.01)
 
 
 def test_memory_grows_with_the_rows_and_evaluations_do_not():
     flow = MAF(3, layers=2, hidden=(8,)).eval()
-    small, large = (calls.both(flow, torch.randn(rows, 3), FEW) for rows in (100, 1000))
+    small, large = (timing.both(flow, torch.randn(rows, 3), FEW) for rows in (100, 1000))
     for one, other in zip(small, large, strict=True):
         assert set(one) == set(FIELDS)
         assert other["memory_mb"] == pytest.approx(10 * one["memory_mb"], rel=0.3)
@@ -52,7 +51,7 @@ def test_a_call_that_takes_long_is_made_once(monkeypatch):
     made = []
     flow = Flow(Affine([0.0], [1.0])).eval()
     monkeypatch.setattr(flow, "log_prob", lambda x: made.append(len(x)))
-    density, _ = calls.both(flow, torch.randn(5, 1), Limits(longest=-1.0))
+    density, _ = timing.both(flow, torch.randn(5, 1), Limits(longest=-1.0))
     assert (made, density["repeats"], density["memory_mb"]) == ([5], 1, None)
 
 
@@ -100,7 +99,7 @@ def test_the_cost_of_depth_is_linear_by_what_it_evaluates():
     evaluations = []
     for layers in (1, 2, 4, 8):
         flow = MAF(3, layers=layers, hidden=(4,)).eval()
-        evaluations.append([r["nfe_call"] for r in calls.both(flow, torch.randn(10, 3), FEW)])
+        evaluations.append([r["nfe_call"] for r in timing.both(flow, torch.randn(10, 3), FEW)])
     for way in zip(*evaluations, strict=True):
         assert scaling.slope([1, 2, 4, 8], way) == pytest.approx(1.0)
 

@@ -29,7 +29,7 @@ from baselines.harness.data import Width
 from baselines.harness.data.bounds import Pair, bounded
 from baselines.harness.data.dequantise import Pixels
 from baselines.harness.experiment import locks
-from baselines.harness.metrics import likelihood, memory, sample_quality, sampling
+from baselines.harness.metrics import likelihood, memory, sample_quality, timing
 from baselines.harness.metrics.bootstrap import mean_and_error
 from baselines.harness.results import layout
 from baselines.models import registry
@@ -237,7 +237,7 @@ def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
     Nothing else should run meanwhile. An exception makes the cell a failed one, and what is
     returned is its result: what cannot be timed does not stop the others.
     """
-    place, processor = cell.folder(out) / layout.COST, sampling.processor(cell.device)
+    place, processor = cell.folder(out) / layout.COST, timing.processor(cell.device)
     with contextlib.suppress(FileNotFoundError, ValueError):
         cost: dict[str, Any] = json.loads(place.read_text())
         if cost.get("processor") == processor:
@@ -246,7 +246,7 @@ def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
     try:
         flow = flow_of(cell, out)
         test = _rows(cell)[2]
-        cost = {**sampling.measure(flow, test), "processor": processor}
+        cost = {**timing.measure(flow, test), "processor": processor}
     except Exception as error:  # as in run
         return _fail_with(cell, out, error, "timing: ")
     _write_json(place, cost)

@@ -14,7 +14,7 @@ import torch
 
 from baselines.harness.experiment import cell as cells
 from baselines.harness.experiment.cell import Cell
-from baselines.harness.metrics import depth, sampling, scaling
+from baselines.harness.metrics import depth, scaling, timing
 from baselines.harness.metrics.scaling import Record
 from baselines.harness.results import layout
 from baselines.models import registry
@@ -46,7 +46,7 @@ def measure(
     if comparison not in _SWEEPS:
         return
     torch.set_num_threads(1)
-    key = {"quick": quick, "processor": sampling.processor(device), "version": __version__}
+    key = {"quick": quick, "processor": timing.processor(device), "version": __version__}
     for cell in _chosen(todo, out):
         if comparison == "sampling":
             place, of = layout.ROWS, scaling.by_rows

@@ -31,7 +31,7 @@ from baselines.harness.experiment.cell import Cell
 from baselines.harness.experiment.locks import claimed
 from baselines.harness.experiment.plan import Plan, Sets, model_names, plan_cells, work
 from baselines.harness.experiment.progress import Progress, line, say
-from baselines.harness.metrics import sampling
+from baselines.harness.metrics import timing
 from baselines.harness.report import contents
 from baselines.harness.results import layout
 from baselines.models import registry
@@ -237,7 +237,7 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
             "torchdiffeq": _version("torchdiffeq"),
             "numpy": np.__version__,
         },
-        "processor": sampling.processor(),
+        "processor": timing.processor(),
         "processors": os.cpu_count(),
         "threads": 1,
         "jobs": plan.jobs,

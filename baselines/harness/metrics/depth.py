@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from baselines.harness.metrics import likelihood, scaling
-from baselines.harness.metrics import timing as calls
+from baselines.harness.metrics import likelihood, scaling, timing
 from baselines.models.model import Model, ModelError
 from cflows import Adaptive, FixedGrid, Flow, log_likelihood
 
@@ -64,7 +63,7 @@ def solver_steps(flow: Flow, test: Tensor, quick: bool = False) -> list[dict[str
     for steps in STEPS[::2] if quick else STEPS:
         with flow.using(solver=FixedGrid("rk4", steps)):
             log_prob = log_likelihood(flow, x).double()
-            timed = {r["what"]: r for r in calls.both(flow, x, scaling.limits(quick))}
+            timed = {r["what"]: r for r in timing.both(flow, x, scaling.limits(quick))}
             error = (log_prob - true).abs()
             found.append(
                 {

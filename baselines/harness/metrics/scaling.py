@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from baselines.flows.autoregressive import Autoregressive
-from baselines.harness.metrics import timing as calls
+from baselines.harness.metrics import timing
 from baselines.harness.metrics.timing import Limits
 from baselines.models import registry
 from cflows import Flow
@@ -60,7 +60,7 @@ def by_rows(flow: Flow, test: Tensor, quick: bool = False) -> list[Record]:
     for way in ways(flow):
         for rows in ROWS[quick]:
             x = test.repeat(-(-rows // len(test)), 1)[:rows]
-            for record in calls.both(flow, x, limits(quick)):
+            for record in timing.both(flow, x, limits(quick)):
                 found.append({"way": way, "size": rows, **record})
     return found
 
@@ -104,7 +104,7 @@ def sweep(name: str, model_names: Sequence[str], quick: bool, device: str) -> li
                 elif time.perf_counter() > end:
                     found.append({**line, "note": "the time of the sweep was over"})
                 else:
-                    measured = calls.both(flow, x, limits(quick))
+                    measured = timing.both(flow, x, limits(quick))
                     found += [{**line, **record} for record in measured]
                     slow[model, way] = max(record["ms"] for record in measured) / 1e3
     return found
