@@ -11,7 +11,7 @@ import numpy as np
 from baselines.harness.metrics.bootstrap import Interval, intervals, over_seeds
 from baselines.harness.report.tables import Table, TableCell
 from baselines.harness.results.aggregate import Group, deepest, name_of
-from baselines.harness.results.number_format import fixed
+from baselines.harness.results.number_format import decimals, fixed
 
 __all__ = ["difference_table"]
 
@@ -27,18 +27,11 @@ def difference_table(found: Sequence[Group]) -> Table:
     """Return the pairwise differences of one data set, every model at its deepest."""
     ranked = sorted(filter(_scored, deepest(found)), key=lambda s: -(s.likelihood[0] or 0.0))
     pairs = [(a, b) for a, b in combinations(ranked, 2) if _log_prob(a).shape == _log_prob(b).shape]
-    header: tuple[str, ...] = (
-        "model",
-        "less",
-        "difference",
-        "95% over test points",
-        "± 2 s.e. over seeds",
-    )
-    several = any(len(s.log_probs) > 1 for s in ranked)
-    header = header if several else header[:-1]
+    header = ("model", "less", "difference", "95% over test points", "± 2 s.e. over seeds")
+    width = 5 if any(len(s.log_probs) > 1 for s in ranked) else 4
     lines = []
     for (first, second), interval in zip(pairs, _intervals(pairs), strict=True):
-        digits = _digits(interval)
+        digits = decimals([(interval.high - interval.low) / 2])
         low, high = (fixed(end, digits) for end in interval[1:])
         apart = interval.low > 0 or interval.high < 0
         seeds = over_seeds(_means(first), _means(second))
@@ -49,8 +42,8 @@ def difference_table(found: Sequence[Group]) -> Table:
             TableCell(f"{low} to {high}" if math.isfinite(interval.low) else "not known"),
             TableCell("" if seeds is None else f"± {fixed(seeds, digits)}"),
         ]
-        lines.append(tuple(cells if several else cells[:-1]))
-    return Table("Differences of pairs", _NOTE if lines else "", header, tuple(lines))
+        lines.append(tuple(cells[:width]))
+    return Table("Differences of pairs", _NOTE if lines else "", header[:width], tuple(lines))
 
 
 def _scored(s: Group) -> bool:
@@ -75,11 +68,3 @@ def _intervals(pairs: Sequence[tuple[Group, Group]]) -> list[Interval]:
 
 def _means(s: Group) -> np.ndarray:
     return np.array([vector.mean() for vector in s.log_probs])
-
-
-def _digits(interval: Interval) -> int:
-    """Decimals that leave the interval's half width two significant digits, at most 4."""
-    half = (interval.high - interval.low) / 2
-    if not math.isfinite(half) or half <= 0:
-        return 3
-    return min(max(1 - math.floor(math.log10(half)), 0), 4)

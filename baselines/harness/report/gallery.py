@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 from baselines.harness.metrics.depth import END_TIME
 from baselines.harness.plots import curves, likelihood_cost
 from baselines.harness.plots import style as canvas
 from baselines.harness.plots.curves import Line
-from baselines.harness.report.scaling_tables import per_1000
+from baselines.harness.report.scaling_tables import Measured, per_1000
 from baselines.harness.results import layout
 from baselines.harness.results import load as reading
 from baselines.harness.results.aggregate import Group, deepest
 from baselines.harness.results.load import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["has_matplotlib", "pictures"]
 
@@ -37,7 +40,7 @@ def pictures(results: Results) -> Iterator[tuple[str, str, bytes, bytes]]:
             yield stem, caption, *canvas.encode(figure)
 
 
-def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
+def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
     named = [s for s in results.settings if s.dataset]
     yield (
         "likelihood",
@@ -104,9 +107,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Any]]:
             )
 
 
-def _lines(
-    found: Sequence[Group], stepped: Sequence[tuple[Group, Sequence[Any]]]
-) -> tuple[list[Line], list[Line]]:
+def _lines(found: Sequence[Group], stepped: Measured) -> tuple[list[Line], list[Line]]:
     """The curves of discrete and of continuous flows; a continuous one is told by its gap."""
     discrete: list[Line] = []
     continuous: list[Line] = []
@@ -122,12 +123,8 @@ def _lines(
     for s, records in stepped:
         points = []
         for r in records:
-            values = {
-                "test_log_prob": r["test_log_prob"],
-                "round_trip_error": r["round_trip_error"],
-                "density_ms_per_1000": per_1000(r["density"]),
-                "sample_ms_per_1000": per_1000(r["sample"]),
-            }
+            values = {name: r[name] for name in ("test_log_prob", "round_trip_error")}
+            values |= {f"{what}_ms_per_1000": per_1000(r[what]) for what in ("density", "sample")}
             points.append((float(r["density"]["nfe_call"]), values))
         continuous.append(Line(s.model, s.label, "solver steps", points))
     return discrete, continuous

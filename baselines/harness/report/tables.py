@@ -73,9 +73,10 @@ class Table:
         """``"l"`` or ``"r"`` for each column: where words stand, and where numbers do."""
         full = [row for row in self.rows if len(row) == len(self.header)]
         texts = [[row[i].text for row in full if row[i].text] for i in range(len(self.header))]
-        words = [self.words or i == 0 or (bool(column) and all(map(_is_word, column)))
-                 for i, column in enumerate(texts)]  # fmt: skip
-        return "".join("l" if left else "r" for left in words)
+        return "".join(
+            "l" if self.words or i == 0 or (column and all(map(_is_word, column))) else "r"
+            for i, column in enumerate(texts)
+        )
 
 
 def likelihood_table(found: Sequence[Group]) -> Table:
@@ -210,19 +211,16 @@ def _stand_ins(found: Sequence[Group], shown: Sequence[Group]) -> str:
     """Say where a table's row is not the deepest setting that was asked for."""
     notes = []
     for s in shown:
-        missed = [
-            o.depth
+        depths = ", ".join(
+            str(o.depth)
             for o in found
-            if (o.model, o.view) == (s.model, s.view) and _deeper(o, s) and not o.rows
-        ]
-        if s.rows and missed:
-            depths = ", ".join(str(depth) for depth in missed)
+            if (o.model, o.view) == (s.model, s.view)
+            and (o.depth or 0) > (s.depth or 0)
+            and not o.rows
+        )
+        if s.rows and depths:
             notes.append(f"{name_of(s)} failed at depth {depths}: depth {s.depth} stands here.")
     return " ".join(notes)
-
-
-def _deeper(first: Group, second: Group) -> bool:
-    return (first.depth or 0) > (second.depth or 0)
 
 
 def _table(
