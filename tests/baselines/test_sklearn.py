@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -18,7 +19,17 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import cflows
 from baselines.sklearn import DensityEstimator
-from cflows import Affine, ElementwiseAffine, Flow, TableFlow, Whitening, standardise, whiten
+from cflows import (
+    FFJORD,
+    Affine,
+    ElementwiseAffine,
+    FixedGrid,
+    Flow,
+    TableFlow,
+    Whitening,
+    standardise,
+    whiten,
+)
 
 
 def independent(features: int, depth: int | None) -> Flow:
@@ -259,3 +270,34 @@ def test_a_constant_column_is_named():
 def test_importing_the_package_does_not_import_scikit_learn(module):
     code = f"import sys, {module}; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_training_that_gains_nothing_warns(monkeypatch):
+    def spoilt(*arguments, **settings):
+        history = cflows.fit(*arguments, **settings)
+        history.best_step, history.best_validation = 0, history.records[0].validation
+        return history
+
+    monkeypatch.setattr("cflows.training.pipeline.fit", spoilt)
+    with pytest.warns(UserWarning, match="gained nothing over a Gaussian: fewer layers"):
+        DensityEstimator("nice", depth=1, steps=20).fit(people())
+
+
+def test_samples_far_from_the_rows_warn(fitted):
+    far = copy.deepcopy(fitted)
+    low, high, spread = far.flow_.extent
+    far.flow_.extent.copy_(torch.stack([low, low + 1e-3 * (high - low), spread]))
+    with pytest.warns(UserWarning, match="50 of 50 draws lie far outside"):
+        far.sample(50, random_state=0)
+
+
+def test_an_evaluation_by_probes_reaches_the_estimator():
+    def probed(features, depth):
+        return FFJORD(features, hidden=(8,), evaluation_divergence="hutchinson",
+                      evaluation_probes=2, evaluation_solver=FixedGrid("rk4", 4))  # fmt: skip
+
+    estimator = DensityEstimator(probed, steps=3).fit(people(60))
+    assert any(getattr(p, "evaluation_divergence", "") == "hutchinson"
+               for p in estimator.flow_.modules())  # fmt: skip
+    scores = [estimator.score_samples(people(60)) for _ in range(2)]
+    assert not np.array_equal(*scores)  # fresh probes
