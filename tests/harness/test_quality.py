@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +107,14 @@ def test_few_rows_tell_nothing_and_constant_columns_do_no_harm():
     assert all(map(math.isfinite, found.values()))
     with pytest.raises(ValueError, match="of one shape"):
         sample_quality.compare(rows, rows[:3])
+
+
+def test_without_the_libraries_two_distances_are_left(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    monkeypatch.setitem(sys.modules, "sklearn.exceptions", None)
+    found = sample_quality.compare(*halves(2, 0))
+    assert (found["ks"], found["c2st"]) == (None, None)
+    assert min(found["sw"], abs(found["mmd"])) > 0
 
 
 def test_the_table_puts_each_null_beside_its_figure():
