@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from baselines.harness.data.dataset import DataError, Matrix
 from baselines.harness.data.inputs import Input
-from baselines.harness.data.rows import Fault, RawTable
+from baselines.harness.data.rows import Fault, RawTable, numbered
 
 __all__ = [
     "MISSING",
@@ -58,8 +58,11 @@ def is_frame(given: object) -> bool:
 
 def from_frame(frame: Any) -> RawTable:
     """Return the columns of a frame, without its index, as numbers."""
+    names = tuple(" ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in frame.columns)
+    if names == tuple(map(str, range(len(names)))):  # pandas' own, where none were given
+        names = numbered(len(names))
     return columns_of(
-        tuple(" ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in frame.columns),
+        names,
         [frame.iloc[:, i] for i in range(frame.shape[1])],
         len(frame),
         lambda i: f"row {i} (counted from 0)",

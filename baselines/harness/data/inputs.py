@@ -44,6 +44,7 @@ class Input:
         path: of what there is.
 
     Raises:
+        DataError: standard input is closed.
         OSError: a pipe cannot be read.
 
     """
@@ -52,6 +53,8 @@ class Input:
         self.path = path
         self._content: bytes | None = None
         if path == STANDARD:
+            if sys.stdin is None:
+                raise DataError("standard input is closed; name a file")
             self._content = sys.stdin.buffer.read()
         elif not path.is_file():
             self._content = path.read_bytes()
@@ -75,10 +78,10 @@ class Input:
 
 
 def kind_of(start: bytes) -> str:
-    """What the first bytes say: ``gzip``, ``parquet``, ``feather``, ``""`` for text, or in words.
+    r"""What the first bytes say: ``gzip``, ``parquet``, ``feather``, ``""`` for text, or in words.
 
     Example:
-        >>> kind_of(b"PAR1"), kind_of(b"%PDF-1.7"), kind_of(b"a,b")
+        >>> kind_of(b"PAR1\x15\x04"), kind_of(b"%PDF-1.7"), kind_of(b"PAR1,PAR2")
         ('parquet', 'a PDF document', '')
 
     """
@@ -86,7 +89,10 @@ def kind_of(start: bytes) -> str:
         return "a web page, not the file that it shows"
     if start[257:262] == b"ustar":
         return "a tar archive"
-    return next((kind for magic, kind in MAGIC if start.startswith(magic)), "")
+    kind = next((kind for magic, kind in MAGIC if start.startswith(magic)), "")
+    # Letters may begin a header too; text has no bytes below the tab.
+    binary = any(byte < 9 for byte in start) or not start[:4].isalnum()
+    return kind if binary else ""
 
 
 @contextmanager

@@ -156,11 +156,11 @@ def _parsed(pandas: Any, layout: _Layout) -> RawTable:
 
 
 def _filled(frame: Any) -> Any:
-    """The places of the rows that hold anything, or of all where none does."""
+    """The places of the rows down to the last that holds anything, or of all where none does."""
     empty = np.ones(len(frame), bool)
     for i in range(frame.shape[1]):
         empty &= (frame.iloc[:, i].astype(object) == "").to_numpy()
-    return np.flatnonzero(~empty) if not empty.all() else np.arange(len(frame))
+    return np.arange(len(frame) if empty.all() else 1 + np.flatnonzero(~empty)[-1])
 
 
 def _frame(pandas: Any, layout: _Layout, **settings: Any) -> Any:
@@ -291,6 +291,9 @@ def _delimiter(records: list[_Line]) -> str:
 
 
 def _is_header(fields: list[list[str]]) -> bool:
+    first, *rest = (field.strip() for field in fields[0])
+    if rest and first in NAMELESS and rest == [str(i) for i in range(len(rest))]:
+        return True  # pandas' own names, behind its index
     kinds = [[is_number(field.strip()) for field in record] for record in fields[:2]]
     if not any(
         not number and field.strip().lower() not in MISSING
@@ -352,7 +355,7 @@ def _lines(text: TextIO) -> Iterator[_Line]:
         start = number
         if not line.strip(" \r\n"):
             continue
-        if re.search(r'(?:^|[;\t|, ])"', line):
+        if re.search(r'(?:^|[;\t|, ])"', line) and not line.lstrip().startswith(COMMENTS):
             while line.count('"') % 2 and number - start < LOOKED_AT:
                 further = text.readline()
                 if not further:

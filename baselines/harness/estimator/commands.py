@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import warnings
 from functools import partial
@@ -22,7 +23,13 @@ from baselines.harness.data import DataError, Dataset
 from baselines.harness.data.bounds import bounded, refuse_unknown, within
 from baselines.harness.data.streams import Stream
 from baselines.harness.estimator.outputs import keep, refuse_output, refuse_unkeepable
-from baselines.harness.estimator.summary import drawn, print_draws, print_scores, warn_of
+from baselines.harness.estimator.summary import (
+    SHOWN_ROWS,
+    drawn,
+    print_draws,
+    print_scores,
+    warn_of,
+)
 from baselines.harness.estimator.table_io import (
     all_columns,
     beside_the_rows,
@@ -36,17 +43,7 @@ from baselines.harness.estimator.table_rows import Source, open_rows
 from baselines.harness.estimator.task import Task
 from baselines.models import registry
 from baselines.models.model import ModelError
-from cflows import (
-    Bijector,
-    Flow,
-    LoadError,
-    TableFlow,
-    behind,
-    load,
-    log_likelihood,
-    standardise,
-    whiten,
-)
+from cflows import Bijector, Flow, LoadError, TableFlow, behind, load, standardise, whiten
 from cflows.core.atomic_write import STDOUT, target
 from cflows.core.collectives import leads
 from cflows.core.messages import listed
@@ -61,6 +58,7 @@ __all__ = ["goes_on", "sample", "score", "train"]
 
 FLOOR = 1e-6  # a direction of a thousandth of the largest spread: what float32 still inverts
 VALIDATION_ROWS = 2000
+SCORED_AT_ONCE = 2000
 VALIDATIONS = 20
 NO_GAIN = (
     "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, more rows"
@@ -84,7 +82,7 @@ def train(task: Task) -> None:
         raise OSError(f"{task.out}: a model is no text to be printed; name a file")
     if task.checkpoint is not None:
         refuse_output(task.checkpoint, task.data, task.out)
-        if target(task.checkpoint) == target(task.out):
+        if target(task.out) in (target(task.checkpoint), target(choice_beside(task.checkpoint))):
             raise FileExistsError(f"{task.out}: cannot be the checkpoint too; name another file")
         refuse_unusable(task.checkpoint)
     rows = open_rows(
@@ -130,6 +128,7 @@ def train(task: Task) -> None:
         return max(1, n // VALIDATION_ROWS)
 
     held_out = rows.standardised(rows.few("validation", seldom))
+    rows.weights_of("test", lambda n: math.ceil(n / SHOWN_ROWS))  # refused now, not afterwards
     training["weights"] = rows.weights_of("train", lambda _: 1)
     training["validation_weights"] = rows.weights_of("validation", seldom)
     of_rows = training["weights"]
@@ -182,7 +181,7 @@ def score(
         source: .csv, .npy or .npz; the columns of a .csv are found by name where both have names.
             A conditional model's context columns stand in it too, behind the others where there are
             no names, unless ``context`` is given.
-        out: .csv with the header ``log_prob``, or .npy.
+        out: .csv with the header ``log_prob``, or .npy; -inf for a row outside of the bounds.
         device: where to compute.
         context: a file of the context columns alone: a row for each row of source, or one for all.
 
@@ -207,8 +206,21 @@ def score(
         if len(seen) not in (1, len(x)):
             raise DataError(f"{context}: has {len(seen)} rows for the {len(x)} of {source}; give "
                             "as many, or one for all")  # fmt: skip
-    write(out, log_likelihood(flow, x, seen)[:, None], ("log_prob",))
+    write(out, _scored(flow, x, seen, device)[:, None], ("log_prob",))
     print(f"log-densities of {len(x):,} rows: {out}", file=beside_the_rows(out))
+
+
+@torch.no_grad()
+def _scored(flow: Flow, x: Tensor, context: Tensor | None, device: str) -> Tensor:
+    """Log-densities on the CPU; -inf for rows outside of the flow's support."""
+    found = []
+    for first in range(0, len(x), SCORED_AT_ONCE):
+        part = x[first : first + SCORED_AT_ONCE].to(device)
+        seen = None
+        if context is not None:
+            seen = context.expand(len(x), -1)[first : first + SCORED_AT_ONCE].to(device)
+        found.append(flow.distribution(seen).log_prob(part).cpu())
+    return torch.cat(found)
 
 
 def sample(

@@ -18,7 +18,7 @@ from cflows import Flow, ODEBijector, SolverError, TableFlow, log_likelihood
 from cflows.core.flow import dtype_of
 from cflows.core.table_flow import Outside
 
-__all__ = ["drawn", "print_draws", "print_scores", "warn_of"]
+__all__ = ["SHOWN_ROWS", "drawn", "print_draws", "print_scores", "warn_of"]
 
 SHOWN_ROWS = 10_000  # of the training rows, whose likelihood is only compared with the others'
 DRAWN_AT_ONCE = 10_000

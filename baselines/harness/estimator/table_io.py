@@ -74,7 +74,8 @@ def _places(given: Sequence[str], wanted: tuple[str, ...], flow: Flow, source: P
     """
     if twice := [name for name in given if given.count(name) > 1 and name in wanted]:
         raise DataError(f"{source}: two columns are called {twice[0]!r}; rename one")
-    if set(given) == set(wanted) or (set(wanted) <= set(given) and given != numbered(len(given))):
+    named_apart = given != numbered(len(given)) or len(given) > len(wanted)
+    if set(given) == set(wanted) or (set(wanted) <= set(given) and named_apart):
         return [given.index(name) for name in wanted]
     named = isinstance(flow, TableFlow) and set(all_columns(flow)) != set(
         numbered(len(all_columns(flow)))

@@ -173,7 +173,8 @@ def open_rows(
     if len(spared) == len(rows.columns):
         option = "--context" if weights is None else "--context or --weights"
         raise DataError(f"{name}: every column is named by {option}; leave one at least to model")
-    checks.refuse_single_precision(rows, _still(rows, spared))
+    of_rows = () if weights is None else (weights,)
+    checks.refuse_single_precision(rows, (*_still(rows, spared), *of_rows))
     if weights is not None:
         _refuse_negative(name, rows, weights)
     return Source(rows, context, weights)

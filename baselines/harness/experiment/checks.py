@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from baselines.harness.data import DataError, Dataset, quantised
+from baselines.harness.data.dataset import Matrix
 from baselines.harness.data.streams import Streamed, Summary
 from cflows import whiten
 from cflows.training.precision import CHANGE, far_from_zero, refuse_fill_values
@@ -44,7 +46,8 @@ def refuse_single_precision(rows: Dataset | Streamed, still: Sequence[str] = ())
 
     Args:
         rows: in memory or on the disk.
-        still: columns that are constant and may be, such as a context, which is given in float32.
+        still: columns of which nothing is asked but that float32 holds them: constant ones of a
+            context, weights.
 
     Raises:
         DataError: the column, why, and the remedy, in one line.
@@ -72,16 +75,28 @@ def refuse_single_precision(rows: Dataset | Streamed, still: Sequence[str] = ())
             raise DataError(
                 f"{place}: column {column!r} {far_from_zero(float(spread), float(mean))}"
             )
-    looked_at = rows.every(quantised.EXAMINED) if isinstance(rows, Streamed) else rows.train
+    looked_at = rows.every(quantised.EXAMINED) if isinstance(rows, Streamed) else _joined(rows)
     some, mean, spread = (
         torch.from_numpy(np.asarray(part, np.float64))
         for part in (looked_at, summary.mean, summary.spread)
     )
-    labels = list(map(repr, rows.columns))
+    checked = [i for i, name in enumerate(rows.columns) if name not in still]
+    labels = [repr(rows.columns[i]) for i in checked]
+    looks = [(mean, spread)]
+    if isinstance(rows, Dataset):  # a fill value may stand among the held-out rows alone
+        looks.append((some.mean(0), some.std(0, correction=0)))
+    some = some[:, checked]
     try:
-        refuse_fill_values("the training rows", some, mean, spread, torch.float32, labels)
+        for centre, width in looks:
+            args = some, centre[checked], width[checked], torch.float32, labels
+            refuse_fill_values("the rows", *args)
     except ValueError as error:
-        raise DataError(f"{place}: {error}") from None
+        # Rows are counted in the splits' order there, which is not the file's.
+        raise DataError(f"{place}: {re.sub(' in row [0-9]+', '', str(error))}") from None
+
+
+def _joined(rows: Dataset) -> Matrix:
+    return np.concatenate([rows.train, rows.validation, rows.test])
 
 
 def _summary(rows: Dataset) -> Summary:
