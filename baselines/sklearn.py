@@ -296,15 +296,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             pairs = [pairs.get(name, (None, None)) for name in names]
         if len(pairs) != len(names):
             raise ValueError(f"bounds must have a pair for each of {len(names)} columns")
-        lower, upper = [low for low, _ in pairs], [high for _, high in pairs]
-        bounds = Bounded(lower, upper)
-        if self.dtype == "float64":  # 0.7 in float32 is another bound
-            bounds = bounds.double()
-            for own, given in ((bounds.low, lower), (bounds.high, upper)):
-                for column, bound in enumerate(given):
-                    if bound is not None:
-                        own[column] = bound
-        return bounds
+        return Bounded([low for low, _ in pairs], [high for _, high in pairs])
 
     def _refuse_outside(self, X: Matrix) -> None:
         bounds = self._bounded()

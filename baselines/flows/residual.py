@@ -138,7 +138,8 @@ class Residual(Bijector):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """X + g(x)."""
-        self.evaluations_made += 1
+        if not torch.compiler.is_compiling():
+            self.evaluations_made += 1
         with torch.autocast(x.device.type, enabled=False):
             z: Tensor = x + self.network(x, context)
             return z
@@ -156,7 +157,8 @@ class Residual(Bijector):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """X + g(x), and log det(I + J) there."""
-        self.evaluations_made += 1
+        if not torch.compiler.is_compiling():
+            self.evaluations_made += 1
         with torch.autocast(x.device.type, enabled=False):
             local = self.network.frozen(context).linearize(x)
             return x + local.value, self._log_det(local, x)
@@ -178,7 +180,8 @@ class Residual(Bijector):
         with torch.no_grad():
             x, status = self._fixed_point(lambda x: z - g(x), z, 1.0)
         self.inversion_status = status
-        self.evaluations_made += status.iterations
+        if not torch.compiler.is_compiling():
+            self.evaluations_made += status.iterations
         if not status.converged:
             raise self._failure("x = z - g(x)", status, z.dtype)
         # The iteration's last step once more, with its graph: ∂x/∂z = I and ∂x/∂θ = -∂g/∂θ, which

@@ -170,7 +170,7 @@ def _bound_derivative(weight: Tensor, squarings: int) -> Tensor:
     """M = G^(2q-1) W, scaled so that its inner product with W is the bound."""
     tiny = torch.finfo(weight.dtype).tiny
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.mT
-    wide = wide / wide.abs().amax().clamp_min(tiny)
+    wide = wide / wide.abs().max().clamp_min(tiny)
     gram, image = wide @ wide.mT, wide
     log_bound = gram.new_zeros(())
     for halving in range(squarings + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,13 +57,22 @@ class Bounded(Bijector):
                 "where there is none"
             )
         super().__init__(len(lower))
-        low = torch.tensor([-math.inf if bound is None else float(bound) for bound in lower])
-        high = torch.tensor([math.inf if bound is None else float(bound) for bound in upper])
+        lows = [-math.inf if bound is None else float(bound) for bound in lower]
+        highs = [math.inf if bound is None else float(bound) for bound in upper]
+        self._ends = (lows, highs)  # as they were given, whatever the dtype
+        low, high = torch.tensor(lows), torch.tensor(highs)
         for column, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
             if not a < b:
                 raise ValueError(f"column {column} has no room between {a:g} and {b:g}")
         self.register_buffer("low", low)
         self.register_buffer("high", high)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Bounded:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not self.low.is_meta:  # rounded anew: 0.7 in float32 is another bound in float64
+            lows, highs = self._ends
+            self.low, self.high = self.low.new_tensor(lows), self.high.new_tensor(highs)
+        return self
 
     @property
     def codomain(self) -> constraints.Constraint:

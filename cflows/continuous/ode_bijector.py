@@ -151,6 +151,7 @@ class ODEBijector(Bijector):
         self.stats = SolveStats()
         self.evaluations_made = 0
         self.steps = SIZES[3]
+        self._is_compiled = compiled
         self._stage = torch.compile(_stage) if compiled else _stage
         self._reviewed = True
         self._warned = False
@@ -266,6 +267,15 @@ class ODEBijector(Bijector):
                 stacklevel=2,
             )
         return value <= 10 * solver.tolerance
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What torch compiled is no function that an unpickler could find.
+        return {**self.__dict__, "_stage": None} if self._is_compiled else self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._is_compiled:
+            self._stage = torch.compile(_stage)
 
     def get_extra_state(self) -> Tensor:
         """The steps of the next ``Lagged`` solve."""

@@ -23,7 +23,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     Blocks may nest and may overlap in several threads: the mode from before the first of them is
     back when the last one ends. A mode is of the module, not of the thread: who trains the same
     flow meanwhile finds it in evaluation mode while a block is open, so score a ``copy.deepcopy``
-    of a flow in training. A call of ``train()`` within a block has the last word.
+    of a flow in training. A call of ``train()`` within a block that changes
+    the mode has the last word.
 
     Example:
         >>> from cflows import FFJORD

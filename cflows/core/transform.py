@@ -14,7 +14,7 @@ __all__ = ["BijectorTransform", "as_transform"]
 
 
 def as_transform(
-    bijector: Bijector, context: Tensor | None = None, *, cache_size: int = 1
+    bijector: Bijector, context: Tensor | None = None, *, cache_size: int = 0
 ) -> BijectorTransform:
     """The map x = f(z; context) as a ``torch.distributions.Transform``, from noise to data.
 
@@ -28,7 +28,8 @@ def as_transform(
         bijector: f.
         context: (*B, C), or None.
         cache_size: 1: the last pair of z and x, with its log-determinant, is kept, so that the
-            density of a draw costs no second pass; 0: nothing is kept.
+            density of a draw costs no second pass: for weights that stay, since a density from
+            before an optimiser's step would come back; 0: nothing is kept.
 
     Raises:
         ValueError: a context is missing or does not fit.

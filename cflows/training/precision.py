@@ -33,24 +33,25 @@ def check_resolution(
         columns: names of the D columns; their numbers where there are none.
 
     Raises:
-        ValueError: rounding moves a column by more than 1e-4 of its spread, or a fill value leaves
-            its column one number.
+        ValueError: rounding moves a column by more than 1e-4 of its spread (root mean square), or a
+            fill value leaves its column one number.
 
     Warns:
         UserWarning: rows that are given in the dtype look as if they had been rounded to it: less
             than 256 units in the last place to a standard deviation, and neighbours a unit apart.
 
     """
-    if dtype not in (torch.float32, torch.float64) or not rows.is_floating_point():
-        return  # whole numbers are cast as they are, half precision is refused elsewhere
-    if len(rows) < 2 or not bool(rows.isfinite().all()):
-        return
+    if dtype not in (torch.float32, torch.float64) or rows.is_complex():
+        return  # half precision is refused elsewhere
     exact = rows.detach().double()
+    if len(rows) < 2 or not bool(exact.isfinite().all()):
+        return
     mean, spread = exact.mean(0), exact.std(0, correction=0)
     labels = list(map(str, range(rows.shape[1]))) if columns is None else list(map(repr, columns))
     refuse_fill_values(name, exact, mean, spread, dtype, labels)
     unit = torch.finfo(dtype).eps * mean.abs()
-    lost = (exact.to(dtype).double() - exact).abs().amax(0) > CHANGE * spread
+    # The root of the mean square: one far value among many is rounded by more than the others.
+    lost = (exact.to(dtype).double() - exact).square().mean(0).sqrt() > CHANGE * spread
     gaps = _some(exact).diff(dim=0)
     finest = torch.where(gaps > 0, gaps, torch.inf).amin(0)
     rounded = (spread < STEPS * unit) & (finest <= 2 * unit)

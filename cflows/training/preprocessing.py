@@ -191,7 +191,9 @@ def _chunks(
 
 def map_dtype(rows: Tensor | RowsOnDisk) -> torch.dtype:
     """The dtype of a map that is fitted to these rows."""
-    return rows.dtype if isinstance(rows, Tensor) else torch.float32
+    if isinstance(rows, Tensor):
+        return rows.dtype if rows.is_floating_point() else torch.get_default_dtype()
+    return torch.float32
 
 
 def _floored(eigenvalues: Tensor, floor: float | None) -> Tensor:

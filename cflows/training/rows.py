@@ -214,6 +214,8 @@ def rows_for(flow: Flow, data: Data, name: str, weights: Any = None) -> Rows:
         if isinstance(values, Tensor):
             _finite(part, values, None)
     seen = None if weights is None else weights_for(weights, len(x), f"{name}'s weights")
+    if seen is not None and bool((seen == 1).all()):  # equal weights are none
+        seen = None
     return Rows(name, x, context, like, seen)
 
 
@@ -254,6 +256,8 @@ def _unframed(name: str, part: Any, wanted: Sequence[str]) -> Any:
     if not (hasattr(part, "iloc") and hasattr(part, "columns")):
         return part
     names = [str(column) for column in part.columns]
+    if twice := [column for column in wanted if names.count(column) > 1]:
+        raise ValueError(f"{name} has two columns called {twice[0]!r}: rename one")
     if set(wanted) <= set(names) and len(wanted):
         part = part.iloc[:, [names.index(column) for column in wanted]]
         names = list(wanted)

@@ -42,7 +42,7 @@ def read(source: Path, wanted: tuple[str, ...], flow: Flow) -> Tensor:
 
     """
     values, _ = data.table(source, lambda given: _places(given, wanted, flow, source))
-    x = torch.from_numpy(values).to(dtype_of(flow))
+    x = torch.tensor(values, dtype=dtype_of(flow))
     if not bool(x.isfinite().all()):
         raise DataError(f"{source}: holds values beyond {torch.finfo(x.dtype).max:.0e}, the "
                         f"largest in the model's {str(x.dtype)[6:]}; drop such rows")  # fmt: skip

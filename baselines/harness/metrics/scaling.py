@@ -96,7 +96,7 @@ def sweep(name: str, model_names: Sequence[str], quick: bool, device: str) -> li
             except Exception as error:  # a function of the user's own may raise whatever it likes
                 found.append({**head, "note": " ".join(str(error).split())})
                 continue
-            for way in ways(flow.to(device)):
+            for way in ways(flow.to(device, x.dtype)):
                 line = {**head, "depth": depth, "way": way}
                 took = slow.get((model, way), 0.0)
                 if took > limits(quick).longest / 4:
