@@ -24,7 +24,7 @@ from cflows.core.arrays import as_numbers
 from cflows.core.bijector import Bijector
 from cflows.core.flow import Flow, log_likelihood
 from cflows.core.table_flow import TableFlow
-from cflows.training.few_rows import LEAST, for_few_rows
+from cflows.training.few_rows import LEAST, NO_GAIN, for_few_rows
 from cflows.training.pipeline import behind, fit_behind
 from cflows.training.precision import check_resolution
 from cflows.training.preprocessing import extent, standardise, whiten
@@ -191,11 +191,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.preprocess_, self.history_ = done.name, done.history
         self.flow_ = done.flow.cpu()
         if self.history_.gain == 0 and steps >= TRAINED:
-            warnings.warn(
-                "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, "
-                "more rows",
-                stacklevel=2,
-            )
+            warnings.warn(NO_GAIN, stacklevel=2)
         return self
 
     def score_samples(self, X: Any) -> Matrix:

@@ -2,7 +2,7 @@
 
 A class has a tag, ``module.Name`` as a rule. A package that installs an entry point of its name in
 the group ``cflows.classes`` may call ``short_tags``: its tags are ``package.Name``, whatever module
-a class moves to, its modules of this package's bases are registered as they are defined, and
+a class moves to, its subclasses of this package's bases are registered as they are defined, and
 ``load`` imports it where a file names it.
 """
 

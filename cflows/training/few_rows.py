@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["FEW", "LEAST", "for_few_rows"]
+__all__ = ["FEW", "LEAST", "NO_GAIN", "for_few_rows"]
 
 FEW = 5000  # training rows, from which on nothing changes
 LEAST = 200  # steps
+NO_GAIN = (
+    "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, more rows"
+)
 
 
 def for_few_rows(

@@ -72,6 +72,8 @@ def refuse_fill_values(
     spread: Tensor,
     dtype: torch.dtype,
     labels: Sequence[str],
+    *,
+    in_order: bool = True,
 ) -> None:
     """Refuse a column in which few values are so far out that all others are one number beside.
 
@@ -82,9 +84,10 @@ def refuse_fill_values(
         spread: their standard deviation, (D,).
         dtype: that they are modelled in.
         labels: D names.
+        in_order: whether the rows stand in the user's order, so that a row's number helps.
 
     Raises:
-        ValueError: the column, the value and its row.
+        ValueError: the column and the value, with its row.
 
     """
     some = _some(rows)
@@ -98,8 +101,9 @@ def refuse_fill_values(
     for column in hidden.nonzero().flatten().tolist():
         values = rows[:, column]
         row = int((values - values.median()).abs().argmax())
+        where = f" in row {row}" if in_order else ""
         raise ValueError(
-            f"column {labels[column]} of {name} is {values[row].item():g} in row {row}, beside "
+            f"column {labels[column]} of {name} is {values[row].item():g}{where}, beside "
             f"which {_called(dtype)} keeps no difference between the other rows: drop such rows, "
             "or fill them in, if the value marks what is missing"
         )

@@ -43,13 +43,13 @@ from baselines.harness.estimator.table_rows import Source, open_rows
 from baselines.harness.estimator.task import Task
 from baselines.models import registry
 from baselines.models.model import ModelError
-from cflows import Bijector, Flow, LoadError, TableFlow, behind, load, standardise, whiten
+from cflows import Bijector, Flow, TableFlow, behind, load, standardise, whiten
 from cflows.core.atomic_write import STDOUT, target
 from cflows.core.collectives import leads
 from cflows.core.messages import listed
 from cflows.core.registry import again, configuration_of
 from cflows.training.checkpoint import exists, refuse_unusable
-from cflows.training.few_rows import for_few_rows
+from cflows.training.few_rows import NO_GAIN, for_few_rows
 from cflows.training.pipeline import Choice, begun, fit_behind
 from cflows.training.preprocessing import extent
 from cflows.training.rows import Data, rows_for
@@ -60,9 +60,6 @@ FLOOR = 1e-6  # a direction of a thousandth of the largest spread: what float32 
 VALIDATION_ROWS = 2000
 SCORED_AT_ONCE = 2000
 VALIDATIONS = 20
-NO_GAIN = (
-    "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, more rows"
-)
 
 
 def train(task: Task) -> None:
@@ -132,6 +129,8 @@ def train(task: Task) -> None:
     training["weights"] = rows.weights_of("train", lambda _: 1)
     training["validation_weights"] = rows.weights_of("validation", seldom)
     of_rows = training["weights"]
+    choice_file = None if task.checkpoint is None else choice_beside(task.checkpoint)
+    run = "" if choice_file is None else _run(build(bounds), training_rows, held_out, training)
     done = fit_behind(
         build,
         training_rows,
@@ -144,8 +143,8 @@ def train(task: Task) -> None:
         bounds=bounds,
         steps=steps,
         seconds=task.seconds,
-        choice_file=None if task.checkpoint is None else choice_beside(task.checkpoint),
-        run=_run(build(bounds), training_rows, held_out, training),
+        choice_file=choice_file,
+        run=run,
         tell=_tell_choice,
         own={
             "validate_every": None if steps is None else max(1, steps // VALIDATIONS),
@@ -341,10 +340,7 @@ def _whitened(rows: Tensor | Stream, weights: Tensor | None) -> Bijector:
 
 
 def _loaded(model: Path, device: str) -> Flow:
-    flow = load(model)
-    if not isinstance(flow, Flow):
-        raise LoadError(f"{model} holds a {type(flow).__name__}, not a flow")
-    return flow.to(device)
+    return load(model).to(device)
 
 
 def _refuse_context(model: Path, flow: Flow, context: Path | None) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from baselines.harness.data import DataError, Dataset, quantised
-from baselines.harness.data.dataset import Matrix
 from baselines.harness.data.streams import Streamed, Summary
 from cflows import whiten
 from cflows.training.precision import CHANGE, far_from_zero, refuse_fill_values
@@ -75,28 +73,27 @@ def refuse_single_precision(rows: Dataset | Streamed, still: Sequence[str] = ())
             raise DataError(
                 f"{place}: column {column!r} {far_from_zero(float(spread), float(mean))}"
             )
-    looked_at = rows.every(quantised.EXAMINED) if isinstance(rows, Streamed) else _joined(rows)
-    some, mean, spread = (
-        torch.from_numpy(np.asarray(part, np.float64))
-        for part in (looked_at, summary.mean, summary.spread)
-    )
+    if isinstance(rows, Streamed):
+        some = np.asarray(rows.every(quantised.EXAMINED), np.float64)
+        looks = [(some, summary.mean, summary.spread)]
+    else:  # a fill value may stand among the held-out rows alone
+        part = rows.train[:: -(-len(rows.train) // quantised.EXAMINED)]
+        every = np.concatenate([part, rows.validation, rows.test], dtype=np.float64)
+        train = np.asarray(rows.train, np.float64)
+        looks = [(train, summary.mean, summary.spread), (every, every.mean(0), every.std(0))]
     checked = [i for i, name in enumerate(rows.columns) if name not in still]
     labels = [repr(rows.columns[i]) for i in checked]
-    looks = [(mean, spread)]
-    if isinstance(rows, Dataset):  # a fill value may stand among the held-out rows alone
-        looks.append((some.mean(0), some.std(0, correction=0)))
-    some = some[:, checked]
+    chosen: list[int] | slice = checked if still else slice(None)  # a slice copies nothing
     try:
-        for centre, width in looks:
-            args = some, centre[checked], width[checked], torch.float32, labels
-            refuse_fill_values("the rows", *args)
+        for look in looks:
+            values, centre, width = (
+                torch.from_numpy(np.asarray(part, np.float64)[..., chosen]) for part in look
+            )
+            refuse_fill_values(
+                "the rows", values, centre, width, torch.float32, labels, in_order=False
+            )
     except ValueError as error:
-        # Rows are counted in the splits' order there, which is not the file's.
-        raise DataError(f"{place}: {re.sub(' in row [0-9]+', '', str(error))}") from None
-
-
-def _joined(rows: Dataset) -> Matrix:
-    return np.concatenate([rows.train, rows.validation, rows.test])
+        raise DataError(f"{place}: {error}") from None
 
 
 def _summary(rows: Dataset) -> Summary:
