@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
+import argparse
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from baselines.harness import data
-from baselines.harness.data import fetching, statistics, store
-from baselines.harness.data.fetching_images import IMAGES
-from baselines.harness.data.published import PUBLISHED
+from baselines.harness.cli.options import add_columns
 
-__all__ = ["check", "fetch", "listing"]
+if TYPE_CHECKING:
+    from baselines.harness.data import Dataset
+
+__all__ = ["add_commands", "check", "fetch", "listing"]
 
 
-def listing(names: Sequence[str] = ()) -> None:
+def add_commands(commands: Any) -> None:
+    """Add ``data`` and its actions to a parser's subcommands."""
+    actions = commands.add_parser("data", help="the data sets: list, fetch, check").add_subparsers(
+        metavar="ACTION", required=True
+    )
+
+    def add(action: str, run: Any, help_text: str, names: str, names_help: str) -> Any:
+        command = actions.add_parser(action, help=help_text, description=help_text)
+        command.add_argument("names", metavar="NAME", nargs=names, help=names_help)
+        command.set_defaults(run=run)
+        return command
+
+    add(
+        "list",
+        listing,
+        "what there is, its size, source and licence, and whether it is here",
+        "*",
+        "data sets (default: all)",
+    )
+    add(
+        "fetch",
+        fetch,
+        "download sets once; the five tables from one archive of 857 MB, converted into what is "
+        "mapped into memory",
+        "+",
+        "power, gas, hepmass, miniboone, bsds300, mnist, fashion_mnist, cifar10",
+    ).add_argument(
+        "--from",
+        dest="given",
+        type=Path,
+        metavar="FILE|DIR",
+        help="data.tar.gz, or the folder that was unpacked from it, in place of a download; "
+        "likewise the folder of a set of images",
+    )
+    text = "checksums, statistics, the log-likelihood of a Gaussian"
+    add_columns(add("check", check, text, "+", "data sets, or tables"))
+
+
+def listing(options: argparse.Namespace, command: str) -> int:
     """Print what each data set is, its size, source and licence, and whether it is here.
 
     Nothing is loaded.
-
-    Args:
-        names: by default all that are registered.
 
     Raises:
         DataError: an unknown name, or a converted set that is damaged.
 
     """
-    for name in names or data.names():
+    from baselines.harness import data
+
+    for name in options.names or data.names():
         about = data.entry(name)
         sizes = " / ".join(f"{size:,}" for size in about.sizes)
         print(f"{name:14}{about.about}")
@@ -38,50 +76,62 @@ def listing(names: Sequence[str] = ()) -> None:
             f"licence: {about.licence}",
             f"here: {about.here() or _how(name)}",
         ):
-            print(textwrap.fill(line, 110, initial_indent=" " * 14, subsequent_indent=" " * 16,
-                                break_long_words=False, break_on_hyphens=False))  # fmt: skip
+            print(
+                textwrap.fill(
+                    line,
+                    110,
+                    initial_indent=" " * 14,
+                    subsequent_indent=" " * 16,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )
+    return 0
 
 
 def _how(name: str) -> str:
     """How a set comes here that is not."""
+    from baselines.harness.data.fetching_images import IMAGES
+    from baselines.harness.data.published import PUBLISHED
+
     if name in PUBLISHED or name in IMAGES:
         return f"no; cflows data fetch {name}"
     return "no; pip install 'cflows[bench]'"
 
 
-def fetch(names: Sequence[str], given: Path | None = None) -> None:
+def fetch(options: argparse.Namespace, command: str) -> int:
     """Download the archive, or take a copy of it, and convert sets.
 
     Raises:
         DataError: see ``fetching.fetch``.
 
     """
-    fetching.fetch(names, given, say=lambda line: print(line, flush=True))
+    from baselines.harness.data import fetching
+
+    fetching.fetch(options.names, options.given, say=lambda line: print(line, flush=True))
+    return 0
 
 
-def check(
-    names: Sequence[str], columns: Sequence[str] | None = None, drop: Sequence[str] = ()
-) -> None:
+def check(options: argparse.Namespace, command: str) -> int:
     """Print the checksum of rows, their statistics and a Gaussian's log-likelihood.
 
     A converted set is read as a whole, and compared with the checksums of its manifest.
-
-    Args:
-        names: of data sets, or files.
-        columns: of files, the columns to use; None for all.
-        drop: of files, columns to leave out.
 
     Raises:
         DataError: a name or file that cannot be loaded; rows that are not what was written, or
             have no Gaussian.
 
     """
-    for name in names:
-        _check(name, columns, drop)
+    from baselines.harness import data
+
+    for name in options.names:
+        _check(name, data.load(name, columns=options.columns, drop=options.drop))
+    return 0
 
 
-def _check(name: str, columns: Sequence[str] | None, drop: Sequence[str]) -> None:
-    rows = data.load(name, columns=columns, drop=drop)
+def _check(name: str, rows: Dataset) -> None:
+    from baselines.harness.data import store
+
     stored = bool(rows.known_checksum)
     if stored:
         store.verify(name)
@@ -96,7 +146,9 @@ def _check(name: str, columns: Sequence[str] | None, drop: Sequence[str]) -> Non
     _print_gaussian(rows)
 
 
-def _print_columns(rows: data.Dataset) -> None:
+def _print_columns(rows: Dataset) -> None:
+    from baselines.harness.data import statistics
+
     width = max(12, *(len(column) for column in rows.columns))
     print(f"training rows: {'column':>{width}}       mean    std dev      least   greatest")
     mean, std = statistics.moments(rows.train)
@@ -105,10 +157,15 @@ def _print_columns(rows: data.Dataset) -> None:
         print(f"               {column:>{width}} " + " ".join(f"{v:10.4g}" for v in values))
 
 
-def _print_gaussian(rows: data.Dataset) -> None:
+def _print_gaussian(rows: Dataset) -> None:
+    from baselines.harness.data import statistics
+    from baselines.harness.data.published import PUBLISHED
+
     found = statistics.gaussian_scores(rows.train, rows.validation, rows.test)
-    print("log-likelihood of a Gaussian of full covariance, fitted to the training rows, in nats, "
-          "± 2 standard errors:")  # fmt: skip
+    print(
+        "log-likelihood of a Gaussian of full covariance, fitted to the training rows, in nats, "
+        "± 2 standard errors:"
+    )
     for split, score in zip(("validation", "test"), found, strict=True):
         print(f"  {split:10} {score.mean:10.3f} ± {score.two_standard_errors:.3f}")
     if rows.name in PUBLISHED:
