@@ -26,7 +26,7 @@ from baselines.networks.mask_split import MaskSplit, coupling_mask
 from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow
 from cflows.core.pickling import Pickled
-from cflows.core.watched import may_be_read
+from cflows.core.shortcuts import may_be_read
 
 __all__ = [
     "NETWORKS",

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from baselines.inversion.degree_sweep import ONCE, Pullback, Solve, walk
-from baselines.networks.fused_mlp import transformed
 from baselines.networks.made import MADE
 from baselines.transforms.univariate import pull_back
 from cflows.core.first_order import first_order_only
+from cflows.core.shortcuts import fusible
 
 __all__ = ["INVERSIONS", "cached", "jacobi", "sequential"]
 
@@ -55,7 +55,7 @@ def jacobi(
     are those of the fixed point, by as many sweeps of the transposed equation; they cannot be
     differentiated again.
     """
-    if transformed(given):
+    if not fusible(given):
         return sequential(made, given, context, solve, pullback)
     weights = made.weights()
 
@@ -124,9 +124,9 @@ def cached(
     """One pass: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
 
     Gradients cannot be differentiated again: a RuntimeError says so. Layers that must be called
-    (``cflows.core.watched``) are called, by D passes.
+    (``cflows.core.shortcuts``) are called, by D passes.
     """
-    if transformed(given) or not made.is_readable:
+    if not fusible(given) or not made.is_readable:
         return sequential(made, given, context, solve, pullback)
     rows = given.reshape(-1, made.features)
     seen = None if context is None else context.reshape(-1, made.context_features)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from baselines.networks.activations import Activation
@@ -24,9 +23,9 @@ from baselines.networks.masked_linear import (
     gradient_of_weight,
     product,
 )
-from cflows.core.bijector import may_read
+from cflows.core.shortcuts import plain
 
-__all__ = ["by_calls", "perceptron", "plain", "transformed"]
+__all__ = ["by_calls", "perceptron"]
 
 
 def perceptron(
@@ -62,20 +61,6 @@ def perceptron(
     else:
         out = _layer_by_layer(activation, flat, offset, *parameters)
     return out.reshape(*x.shape[:-1], out.shape[-1])
-
-
-def plain(x: Tensor) -> bool:
-    """Whether neither autocast nor a transform asks for torch's own operations."""
-    return not transformed(x) and not torch.is_autocast_enabled(x.device.type)
-
-
-def transformed(x: Tensor) -> bool:
-    """Whether something is going on that has a rule of its own for each operation.
-
-    torch.func, compilation and tracing have, and forward differentiation: they see no custom
-    Function.
-    """
-    return not may_read(x) or forward_ad._current_level >= 0
 
 
 def by_calls(

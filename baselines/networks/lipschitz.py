@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.networks.fused_mlp import transformed
 from cflows.continuous.fields import FrozenMLP
 from cflows.continuous.layers import ACTIVATIONS, Activation
 from cflows.core.pickling import Pickled
-from cflows.core.watched import may_be_read
+from cflows.core.shortcuts import fusible, may_be_read
 
 __all__ = ["CONTRACTIVE", "LipSwish", "LipschitzMLP", "spectral_bound"]
 
@@ -72,7 +71,7 @@ def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
         3.0
 
     """
-    if not weight.requires_grad or transformed(weight):
+    if not weight.requires_grad or not fusible(weight):
         return (weight * _bound_derivative(weight, squarings)).sum()
     bound: Tensor = _Bound.apply(weight, squarings)  # type: ignore[no-untyped-call]
     return bound

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from baselines.networks.activations import FUSED_ACTIVATIONS, check_activation
-from baselines.networks.fused_mlp import by_calls, perceptron, plain
+from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.masked_linear import MaskedLinear, Staircase, staircase_of
 from cflows.core.pickling import Pickled
-from cflows.core.watched import may_be_read
+from cflows.core.shortcuts import may_be_read, plain
 
 __all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
 

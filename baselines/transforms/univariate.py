@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.networks.fused_mlp import plain
 from cflows import register
 from cflows.bijectors.elementwise import BOUND, bounded
+from cflows.core.shortcuts import plain
 
 __all__ = ["Additive", "AffineScale", "Transformer", "UnivariateTransform", "pull_back"]
 

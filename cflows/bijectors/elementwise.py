@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from cflows.core.bijector import Bijector, may_read, within
+from cflows.core.bijector import Bijector, within
+from cflows.core.shortcuts import may_read
 
 __all__ = [
     "Affine",

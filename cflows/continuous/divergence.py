@@ -34,8 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from cflows.continuous.fields import MLP, FrozenMLP, Linearized, pushforward
-from cflows.core.tracing import recorded, transformed
-from cflows.core.watched import unwatched
+from cflows.core.shortcuts import recorded, transformed, unwatched
 
 __all__ = [
     "DIVERGENCES",

@@ -27,7 +27,7 @@ from cflows.continuous.layers import (
     matvec,
 )
 from cflows.core.pickling import Pickled
-from cflows.core.watched import may_be_read, unwatched
+from cflows.core.shortcuts import may_be_read, unwatched
 
 __all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
 
@@ -115,7 +115,7 @@ class MLP(Pickled):
 
     @property
     def is_readable(self) -> bool:
-        """Whether the layers' weights say all that a call of them would do, see ``watched``."""
+        """Whether the layers' weights say all that a call of them would do, see ``shortcuts``."""
         return may_be_read(self.layers, TimeLayer) and unwatched(self.activations)
 
     def _called(self, t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:

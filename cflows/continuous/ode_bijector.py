@@ -27,8 +27,8 @@ from cflows.continuous.divergence import (
 from cflows.continuous.penalties import PENALTIES, rates
 from cflows.continuous.runge_kutta import RightHandSide, Slope, SolveStats, Stage
 from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
-from cflows.core.bijector import Bijector, may_read
-from cflows.core.tracing import exported, recorded, transformed
+from cflows.core.bijector import Bijector
+from cflows.core.shortcuts import exported, may_read, recorded, transformed
 
 __all__ = ["ODEBijector"]
 

@@ -24,7 +24,7 @@ from cflows.continuous.runge_kutta import Grid, RightHandSide, SolveStats
 from cflows.continuous.tableaus import TABLEAUS
 from cflows.core.first_order import first_order_only, refused
 from cflows.core.registry import register
-from cflows.core.tracing import exported, transformed
+from cflows.core.shortcuts import exported, transformed
 
 __all__ = [
     "ADAPTIVE",

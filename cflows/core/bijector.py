@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import constraints
 
 from cflows.core.pickling import Pickled
+from cflows.core.shortcuts import may_read
 
 __all__ = ["Bijector", "Chain", "Inverse"]
 
@@ -310,33 +310,6 @@ def within(
     if check and may_read(x) and not bool(inside.all()):
         raise ValueError(message.format(value=x[~inside][0].item()))
     return x
-
-
-def may_read(value: Tensor) -> bool:
-    """Whether a check may ask a tensor for its numbers: not while something traces or transforms.
-
-    Under torch.func's transforms, torch.compile, torch.export, torch.jit.trace and make_fx, within
-    the capture of a CUDA graph, and for tensors without numbers (meta, fake), checks of values are
-    left out: what they would refuse becomes NaN or infinite.
-
-    Example:
-        >>> import torch
-        >>> from cflows.core.bijector import may_read
-        >>> may_read(torch.ones(2)), may_read(torch.ones(2, device="meta"))
-        (True, False)
-
-    """
-    # First, since the compiler sees through no question below.
-    if torch.compiler.is_compiling():
-        return False
-    return not (
-        torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or value.is_meta
-        or isinstance(value, FakeTensor)
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or (value.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
 
 
 def _check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
