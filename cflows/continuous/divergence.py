@@ -22,18 +22,16 @@ the integrand would be noise in time, and an adaptive solver would shrink its st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
-from cflows.continuous.fields import MLP, FrozenMLP, Linearized, pushforward
+from cflows.continuous.fields import MLP, FrozenMLP, Linearized, Local, pushforward
+from cflows.continuous.foreign import ModuleLocal, TransformedLocal, recomputed
 from cflows.core.shortcuts import recorded, transformed, unwatched
 
 __all__ = [
@@ -52,8 +50,6 @@ DIVERGENCES = ("auto", "exact", "hutchinson", "hutch++")
 PROBES = ("rademacher", "gaussian")
 CHUNK = 2**24
 """Numbers that one chunk of tangents may hold."""
-FOREIGN_CHUNK = 2**21
-"""Of the states' size, for a module whose inner layers may be many times as wide."""
 
 
 def value_and_divergence(
@@ -112,72 +108,6 @@ def linearize(f: Callable[[Tensor], Tensor], x: Tensor) -> Local:
     return ModuleLocal(f, x, keep)
 
 
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Within the block scaled dot-product attention takes no fused kernel.
-
-    The gradient of a divergence differentiates the field twice, and these have one derivative only.
-    """
-    if recorded():
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-        return
-    # The same as sdpa_kernel at a tenth of its time, which every stage of a solve would pay.
-    kernels: Any = torch.backends.cuda
-    before = [
-        kernels.flash_sdp_enabled(),
-        kernels.mem_efficient_sdp_enabled(),
-        kernels.cudnn_sdp_enabled(),
-        kernels.math_sdp_enabled(),
-    ]
-    switches = [
-        kernels.enable_flash_sdp,
-        kernels.enable_mem_efficient_sdp,
-        kernels.enable_cudnn_sdp,
-        kernels.enable_math_sdp,
-    ]
-    try:
-        for switch, wanted in zip(switches, (False, False, False, True), strict=True):
-            switch(wanted)
-        yield
-    finally:
-        for switch, wanted in zip(switches, before, strict=True):
-            switch(wanted)
-
-
-class Local:
-    """A field near its states: its value, and what its Jacobian does.
-
-    Attributes:
-        value: f(x), (N, D).
-
-    """
-
-    value: Tensor
-
-    def products(self, vectors: Tensor) -> Tensor:
-        """J v, or vᵀ J where the field is only differentiated backwards: (k, N, D) -> the same."""
-        raise TypeError
-
-    def diagonal(self) -> Tensor:
-        """The diagonal of J, (N, D)."""
-        raise TypeError
-
-    def exact_trace(self) -> Tensor:
-        """Tr J, (N,)."""
-        return self.diagonal().sum(-1)
-
-    def trace(self, probes: Tensor | None) -> Tensor:
-        """Tr J, exactly or as Σ_k v_kᵀ J v_k: (N,)."""
-        if probes is None:
-            return self.exact_trace()
-        return (probes * self.products(probes)).sum((0, -1))
-
-    def finished(self, value: Tensor) -> Tensor:
-        """The value without the graph that only served to differentiate."""
-        return value
-
-
 @dataclass(frozen=True)
 class PerceptronLocal(Local):
     """A perceptron, by the factors of its Jacobian."""
@@ -215,83 +145,6 @@ class PerceptronLocal(Local):
         if self.factors.residual is None:
             return trace
         return trace - self.value.shape[-1] * self.factors.residual
-
-
-class ModuleLocal(Local):
-    """Any module, by vector-Jacobian products."""
-
-    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor, keep: bool) -> None:
-        self.f, self.x, self.keep = f, x, keep
-        with torch.enable_grad(), twice_differentiable():
-            self.value = f(x)
-
-    def products(self, vectors: Tensor) -> Tensor:
-        """vᵀ J."""
-        if not self.value.requires_grad:
-            return torch.zeros_like(vectors)
-        chunks = [vectors] if self.keep else torch.split(vectors, _at_once(self.x))
-        products = [self._products(chunk) for chunk in chunks]
-        return products[0] if len(products) == 1 else torch.cat(products)
-
-    def _products(self, vectors: Tensor) -> Tensor:
-        with torch.enable_grad():
-            # One product runs faster without the batching.
-            batched = len(vectors) > 1
-            (products,) = torch.autograd.grad(
-                self.value,
-                self.x,
-                vectors if batched else vectors[0],
-                create_graph=self.keep,
-                retain_graph=True,
-                is_grads_batched=batched,
-                materialize_grads=True,
-            )
-        return products if batched else products.unsqueeze(0)
-
-    def diagonal(self) -> Tensor:
-        """Diagonal of J, by D products in chunks."""
-        size = self.x.shape[-1]
-        basis = torch.eye(size, dtype=self.x.dtype, device=self.x.device).unsqueeze(1)
-        step = _at_once(self.x)
-
-        def chunk(first: int, local: ModuleLocal) -> Tensor:
-            vectors = basis[first : first + step].expand(-1, *self.x.shape)
-            return local.products(vectors)[..., first : first + step].diagonal(dim1=0, dim2=2)
-
-        def again(first: int, x: Tensor) -> Tensor:
-            # The value too: its graph will be gone when the chunk's turn comes on the way back.
-            return chunk(first, ModuleLocal(self.f, x, self.keep))
-
-        if step >= size or not self.keep:
-            parts = [chunk(first, self) for first in range(0, size, step)]
-        else:
-            parts = [_recomputed(again, first, self.x) for first in range(0, size, step)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-    def finished(self, value: Tensor) -> Tensor:
-        """The value, detached where gradients were not asked for."""
-        return value if self.keep else value.detach()
-
-
-class TransformedLocal(Local):
-    """Any module where torch.autograd.grad cannot be called: in torch.func and compilation."""
-
-    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self.x = x
-        with twice_differentiable():
-            pulled: Any = torch.func.vjp(f, x)
-        self.value, self.pull_back = pulled
-
-    def products(self, vectors: Tensor) -> Tensor:
-        """vᵀ J."""
-        products: Tensor = torch.func.vmap(lambda vector: self.pull_back(vector)[0])(vectors)
-        return products
-
-    def diagonal(self) -> Tensor:
-        """Diagonal of J, by D products."""
-        basis = torch.eye(self.x.shape[-1], dtype=self.x.dtype, device=self.x.device)
-        products = self.products(basis.unsqueeze(1).expand(-1, *self.x.shape))
-        return products.diagonal(dim1=0, dim2=2)
 
 
 def is_perceptron(field: object) -> TypeGuard[MLP]:
@@ -395,20 +248,6 @@ def _diagonal(weights: list[Tensor], diagonals: list[Tensor | None], rows: Any) 
         return chunk(0)
     recompute = torch.is_grad_enabled()
     return torch.cat(
-        [
-            _recomputed(chunk, first) if recompute else chunk(first)
-            for first in range(0, size, step)
-        ],
+        [recomputed(chunk, first) if recompute else chunk(first) for first in range(0, size, step)],
         dim=-1,
     )
-
-
-def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The function's value, computed again on the way back."""
-    value: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return value
-
-
-def _at_once(x: Tensor) -> int:
-    """How many products of a module of unknown make are taken at once."""
-    return max(1, FOREIGN_CHUNK // max(1, x.numel()))

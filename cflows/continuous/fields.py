@@ -26,10 +26,11 @@ from cflows.continuous.layers import (
     TimeLayer,
     matvec,
 )
+from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 from cflows.core.shortcuts import may_be_read, unwatched
 
-__all__ = ["CONTEXTS", "MLP", "FrozenMLP"]
+__all__ = ["CONTEXTS", "MLP", "FrozenMLP", "Local", "declared_size"]
 
 CONTEXTS = ("additive", "gate")
 
@@ -82,13 +83,9 @@ class MLP(Pickled):
         spectral: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("layer", layer, LAYERS),
-            ("activation", activation, ACTIVATIONS),
-            ("context_mode", context_mode, CONTEXTS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        known("layer", layer, LAYERS)
+        known("activation", activation, ACTIVATIONS)
+        known("context_mode", context_mode, CONTEXTS)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden must list at least one width of at least 1, got {hidden}")
         self.features = features
@@ -275,6 +272,39 @@ class Linearized:
         return image if self.residual is None else image - self.residual * tangent
 
 
+class Local:
+    """A field near its states: its value, and what its Jacobian does.
+
+    Attributes:
+        value: f(x), (N, D).
+
+    """
+
+    value: Tensor
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """J v, or vᵀ J where the field is only differentiated backwards: (k, N, D) -> the same."""
+        raise TypeError
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of J, (N, D)."""
+        raise TypeError
+
+    def exact_trace(self) -> Tensor:
+        """Tr J, (N,)."""
+        return self.diagonal().sum(-1)
+
+    def trace(self, probes: Tensor | None) -> Tensor:
+        """Tr J, exactly or as Σ_k v_kᵀ J v_k: (N,)."""
+        if probes is None:
+            return self.exact_trace()
+        return (probes * self.products(probes)).sum((0, -1))
+
+    def finished(self, value: Tensor) -> Tensor:
+        """The value without the graph that only served to differentiate."""
+        return value
+
+
 def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: Tensor) -> Tensor:
     """diag(d_L) W_L ... diag(d_1) W_1 v for v (k, *B, D)."""
     for weight, diagonal in zip(weights, diagonals, strict=True):
@@ -282,6 +312,14 @@ def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: 
         if diagonal is not None:
             tangent = tangent * diagonal
     return tangent
+
+
+def declared_size(field: nn.Module, name: str) -> int:
+    """``features`` or ``context_features`` of a field; a TypeError where it has none."""
+    size = getattr(field, name, 0 if name == "context_features" else None)
+    if not isinstance(size, int):
+        raise TypeError(f"the field {type(field).__name__} needs an integer attribute `{name}`")
+    return size
 
 
 def _divided(weight: Tensor, slope: Tensor | None) -> Tensor:

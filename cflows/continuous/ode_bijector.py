@@ -6,10 +6,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +19,18 @@ from cflows.continuous.divergence import (
     PROBES,
     draw_probes,
     exact_is_cheap,
-    is_perceptron,
-    linearize,
     orthonormal_probes,
 )
-from cflows.continuous.penalties import PENALTIES, rates
+from cflows.continuous.fields import declared_size
+from cflows.continuous.penalties import PENALTIES
 from cflows.continuous.runge_kutta import RightHandSide, Slope, SolveStats, Stage
 from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
+from cflows.continuous.stages import at_stages, slope
 from cflows.core.bijector import Bijector
-from cflows.core.shortcuts import exported, may_read, recorded, transformed
+from cflows.core.messages import known
+from cflows.core.shortcuts import exported, may_read, recorded, transformed, uncompiled
 
 __all__ = ["ODEBijector"]
-
-T = TypeVar("T")
 
 
 class ODEBijector(Bijector):
@@ -111,7 +109,7 @@ class ODEBijector(Bijector):
         bfloat16: bool = False,
         compiled: bool = False,
     ) -> None:
-        super().__init__(_size(field, "features"), _size(field, "context_features"))
+        super().__init__(declared_size(field, "features"), declared_size(field, "context_features"))
         if not 0 < end_time < math.inf:
             raise ValueError(f"end_time must be positive and finite, got {end_time}")
         if not 0 <= steer < end_time:
@@ -120,10 +118,10 @@ class ODEBijector(Bijector):
         for name, count in (("probes", probes), ("evaluation_probes", evaluation_probes)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        _known("probe", probe, PROBES)
-        _known("gradient", gradient, GRADIENTS)
+        known("probe", probe, PROBES)
+        known("gradient", gradient, GRADIENTS)
         for name in penalties:
-            _known("penalties", name, PENALTIES)
+            known("penalties", name, PENALTIES)
         if gradient == "adjoint" and not isinstance(training_solver, Adaptive):
             raise ValueError(
                 'gradient="adjoint" needs training_solver=Adaptive(...): a grid is differentiated '
@@ -135,8 +133,8 @@ class ODEBijector(Bijector):
             self.log_end_time = nn.Parameter(log_end_time)
         else:
             self.register_buffer("log_end_time", log_end_time)
-        self.divergence = _known("divergence", divergence, DIVERGENCES)
-        self.evaluation_divergence = _known(
+        self.divergence = known("divergence", divergence, DIVERGENCES)
+        self.evaluation_divergence = known(
             "evaluation_divergence", evaluation_divergence, DIVERGENCES
         )
         self.probe = probe
@@ -152,7 +150,7 @@ class ODEBijector(Bijector):
         self.evaluations_made = 0
         self.steps = SIZES[3]
         self._is_compiled = compiled
-        self._stage = torch.compile(_stage) if compiled else _stage
+        self._slope = torch.compile(slope) if compiled else slope
         self._reviewed = True
         self._warned = False
         self._override: dict[str, Any] = {}
@@ -220,7 +218,7 @@ class ODEBijector(Bijector):
         if solver is not None:
             given["solver"] = solver
         if divergence is not None:
-            given["divergence"] = _known("divergence", divergence, DIVERGENCES)
+            given["divergence"] = known("divergence", divergence, DIVERGENCES)
         before = self._override
         self._override = before | given
         try:
@@ -270,12 +268,12 @@ class ODEBijector(Bijector):
 
     def __getstate__(self) -> dict[str, Any]:
         # What torch compiled is no function that an unpickler could find.
-        return {**self.__dict__, "_stage": None} if self._is_compiled else self.__dict__
+        return {**self.__dict__, "_slope": None} if self._is_compiled else self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self._is_compiled:
-            self._stage = torch.compile(_stage)
+            self._slope = torch.compile(slope)
 
     def get_extra_state(self) -> Tensor:
         """The steps of the next ``Lagged`` solve."""
@@ -290,7 +288,7 @@ class ODEBijector(Bijector):
     ) -> tuple[Tensor, Tensor | None]:
         if recorded() and not (exported() or isinstance(self.solver, FixedGrid)):
             # Steps that follow the values are no graph: such a solve is left as it is.
-            return _as_it_is(self._solved, start, context, span, traced)
+            return uncompiled(self._solved, start, context, span, traced)
         return self._solved(start, context, span, traced)
 
     def _solved(
@@ -352,25 +350,23 @@ class ODEBijector(Bijector):
         if self.steer and self.training:
             stretch = (2 * torch.rand((), dtype=x.dtype, device=x.device) - 1) * self.steer
 
-        def fields(times: Tensor) -> Iterator[tuple[Any, Tensor]]:
-            # T is taken from its parameter here, where the adjoint can see it.
-            end_time = self.end_time if stretch is None else self.end_time + stretch
-            if is_perceptron(self.field):
-                for frozen in self.field.at(times * end_time, context, scale=end_time):
-                    yield frozen, end_time
-            else:
-                for t in (times * end_time).unbind():
-                    yield ForeignField(self.field, t, context, end_time), end_time
+        def end_time() -> Tensor:
+            # Taken from its parameter at each call, where the adjoint can see it.
+            return self.end_time if stretch is None else self.end_time + stretch
 
         def at(times: Tensor) -> Iterator[Stage]:
-            for field, end_time in fields(times):
-                yield partial(stage, field, end_time)
+            end = end_time()
+            for field in at_stages(self.field, times, context, end):
+                yield partial(stage, field, end)
 
-        def stage(field: Any, end_time: Tensor, state: Tensor) -> Slope:
+        def stage(field: Any, end: Tensor, state: Tensor) -> Slope:
             with self._precision(x):
-                return self._stage(field, state, traced, probes, penalties, spare, end_time)
+                return self._slope(field, state, traced, probes, penalties, spare, end)
 
-        probes = self._draw(x, lambda: next(fields(x.new_full((1,), start)))[0]) if traced else None
+        def first() -> Any:
+            return next(at_stages(self.field, x.new_full((1,), start), context, end_time()))
+
+        probes = self._draw(x, first) if traced else None
         spare = draw_probes(x, self.probe) if penalties and probes is None else x
         return at
 
@@ -385,8 +381,8 @@ class ODEBijector(Bijector):
         scheme: str = self._override.get("divergence", default)
         if scheme == "auto":
             # Of one row among many, or of a program for any number, nobody knows the batch.
-            known = None if transformed() or exported() else rows
-            cheap = exact_is_cheap(self.field, known, self._probes())
+            of_batch = None if transformed() or exported() else rows
+            cheap = exact_is_cheap(self.field, of_batch, self._probes())
             scheme = "exact" if cheap else "hutchinson"
         return scheme
 
@@ -401,58 +397,3 @@ class ODEBijector(Bijector):
         if scheme == "hutch++":
             return orthonormal_probes(first(), x, self.probe, max(2, self._probes()))
         return draw_probes(x, self.probe, self._probes())
-
-
-def _as_it_is(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function from compiled code without compiling it."""
-    disabled: Callable[..., T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return disabled(*arguments)
-
-
-@dataclass(frozen=True)
-class ForeignField:
-    """T f(t, x, context) at one time, of a field that is called as it is."""
-
-    field: nn.Module
-    t: Tensor
-    context: Tensor | None
-    end_time: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D)."""
-        velocity: Tensor = self.end_time * self.field(self.t, x, self.context)
-        return velocity
-
-
-def _stage(
-    field: Any,
-    x: Tensor,
-    traced: bool,
-    probes: Tensor | None,
-    penalties: tuple[str, ...],
-    spare: Tensor,
-    end_time: Tensor,
-) -> Slope:
-    """Velocity (N, D) and rates (N, m) in the state's dtype; m = 0 gives None."""
-    if not traced:
-        velocity: Tensor = field(x)
-        return velocity.to(x.dtype), None
-    local = linearize(field, x)
-    found = [local.trace(probes)]
-    if penalties:
-        found += rates(penalties, local, probes, spare, end_time)
-    rate = found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, dim=1)
-    return local.finished(local.value.to(x.dtype)), local.finished(rate.to(x.dtype))
-
-
-def _known(name: str, value: str, known: Sequence[str] | dict[str, Any]) -> str:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-    return value
-
-
-def _size(field: nn.Module, name: str) -> int:
-    size = getattr(field, name, 0 if name == "context_features" else None)
-    if not isinstance(size, int):
-        raise TypeError(f"the field {type(field).__name__} needs an integer attribute `{name}`")
-    return size

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cflows.continuous.divergence import Local
+from cflows.continuous.fields import Local
 
 __all__ = ["PENALTIES", "rates"]
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from cflows.continuous.runge_kutta import Grid, RightHandSide, SolveStats
 from cflows.continuous.tableaus import TABLEAUS
 from cflows.core.first_order import first_order_only, refused
+from cflows.core.messages import known
 from cflows.core.registry import register
 from cflows.core.shortcuts import exported, transformed
 
@@ -93,9 +94,7 @@ class Adaptive:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        known = (*ADAPTIVE, *FIXED_STEP, "scipy_solver")
-        if self.method not in known:
-            raise ValueError(f"method must be one of {', '.join(known)}; got {self.method!r}")
+        known("method", self.method, (*ADAPTIVE, *FIXED_STEP, "scipy_solver"))
         if min(self.rtol, self.atol) < 0 or self.rtol + self.atol <= 0 or self.max_nfe < 1:
             raise ValueError(f"tolerances and max_nfe must be positive: {self}")
         if (self.step_size is not None) != (self.method in FIXED_STEP):
@@ -133,8 +132,7 @@ class FixedGrid:
     steps: int = 8
 
     def __post_init__(self) -> None:
-        if self.method not in TABLEAUS:
-            raise ValueError(f"method must be one of {', '.join(TABLEAUS)}; got {self.method!r}")
+        known("method", self.method, TABLEAUS)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
@@ -172,9 +170,7 @@ class Lagged:
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
-        known = [name for name, tableau in TABLEAUS.items() if tableau.e]
-        if self.method not in known:
-            raise ValueError(f"method must be one of {', '.join(known)}; got {self.method!r}")
+        known("method", self.method, [name for name, tableau in TABLEAUS.items() if tableau.e])
         if not 0 < self.tolerance < math.inf:
             raise ValueError(f"tolerance must be positive and finite, got {self.tolerance}")
 

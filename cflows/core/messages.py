@@ -1,11 +1,27 @@
-"""Names within messages."""
+"""Names that are chosen from, and names within messages."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["listed", "nearest"]
+__all__ = ["known", "listed", "nearest"]
+
+
+def known(name: str, value: str, choices: Collection[str]) -> str:
+    """The value of the argument ``name``, which must be one of the choices.
+
+    Raises:
+        ValueError: it is none of them.
+
+    Example:
+        >>> known("probe", "gaussian", ["rademacher", "gaussian"])
+        'gaussian'
+
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    return value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,8 @@ operation, nor where somebody watches a module's calls or has put another one in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,11 @@ __all__ = [
     "plain",
     "recorded",
     "transformed",
+    "uncompiled",
     "unwatched",
 ]
+
+T = TypeVar("T")
 
 
 def transformed() -> bool:
@@ -45,6 +49,12 @@ def exported() -> bool:
     # torch 2.6 has no such question: there a compilation is told from an export by nothing.
     ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return bool(ask())
+
+
+def uncompiled(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function from compiled code without compiling it."""
+    disabled: Callable[..., T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled(*arguments)
 
 
 def may_read(value: Tensor) -> bool:

@@ -43,11 +43,11 @@ def test_a_resampled_probe_changes_the_counts_by_name(monkeypatch):
     from cflows.continuous.divergence import draw_probes
 
     suite._trained.cache_clear()
-    stage = ode_bijector._stage
+    slope = ode_bijector.slope
     monkeypatch.setattr(
         ode_bijector,
-        "_stage",
-        lambda field, x, traced, probes, *rest: stage(field, x, traced, draw_probes(x), *rest),
+        "slope",
+        lambda field, x, traced, probes, *rest: slope(field, x, traced, draw_probes(x), *rest),
     )
     committed = json.loads(counts.COMMITTED.read_text(encoding="utf-8"))
     part = "TrainingSolve.draws (hutchinson, backprop)"

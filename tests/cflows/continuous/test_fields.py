@@ -394,7 +394,7 @@ def test_products_of_a_foreign_module_go_in_chunks(monkeypatch, at_once):
     whole = torch.autograd.grad
     results = []
     for chunk in (2**21, at_once * N * 16):
-        monkeypatch.setattr("cflows.continuous.divergence.FOREIGN_CHUNK", chunk)
+        monkeypatch.setattr("cflows.continuous.foreign.CHUNK", chunk)
         value, trace = value_and_divergence(f, t, x)
         gradients = whole(trace.square().sum() + value.sin().sum(), [x, *f.parameters()])
         with torch.no_grad(), monkeypatch.context() as patch:

@@ -1,0 +1,157 @@
+"""Fields that are no perceptron: called as they are, and differentiated by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from cflows.continuous.fields import Local
+from cflows.core.shortcuts import recorded
+
+__all__ = ["ForeignField", "ModuleLocal", "TransformedLocal"]
+
+CHUNK = 2**21
+"""Of the states' size, for a module whose inner layers may be many times as wide."""
+
+
+@dataclass(frozen=True)
+class ForeignField:
+    """T f(t, x, context) at one time, of a field that is called as it is."""
+
+    field: nn.Module
+    t: Tensor
+    context: Tensor | None
+    end_time: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        velocity: Tensor = self.end_time * self.field(self.t, x, self.context)
+        return velocity
+
+
+class ModuleLocal(Local):
+    """Any module, by vector-Jacobian products."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor, keep: bool) -> None:
+        self.f, self.x, self.keep = f, x, keep
+        with torch.enable_grad(), twice_differentiable():
+            self.value = f(x)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """vᵀ J."""
+        if not self.value.requires_grad:
+            return torch.zeros_like(vectors)
+        chunks = [vectors] if self.keep else torch.split(vectors, _at_once(self.x))
+        products = [self._products(chunk) for chunk in chunks]
+        return products[0] if len(products) == 1 else torch.cat(products)
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        with torch.enable_grad():
+            # One product runs faster without the batching.
+            batched = len(vectors) > 1
+            (products,) = torch.autograd.grad(
+                self.value,
+                self.x,
+                vectors if batched else vectors[0],
+                create_graph=self.keep,
+                retain_graph=True,
+                is_grads_batched=batched,
+                materialize_grads=True,
+            )
+        return products if batched else products.unsqueeze(0)
+
+    def diagonal(self) -> Tensor:
+        """Diagonal of J, by D products in chunks."""
+        size = self.x.shape[-1]
+        basis = torch.eye(size, dtype=self.x.dtype, device=self.x.device).unsqueeze(1)
+        step = _at_once(self.x)
+
+        def chunk(first: int, local: ModuleLocal) -> Tensor:
+            vectors = basis[first : first + step].expand(-1, *self.x.shape)
+            return local.products(vectors)[..., first : first + step].diagonal(dim1=0, dim2=2)
+
+        def again(first: int, x: Tensor) -> Tensor:
+            # The value too: its graph will be gone when the chunk's turn comes on the way back.
+            return chunk(first, ModuleLocal(self.f, x, self.keep))
+
+        if step >= size or not self.keep:
+            parts = [chunk(first, self) for first in range(0, size, step)]
+        else:
+            parts = [recomputed(again, first, self.x) for first in range(0, size, step)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def finished(self, value: Tensor) -> Tensor:
+        """The value, detached where gradients were not asked for."""
+        return value if self.keep else value.detach()
+
+
+class TransformedLocal(Local):
+    """Any module where torch.autograd.grad cannot be called: in torch.func and compilation."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.x = x
+        with twice_differentiable():
+            pulled: Any = torch.func.vjp(f, x)
+        self.value, self.pull_back = pulled
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """vᵀ J."""
+        products: Tensor = torch.func.vmap(lambda vector: self.pull_back(vector)[0])(vectors)
+        return products
+
+    def diagonal(self) -> Tensor:
+        """Diagonal of J, by D products."""
+        basis = torch.eye(self.x.shape[-1], dtype=self.x.dtype, device=self.x.device)
+        products = self.products(basis.unsqueeze(1).expand(-1, *self.x.shape))
+        return products.diagonal(dim1=0, dim2=2)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within the block scaled dot-product attention takes no fused kernel.
+
+    The gradient of a divergence differentiates the field twice, and these have one derivative only.
+    """
+    if recorded():
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+        return
+    # The same as sdpa_kernel at a tenth of its time, which every stage of a solve would pay.
+    kernels: Any = torch.backends.cuda
+    before = [
+        kernels.flash_sdp_enabled(),
+        kernels.mem_efficient_sdp_enabled(),
+        kernels.cudnn_sdp_enabled(),
+        kernels.math_sdp_enabled(),
+    ]
+    switches = [
+        kernels.enable_flash_sdp,
+        kernels.enable_mem_efficient_sdp,
+        kernels.enable_cudnn_sdp,
+        kernels.enable_math_sdp,
+    ]
+    try:
+        for switch, wanted in zip(switches, (False, False, False, True), strict=True):
+            switch(wanted)
+        yield
+    finally:
+        for switch, wanted in zip(switches, before, strict=True):
+            switch(wanted)
+
+
+def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The function's value, computed again on the way back."""
+    value: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return value
+
+
+def _at_once(x: Tensor) -> int:
+    """How many products of a module of unknown make are taken at once."""
+    return max(1, CHUNK // max(1, x.numel()))
