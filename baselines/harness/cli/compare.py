@@ -6,7 +6,6 @@ import argparse
 import errno
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from baselines.harness.cli.options import (
     SEEDS,
     add_device,
     add_table_options,
+    adder,
     device_for,
     refuse_numbers,
 )
@@ -29,6 +29,32 @@ COMPARISONS = {
     "sampling": "only the cost of samples and densities, each model at its deepest setting",
     "depth": "only what depth buys",
 }
+EXECUTORS = ("local", "slurm", "submitit-local", "submitit-debug")
+HELP = {
+    "--data": "data sets, or tables: .csv, .tsv, .txt (also .gz), .parquet, .feather, .npy, .npz "
+    f"(default: {' '.join(DEFAULT_DATA)})",
+    "--models": "names, the papers' presets such as maf-power among them, or functions of your "
+    f"own, FILE.py:FUNCTION or MODULE:FUNCTION (default: {' '.join(DEFAULT_MODELS)})",
+    "--seeds": "default: 0 1 2; 0 with --quick, and for a compare of the default data and models "
+    "or of --steps",
+    "--depths": "layers of discrete flows, blocks of continuous ones",
+    "--budget": "training seconds a cell: models compared at equal wall-clock",
+    "--parameters": "models compared at equal size: widths are solved for so that each has N "
+    "parameters; beside --budget a second view of the same models",
+    "--equal-parameters": "likewise, N the median of the models' own",
+    "--steps": "training steps a cell (default: each model's own; likelihood: until --patience "
+    "ends it)",
+    "--patience": "validations without a better one that end a training (default: 30)",
+    "--preprocess": "the map behind each model; auto (default) tries both on validation rows, and "
+    "whitens with --quick",
+    "--out": "default: results/COMMAND, with -quick for --quick",
+    "--quick": "few steps: a first look in about two minutes",
+    "--jobs": "cells trained at a time, one thread each (default: the processors)",
+    "--executor": "slurm: each cell a job of a cluster, by submitit",
+    "--slurm": "of its jobs: partition=gpu time=600 account=...",
+    "report": "write tables and pictures again from DIR, or lay two directories side by side",
+    "other": "laid beside the first one; nothing is written",
+}
 
 
 def add_commands(commands: Any) -> None:
@@ -39,100 +65,32 @@ def add_commands(commands: Any) -> None:
         command.set_defaults(run=compare, comparison=name)
         if name == "depth":  # planar maps, and the one depth of a continuous flow that is no block
             command.set_defaults(models=[*DEFAULT_MODELS, "planar", "ffjord-time"])
-    command = commands.add_parser(
-        "report",
-        help="write tables and pictures again from DIR, or lay two directories side by side",
-    )
-    command.add_argument("directory", metavar="DIR", type=Path)
-    command.add_argument(
-        "other",
-        metavar="DIR",
-        type=Path,
-        nargs="?",
-        help="laid beside the first one; nothing is written",
-    )
+    command = commands.add_parser("report", help=HELP["report"])
+    add = adder(command, HELP)
+    add("directory", metavar="DIR", type=Path)
+    add("other", metavar="DIR", type=Path, nargs="?")
     command.set_defaults(run=report)
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    number = partial(add, type=int, metavar="N")
-    add(
-        "--data",
-        nargs="+",
-        metavar="NAME|FILE",
-        default=list(DEFAULT_DATA),
-        help="data sets, or tables: .csv, .tsv, .txt (also .gz), .parquet, .feather, .npy, .npz "
-        f"(default: {' '.join(DEFAULT_DATA)})",
-    )
+    add = adder(command, HELP)
+    add("--data", nargs="+", metavar="NAME|FILE", default=list(DEFAULT_DATA))
     add_table_options(command)
-    add(
-        "--models",
-        nargs="+",
-        metavar="NAME",
-        default=list(DEFAULT_MODELS),
-        help="names, the papers' presets such as maf-power among them, or functions of your own, "
-        f"FILE.py:FUNCTION or MODULE:FUNCTION (default: {' '.join(DEFAULT_MODELS)})",
-    )
-    number(
-        "--seeds",
-        nargs="+",
-        help="default: 0 1 2; 0 with --quick, and for a compare of the default data and models or "
-        "of --steps",
-    )
-    number("--depths", nargs="+", help="layers of discrete flows, blocks of continuous ones")
-    add(
-        "--budget",
-        type=float,
-        metavar="SECONDS",
-        help="training seconds a cell: models compared at equal wall-clock",
-    )
-    sizes = command.add_mutually_exclusive_group()
-    sizes.add_argument(
-        "--parameters",
-        type=int,
-        metavar="N",
-        help="models compared at equal size: widths are solved for so that each has N parameters; "
-        "beside --budget a second view of the same models",
-    )
-    sizes.add_argument(
-        "--equal-parameters",
-        action="store_const",
-        dest="parameters",
-        const="equal",
-        help="likewise, N the median of the models' own",
-    )
-    number(
-        "--steps",
-        help="training steps a cell (default: each model's own; likelihood: until --patience ends "
-        "it)",
-    )
-    number("--patience", help="validations without a better one that end a training (default: 30)")
-    add(
-        "--preprocess",
-        choices=["auto", "standardise", "whiten"],
-        default="auto",
-        help="the map behind each model; auto (default) tries both on validation rows, and whitens "
-        "with --quick",
-    )
-    add("--out", type=Path, metavar="DIR", help="default: results/COMMAND, with -quick for --quick")
-    add("--quick", action="store_true", help="few steps: a first look in about two minutes")
-    number("--jobs", help="cells trained at a time, one thread each (default: the processors)")
-    add(
-        "--executor",
-        choices=["local", "slurm", "submitit-local", "submitit-debug"],
-        default="local",
-        metavar="local|slurm",
-        help="slurm: each cell a job of a cluster, by submitit",
-    )
-    add(
-        "--slurm",
-        nargs="+",
-        type=_setting,
-        metavar="KEY=VALUE",
-        default=[],
-        help="of its jobs: partition=gpu time=600 account=...",
-    )
+    add("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS))
+    add("--seeds", nargs="+", type=int, metavar="N")
+    add("--depths", nargs="+", type=int, metavar="N")
+    add("--budget", type=float, metavar="SECONDS")
+    size = adder(command.add_mutually_exclusive_group(), HELP)
+    size("--parameters", type=int, metavar="N")
+    size("--equal-parameters", action="store_const", dest="parameters", const="equal")
+    add("--steps", type=int, metavar="N")
+    add("--patience", type=int, metavar="N")
+    add("--preprocess", choices=["auto", "standardise", "whiten"], default="auto")
+    add("--out", type=Path, metavar="DIR")
+    add("--quick", action="store_true")
+    add("--jobs", type=int, metavar="N")
+    add("--executor", choices=EXECUTORS, default="local", metavar="local|slurm")
+    add("--slurm", nargs="+", type=_setting, metavar="KEY=VALUE", default=[])
     add_device(command)
 
 

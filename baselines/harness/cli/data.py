@@ -3,56 +3,48 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from baselines.harness.cli.options import add_columns
+from baselines.harness.cli.options import add_columns, adder
 
 if TYPE_CHECKING:
     from baselines.harness.data import Dataset
 
 __all__ = ["add_commands", "check", "fetch", "listing"]
 
+HELP = {
+    "list": "what there is, its size, source and licence, and whether it is here",
+    "fetch": "download sets once; the five tables from one archive of 857 MB, converted into what "
+    "is mapped into memory",
+    "check": "checksums, statistics, the log-likelihood of a Gaussian",
+    "--from": "data.tar.gz, or the folder that was unpacked from it, in place of a download; "
+    "likewise the folder of a set of images",
+}
+NAMES = {
+    "list": "data sets (default: all)",
+    "fetch": "power, gas, hepmass, miniboone, bsds300, mnist, fashion_mnist, cifar10",
+    "check": "data sets, or tables",
+}
+LINES = TextWrapper(110, " " * 14, " " * 16, break_long_words=False, break_on_hyphens=False)
+
 
 def add_commands(commands: Any) -> None:
     """Add ``data`` and its actions to a parser's subcommands."""
-    actions = commands.add_parser("data", help="the data sets: list, fetch, check").add_subparsers(
-        metavar="ACTION", required=True
-    )
-
-    def add(action: str, run: Any, help_text: str, names: str, names_help: str) -> Any:
-        command = actions.add_parser(action, help=help_text, description=help_text)
-        command.add_argument("names", metavar="NAME", nargs=names, help=names_help)
+    parser = commands.add_parser("data", help="the data sets: list, fetch, check")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for action, run in (("list", listing), ("fetch", fetch), ("check", check)):
+        command = actions.add_parser(action, help=HELP[action], description=HELP[action])
+        count = "*" if action == "list" else "+"
+        command.add_argument("names", metavar="NAME", nargs=count, help=NAMES[action])
         command.set_defaults(run=run)
-        return command
-
-    add(
-        "list",
-        listing,
-        "what there is, its size, source and licence, and whether it is here",
-        "*",
-        "data sets (default: all)",
-    )
-    add(
-        "fetch",
-        fetch,
-        "download sets once; the five tables from one archive of 857 MB, converted into what is "
-        "mapped into memory",
-        "+",
-        "power, gas, hepmass, miniboone, bsds300, mnist, fashion_mnist, cifar10",
-    ).add_argument(
-        "--from",
-        dest="given",
-        type=Path,
-        metavar="FILE|DIR",
-        help="data.tar.gz, or the folder that was unpacked from it, in place of a download; "
-        "likewise the folder of a set of images",
-    )
-    text = "checksums, statistics, the log-likelihood of a Gaussian"
-    add_columns(add("check", check, text, "+", "data sets, or tables"))
+        if action == "fetch":
+            adder(command, HELP)("--from", dest="given", type=Path, metavar="FILE|DIR")
+        if action == "check":
+            add_columns(command)
 
 
 def listing(options: argparse.Namespace, command: str) -> int:
@@ -76,16 +68,7 @@ def listing(options: argparse.Namespace, command: str) -> int:
             f"licence: {about.licence}",
             f"here: {about.here() or _how(name)}",
         ):
-            print(
-                textwrap.fill(
-                    line,
-                    110,
-                    initial_indent=" " * 14,
-                    subsequent_indent=" " * 16,
-                    break_long_words=False,
-                    break_on_hyphens=False,
-                )
-            )
+            print(LINES.fill(line))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,44 @@ from baselines.harness.cli import torchrun
 from baselines.harness.cli.options import (
     add_device,
     add_table_options,
+    adder,
     device_for,
     refuse_numbers,
     refuse_seed,
 )
 
 __all__ = ["add_commands", "fit", "sample", "score"]
+
+FIT = {
+    "--model": "a name of compare's, or your own FILE.py:FUNCTION or MODULE:FUNCTION",
+    "--data": "a data set, or a table: .csv, .tsv, .txt (also .gz), .parquet, .feather, .npy, "
+    ".npz; - for standard input",
+    "--context": "columns that are given to the model and not modelled",
+    "--weights": "the column that says how much each row counts, not negative and not modelled; in "
+    "training, validation and the figures",
+    "--out": "the model's file; one that is there is replaced by the whole new one",
+    "--depth": "default: the model's deepest in a comparison",
+    "--steps": "default: the model's own, below 5000 rows fewer, or as many as --seconds allow",
+    "--seconds": "training seconds at most, of which the choice that --preprocess auto makes takes "
+    "about a fifth",
+    "--seed": "default: 0",
+    "--preprocess": "the map of the rows; auto (default) tries both on validation rows",
+    "--checkpoint": "kept while training, the choice of the map beside it in PATH.map; where they "
+    "are, the same command goes on",
+    "--quick": "few steps: a first look",
+}
+SCORE = {
+    "--data": "a table, as fit takes it; its columns are found by name",
+    "--context": "the context of a conditional model, a row for each row of --data or one for all, "
+    "where --data does not hold it",
+    "--out": ".csv or .npy; - for standard output, as .csv",
+}
+SAMPLE = {
+    "-n": "how many rows, or how many for each row of --context",
+    "--context": "the context of a conditional model",
+    "--out": SCORE["--out"],
+    "--seed": FIT["--seed"],
+}
 
 
 def add_commands(commands: Any) -> None:
@@ -33,109 +64,37 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    number = partial(add, type=int, metavar="N")
-    add(
-        "--model",
-        required=True,
-        metavar="NAME",
-        help="a name of compare's, or your own FILE.py:FUNCTION or MODULE:FUNCTION",
-    )
-    add(
-        "--data",
-        required=True,
-        metavar="NAME|FILE",
-        help="a data set, or a table: .csv, .tsv, .txt (also .gz), .parquet, .feather, .npy, "
-        ".npz; - for standard input",
-    )
-    add(
-        "--context",
-        nargs="+",
-        metavar="COLUMN",
-        default=[],
-        help="columns that are given to the model and not modelled",
-    )
-    add(
-        "--weights",
-        metavar="COLUMN",
-        help="the column that says how much each row counts, not negative and not modelled; in "
-        "training, validation and the figures",
-    )
+    add = adder(command, FIT)
+    add("--model", required=True, metavar="NAME")
+    add("--data", required=True, metavar="NAME|FILE")
+    add("--context", nargs="+", metavar="COLUMN", default=[])
+    add("--weights", metavar="COLUMN")
     add_table_options(command)
-    add(
-        "--out",
-        required=True,
-        type=_output,
-        metavar="MODEL",
-        help="the model's file; one that is there is replaced by the whole new one",
-    )
-    number("--depth", help="default: the model's deepest in a comparison")
-    number(
-        "--steps",
-        help="default: the model's own, below 5000 rows fewer, or as many as --seconds allow",
-    )
-    add(
-        "--seconds",
-        type=float,
-        metavar="S",
-        help="training seconds at most, of which the choice that --preprocess auto makes takes "
-        "about a fifth",
-    )
-    number("--seed", default=0, help="default: 0")
-    add(
-        "--preprocess",
-        choices=["auto", "standardise", "whiten", "none"],
-        default="auto",
-        help="the map of the rows; auto (default) tries both on validation rows",
-    )
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="PATH",
-        help="kept while training, the choice of the map beside it in PATH.map; where they are, "
-        "the same command goes on",
-    )
-    add("--quick", action="store_true", help="few steps: a first look")
+    add("--out", required=True, type=_output, metavar="MODEL")
+    add("--depth", type=int, metavar="N")
+    add("--steps", type=int, metavar="N")
+    add("--seconds", type=float, metavar="S")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--preprocess", choices=["auto", "standardise", "whiten", "none"], default="auto")
+    add("--checkpoint", type=Path, metavar="PATH")
+    add("--quick", action="store_true")
 
 
 def _add_score_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
+    add = adder(command, SCORE)
     add("model", metavar="MODEL", type=Path)
-    add(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="a table, as fit takes it; its columns are found by name",
-    )
-    add(
-        "--context",
-        type=Path,
-        metavar="FILE",
-        help="the context of a conditional model, a row for each row of --data or one for all, "
-        "where --data does not hold it",
-    )
-    _add_out(command)
+    add("--data", required=True, type=Path, metavar="FILE")
+    add("--context", type=Path, metavar="FILE")
+    add("--out", required=True, type=_output, metavar="FILE")
 
 
 def _add_sample_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    number = partial(add, type=int, metavar="N")
+    add = adder(command, SAMPLE)
     add("model", metavar="MODEL", type=Path)
-    number("-n", required=True, help="how many rows, or how many for each row of --context")
-    add("--context", type=Path, metavar="FILE", help="the context of a conditional model")
-    _add_out(command)
-    number("--seed", default=0, help="default: 0")
-
-
-def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--out",
-        required=True,
-        type=_output,
-        metavar="FILE",
-        help=".csv or .npy; - for standard output, as .csv",
-    )
+    add("-n", type=int, required=True, metavar="N")
+    add("--context", type=Path, metavar="FILE")
+    add("--out", required=True, type=_output, metavar="FILE")
+    add("--seed", type=int, default=0, metavar="N")
 
 
 def _output(text: str) -> Path:

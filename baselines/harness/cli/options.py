@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from baselines.harness.cli.errors import fail
 
@@ -16,46 +17,45 @@ __all__ = [
     "add_columns",
     "add_device",
     "add_table_options",
+    "adder",
     "device_for",
     "refuse_numbers",
     "refuse_seed",
 ]
 
 SEEDS = 2**63
+HELP = {
+    "--columns": "the columns of a file to use (default: all)",
+    "--drop": "columns of a file to leave out",
+    "--dequantise": "add uniform noise to the quantised columns of a file, as wide as the column's "
+    "own steps, or of this width",
+    "--bounds": "columns that no row and no sample leaves, as in wait=0: share=0:1",
+}
+
+
+def adder(command: Any, helps: Mapping[str, str]) -> Callable[..., argparse.Action]:
+    """``add_argument`` that finds an argument's help by its name."""
+
+    def add(name: str, **settings: Any) -> argparse.Action:
+        action: argparse.Action = command.add_argument(name, help=helps.get(name), **settings)
+        return action
+
+    return add
 
 
 def add_columns(command: argparse.ArgumentParser) -> None:
     """--columns and --drop."""
-    add = command.add_argument
-    add(
-        "--columns",
-        nargs="+",
-        metavar="COLUMN",
-        help="the columns of a file to use (default: all)",
-    )
-    add("--drop", nargs="+", metavar="COLUMN", default=[], help="columns of a file to leave out")
+    add = adder(command, HELP)
+    add("--columns", nargs="+", metavar="COLUMN")
+    add("--drop", nargs="+", metavar="COLUMN", default=[])
 
 
 def add_table_options(command: argparse.ArgumentParser) -> None:
     """What may be said of a table that flows are trained on."""
     add_columns(command)
-    command.add_argument(
-        "--dequantise",
-        nargs="?",
-        type=_width,
-        const="auto",
-        metavar="WIDTH",
-        help="add uniform noise to the quantised columns of a file, as wide as the column's own "
-        "steps, or of this width",
-    )
-    command.add_argument(
-        "--bounds",
-        nargs="+",
-        type=_bound,
-        default=[],
-        metavar="COLUMN=LOW:HIGH",
-        help="columns that no row and no sample leaves, as in wait=0: share=0:1",
-    )
+    add = adder(command, HELP)
+    add("--dequantise", nargs="?", type=_width, const="auto", metavar="WIDTH")
+    add("--bounds", nargs="+", type=_bound, default=[], metavar="COLUMN=LOW:HIGH")
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
