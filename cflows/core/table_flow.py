@@ -23,7 +23,8 @@ class Outside(NamedTuple):
         beyond: of those, how many leave the range of the training rows in a column.
         far: how many leave one by more than it is wide, or hold no number.
         distance: from the range, of the row that leaves it most, in standard deviations of the
-            training rows; negative where none does.
+            training rows; negative where none does. Where rows are far, only columns count that
+            they leave by more than their width.
         column: in which it does.
 
     """
@@ -119,13 +120,18 @@ class TableFlow(Flow):
             return None
         low, high, spread = self.extent.to(x)
         over = torch.maximum(x - high, low - x)
-        beyond, far = (over > 0).any(-1), ~(over <= high - low).all(-1)
-        distance = (over / spread).nan_to_num(nan=math.inf, posinf=math.inf).amax(0)
-        column = int(distance.argmax())
+        far = ~(over <= high - low)
+        distance = (over / spread).nan_to_num(nan=math.inf, posinf=math.inf)
+        if bool(far.any()):
+            distance = distance.where(far, -math.inf)
+        furthest, column = distance.amax(0).max(0)
         return Outside(
-            len(x), int(beyond.sum()), int(far.sum()), float(distance[column]),
-            self.columns[column],
-        )  # fmt: skip
+            rows=len(x),
+            beyond=int((over > 0).any(-1).sum()),
+            far=int(far.any(-1).sum()),
+            distance=float(furthest),
+            column=self.columns[int(column)],
+        )
 
     def trajectory(
         self, start: Tensor, times: Sequence[float], context: Tensor | None = None

@@ -565,3 +565,16 @@ def test_draws_far_from_the_table_are_counted(tmp_path, capsys):
     drawn = torch.tensor(np.load(tmp_path / "s.npy"))
     far = (drawn < 2 * narrow[0] - narrow[1]) | (drawn > 2 * narrow[1] - narrow[0])
     assert again.outside(drawn).far == int(far.any(1).sum()) > 0
+
+
+def test_the_furthest_of_the_far_draws_is_named(tmp_path, capsys):
+    """Another column is left by more standard deviations, and by less than it is wide."""
+    extent = [[-2.0, -0.5], [2.0, 0.5], [0.01, 0.3]]
+    flow = cflows.TableFlow(cflows.Affine([0.0, 0.0], [1.0, 1.0]), None, COLUMNS, extent=extent)
+    flow.save(tmp_path / "m")
+    assert run("sample", tmp_path / "m", "-n", 1000, "--out", tmp_path / "s.npy") == 0
+    beyond = np.abs(np.load(tmp_path / "s.npy")) - extent[1]
+    assert beyond[:, 0].max() / 0.01 > beyond[:, 1].max() / 0.3
+    assert (beyond > [4.0, 1.0]).any(0).tolist() == [False, True]
+    furthest = f"the furthest {beyond[:, 1].max() / 0.3:.3g} standard deviations, in 'weight'"
+    assert furthest in capsys.readouterr().err
