@@ -213,6 +213,13 @@ def test_out_that_is_a_file(table, tmp_path, capsys):
     refused(["compare", "--data", str(table), "--out", str(tmp_path / "out")], ("out",), capsys)
 
 
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"cflows {cflows.__version__}\n"
+
+
 def test_data_list(capsys):
     assert cli.main(["data", "list"]) == 0
     text = capsys.readouterr().out

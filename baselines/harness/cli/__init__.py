@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import cflows
 from baselines.harness.cli import compare, data, fit, standard_streams, torchrun
 from baselines.harness.cli.errors import fail, is_failed_computation, is_ours, one_line
 
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="cflows",
         description="Compare continuous with discrete normalizing flows, and use them.",
     )
+    parser.add_argument("--version", action="version", version=f"cflows {cflows.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (compare, fit, data):
         module.add_commands(commands)
