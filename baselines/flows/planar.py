@@ -312,15 +312,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _length(offset: Tensor) -> Tensor:
-    """|offset|, of far rows too: the sum of squares would overflow."""
-    unit = _unit(offset.detach().abs().amax(-1))
-    length: Tensor = torch.linalg.vector_norm(offset / unit[..., None], dim=-1)
-    return unit * length
-
-
-def _unit(size: Tensor) -> Tensor:
-    """A power of two near sizes above 1, by which dividing rounds nothing."""
-    return size.clamp(min=1).log2().floor().exp2()
+    """|offset|, or what has a finite square: farther out the map is the identity to rounding."""
+    length: Tensor = torch.linalg.vector_norm(offset, dim=-1)
+    return length.clamp(max=torch.finfo(length.dtype).max ** 0.5 / 2)
 
 
 def _positive_root(rho: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
@@ -329,9 +323,7 @@ def _positive_root(rho: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
     The discriminant is positive wherever α and γ are: its root has a gradient at ρ = 0 too.
     """
     half = (rho - gamma) / 2
-    # In units that keep the square of a far row finite.
-    unit = _unit(half.detach().abs())
-    root = unit * ((half / unit).square() + alpha / unit * (rho / unit)).sqrt()
+    root = (half.square() + alpha * rho).sqrt()
     return torch.where(half > 0, half + root, alpha * rho / (root + half.clamp(max=0).abs()))
 
 

@@ -129,6 +129,19 @@ def test_far_and_near_inputs(case, scale, dtype):
     assert (f.inverse(z) - z).abs().max() < 100
 
 
+@pytest.mark.parametrize("scale", [1e19, 1e25, 1e30])
+def test_radial_rows_whose_square_overflows_stay_where_they_are(scale):
+    f = perturbed(Radial(D), torch.float32)
+    z = (scale * torch.randn(50, D)).requires_grad_()
+    for way in (f.forward_and_log_det, f.inverse_and_log_det):
+        image, log_det = way(z)
+        torch.testing.assert_close(image, z)
+        torch.testing.assert_close(log_det, torch.zeros(50))
+        ((image / scale).sum() + log_det.sum()).backward()
+    torch.testing.assert_close(scale * z.grad, torch.full_like(z, 2.0))
+    assert f.parts.value.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(("features", "context"), [(3, 0), (1, C)])
 @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
 @cases(MAPS)
