@@ -29,6 +29,7 @@ from cflows import Bijector, Chain, Flow
 from cflows.continuous.divergence import PROBES, draw_probes
 from cflows.continuous.fields import FrozenMLP, Linearized, pushforward
 from cflows.core.first_order import first_order, first_order_only
+from cflows.core.shortcuts import fusible
 
 __all__ = [
     "LOG_DETS",
@@ -253,8 +254,11 @@ def exact_log_det(local: Linearized, x: Tensor) -> Tensor:
         local.diagonals[start:] + local.diagonals[:start],
         eye.reshape(size, *[1] * (x.dim() - 1), size),
     )
-    # Not slogdet: torch's forward-mode derivatives of its gradient are wrong.
-    factors = torch.linalg.lu_factor_ex(eye + columns.movedim(0, -2))[0]
+    jacobian = eye + columns.movedim(0, -2)
+    if fusible(jacobian):
+        return torch.linalg.slogdet(jacobian)[1]
+    # torch's forward-mode derivatives of the gradient of slogdet are wrong.
+    factors = torch.linalg.lu_factor_ex(jacobian)[0]
     log_det: Tensor = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     return log_det
 
