@@ -255,11 +255,13 @@ def exact_log_det(local: Linearized, x: Tensor) -> Tensor:
         eye.reshape(size, *[1] * (x.dim() - 1), size),
     )
     jacobian = eye + columns.movedim(0, -2)
+    log_det: Tensor
     if fusible(jacobian):
-        return torch.linalg.slogdet(jacobian)[1]
-    # torch's forward-mode derivatives of the gradient of slogdet are wrong.
-    factors = torch.linalg.lu_factor_ex(jacobian)[0]
-    log_det: Tensor = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        log_det = torch.linalg.slogdet(jacobian)[1]
+    else:
+        # torch's forward-mode derivatives of the gradient of slogdet are wrong.
+        factors = torch.linalg.lu_factor_ex(jacobian)[0]
+        log_det = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     return log_det
 
 
