@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 from sklearn import datasets as sk
 
-from baselines.harness.data import DataError, Dataset, files, images, load, names, toy
+from baselines.harness.data import DataError, Dataset, files, load, names, sklearn_images, toy
 from baselines.harness.data.toys import SIZES, TOYS
 
 Matrix = npt.NDArray[np.float64]
@@ -322,7 +322,7 @@ def test_patches_share_no_pixel() -> None:
     """The pixels under the splits' positions are disjoint; the grids use each pixel once."""
     used = {}
     for split in ("train", "validation", "test"):
-        at = images.positions(split)
+        at = sklearn_images.positions(split)
         count = np.zeros((2, 427, 640), dtype=int)
         for photo, top, left in at:
             count[photo, top : top + 4, left : left + 4] += 1
@@ -339,7 +339,7 @@ def test_patches_share_no_pixel() -> None:
 def test_patches_are_the_photographs(patches: Dataset) -> None:
     """A row is (grey + u) / 256 less its mean: u is then in [0, 1) up to one shift a patch."""
     grey = photographs()
-    for row, (photo, top, left) in zip(patches.test, images.positions("test"), strict=True):
+    for row, (photo, top, left) in zip(patches.test, sklearn_images.positions("test"), strict=True):
         clean = grey[photo, top : top + 4, left : left + 4].ravel() / 256
         whole = np.append(row, -row.sum())
         noise = 256 * (whole - (clean - clean.mean()))
@@ -351,7 +351,7 @@ def test_patches_noise_is_uniform(patches: Dataset) -> None:
     """The noise, known up to its patch's mean, has the variance (15/16) / 12 of a uniform."""
     grey = photographs()
     windows = np.lib.stride_tricks.sliding_window_view(grey, (4, 4), axis=(1, 2))
-    clean = windows[tuple(images.positions("validation").T)].reshape(-1, 16) / 256
+    clean = windows[tuple(sklearn_images.positions("validation").T)].reshape(-1, 16) / 256
     noise = 256 * (patches.validation - (clean - clean.mean(1, keepdims=True))[:, :15])
     assert noise.var() == pytest.approx(15 / 16 / 12, rel=0.02)
     # Fresh for each patch and pixel.
@@ -376,15 +376,15 @@ def test_patches_are_drawn_without_replacement(
         taken.append(at)
         return np.zeros((len(at), 15))
 
-    monkeypatch.setattr(images, "_patches", record)
+    monkeypatch.setattr(sklearn_images, "_patches", record)
     load("patches4")
     drawn = {tuple(place) for place in taken[0].tolist()}
     assert len(drawn) == 60_000
-    assert drawn < {tuple(place) for place in images.positions("train").tolist()}
+    assert drawn < {tuple(place) for place in sklearn_images.positions("train").tolist()}
     shares = np.bincount(taken[0][:, 0] * 16 + taken[0][:, 2] // 40, minlength=32) / 60_000
     assert shares[shares > 0] == pytest.approx(np.full(24, 1 / 24), rel=0.1)
-    assert np.array_equal(taken[1], images.positions("validation"))
-    assert np.array_equal(taken[2], images.positions("test"))
+    assert np.array_equal(taken[1], sklearn_images.positions("validation"))
+    assert np.array_equal(taken[2], sklearn_images.positions("test"))
 
 
 def test_patches_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from scipy.stats import multivariate_normal
 
 from baselines.harness import cli, data
 from baselines.harness.data import DataError, fetching, published, statistics, store, tabular
-from baselines.harness.data import archive as archives
+from baselines.harness.data.dataset import SPLITS
+from baselines.harness.data.download import Archive
 
 NAMES = ("power", "gas", "hepmass", "miniboone", "bsds300")
 
@@ -65,7 +66,7 @@ def made(members, cache, tmp_path, monkeypatch):
 
 def announce(path, monkeypatch, url="http://127.0.0.1/none"):
     md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    monkeypatch.setattr(archives, "ARCHIVE", archives.Archive(url, md5, 1))
+    monkeypatch.setattr(published, "ARCHIVE", Archive(url, md5, 1))
     return path
 
 
@@ -118,12 +119,12 @@ def test_the_same_rows_from_an_archive_a_folder_and_cflows_data(
     assert run("fetch", *NAMES, "--from", made) == 0
     first = {name: data.load(name) for name in NAMES}
     for given in (folder, folder / "data"):
-        shutil.rmtree(store.place_of("power").parent)
+        shutil.rmtree(store.folder_of("power").parent)
         assert run("fetch", *NAMES, "--from", given) == 0
         assert {name: data.load(name).checksum for name in NAMES} == {
             name: rows.checksum for name, rows in first.items()
         }
-    shutil.rmtree(store.place_of("power").parent)
+    shutil.rmtree(store.folder_of("power").parent)
     monkeypatch.setenv("CFLOWS_DATA", str(folder))
     before = sorted(path.stat().st_mtime_ns for path in folder.rglob("*"))
     for name in NAMES:
@@ -150,10 +151,10 @@ def test_stored_rows_are_those_of_the_preprocessing_mapped(members, made, tmp_pa
     assert data.load("hepmass").columns == ("f0", "f1", "f2")
     assert data.load("hepmass").sizes == (54, 6, 30)
     assert data.load("bsds300").sizes == (90, 30, 40)
-    about = json.loads((store.place_of("power") / "manifest.json").read_text())
+    about = json.loads((store.folder_of("power") / "manifest.json").read_text())
     assert about["columns"] == list(rows.columns)
-    for split in store.SPLITS:
-        part, place = getattr(rows, split), store.place_of("power") / f"{split}.npy"
+    for split in SPLITS:
+        part, place = getattr(rows, split), store.folder_of("power") / f"{split}.npy"
         assert about["splits"][split]["rows"] == len(part)
         np.testing.assert_allclose(about["splits"][split]["means"], part.mean(0), atol=1e-6)
         digest = hashlib.sha256(place.read_bytes()).hexdigest()
@@ -255,7 +256,7 @@ def test_hdf5_without_h5py(made, monkeypatch, capsys):
 
 def test_damage_of_a_stored_set_is_found(made, capsys):
     run("fetch", "power", "--from", made)
-    place = store.place_of("power") / "test.npy"
+    place = store.folder_of("power") / "test.npy"
     before = place.read_bytes()
     place.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     assert data.load("power").features == 6  # sizes alone are looked at
@@ -277,7 +278,7 @@ def test_a_conversion_that_fails_leaves_the_earlier_set(made, monkeypatch, capsy
     monkeypatch.setattr(np, "save", full)
     refused(capsys, "fetch", "power", "--from", made, words="No space left")
     assert data.load("power").checksum == before
-    assert [path.name for path in store.place_of("power").parent.iterdir()] == ["power"]
+    assert [path.name for path in store.folder_of("power").parent.iterdir()] == ["power"]
 
 
 def test_list_names_source_licence_and_place_and_loads_nothing(

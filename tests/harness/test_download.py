@@ -8,8 +8,8 @@ import pytest
 from made_data import archive
 
 from baselines.harness.data import DataError
-from baselines.harness.data.archive import extract
 from baselines.harness.data.download import download
+from baselines.harness.data.fetching import extract
 
 CONTENT = bytes(range(256)) * 40_000  # ten megabytes: several chunks
 MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()

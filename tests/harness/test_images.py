@@ -21,15 +21,15 @@ from baselines.harness.data import (
     DataError,
     cifar,
     entry,
-    fetching_images,
-    idx,
-    images,
+    fetching,
     load,
+    mnist,
     pictures,
+    sklearn_images,
 )
-from baselines.harness.data.archive import Archive
-from baselines.harness.data.dequantise import Pixels
+from baselines.harness.data.download import Archive
 from baselines.harness.data.fetching import fetch
+from baselines.harness.data.pixels import Pixels
 from baselines.harness.experiment import cell as cells
 from baselines.harness.experiment import run as runner
 
@@ -62,7 +62,7 @@ def test_bits_of_uniform_pixels_are_those_of_their_levels():
 def test_rows_are_the_logit_of_noisy_pixels(monkeypatch):
     whole = RNG.integers(256, size=(400, 5))
     pixels = Pixels(levels=256, alpha=1e-6)
-    monkeypatch.setattr("baselines.harness.data.dequantise.CHUNK", 35)  # seven rows at a time
+    monkeypatch.setattr("baselines.harness.data.pixels.CHUNK", 35)  # seven rows at a time
     rows = pixels.rows(whole, np.random.default_rng(1))
     assert rows.dtype == np.float32
     x = (whole + np.random.default_rng(1).random(whole.shape)) / 256
@@ -105,7 +105,7 @@ def test_patches_are_8x8_places_of_the_photographs():
 
     rgb = np.stack(load_sample_images().images).astype(np.float64)
     grey = np.floor(rgb @ (0.299, 0.587, 0.114) + 0.5 + 1e-9)
-    places = images.positions("test", 8)
+    places = sklearn_images.positions("test", 8)
     for row, (photo, top, left) in list(zip(data.test, places, strict=True))[::50]:
         clean = grey[photo, top : top + 8, left : left + 8].ravel() / 256
         noise = 256 * (np.append(row, -row.sum()) - (clean - clean.mean()))
@@ -115,7 +115,7 @@ def test_patches_are_8x8_places_of_the_photographs():
 def test_no_pixel_is_in_two_splits_of_patches():
     columns = {}
     for split in ("train", "validation", "test"):
-        left = np.unique(images.positions(split, 8)[:, 2])
+        left = np.unique(sklearn_images.positions(split, 8)[:, 2])
         columns[split] = {int(c) for start in left for c in range(start, start + 8)}
     assert not columns["train"] & columns["validation"]
     assert not columns["train"] & columns["test"]
@@ -151,20 +151,20 @@ def idx_bytes(array):
 
 
 @pytest.fixture
-def mnist(tmp_path, monkeypatch):
+def folders(tmp_path, monkeypatch):
     """A folder of 30 and 6 images of 3 x 2, one file compressed and the other not."""
     folder = tmp_path / "data" / "mnist"
     folder.mkdir(parents=True)
     train, test = (RNG.integers(256, size=(n, 3, 2)).astype(np.uint8) for n in (30, 6))
-    (folder / f"{idx.FILES['train']}.gz").write_bytes(gzip.compress(idx_bytes(train)))
-    (folder / idx.FILES["test"]).write_bytes(idx_bytes(test))
+    (folder / f"{mnist.FILES['train']}.gz").write_bytes(gzip.compress(idx_bytes(train)))
+    (folder / mnist.FILES["test"]).write_bytes(idx_bytes(test))
     monkeypatch.setenv("CFLOWS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no cache"))
     return folder, train.reshape(30, 6), test.reshape(6, 6)
 
 
-def test_mnist_by_name_and_by_folder(mnist):
-    folder, train, test = mnist
+def test_mnist_by_name_and_by_folder(folders):
+    folder, train, test = folders
     for data in (load("mnist"), load(folder)):
         back = [data.pixels.pixels(part) for part in (data.train, data.validation, data.test)]
         assert [len(part) for part in back] == [25, 5, 6]
@@ -178,11 +178,11 @@ def test_mnist_by_name_and_by_folder(mnist):
         load("fashion_mnist")
 
 
-def test_mnist_fetched_from_a_server_is_verified_and_loaded(mnist, server, monkeypatch, tmp_path):
-    folder, _, _ = mnist
-    content = {f"{stem}.gz": gzip.compress(idx.place_in(folder, stem).read_bytes())
-               for stem in idx.FILES.values()}  # fmt: skip
-    content[f"{idx.FILES['train']}.gz"] = (folder / f"{idx.FILES['train']}.gz").read_bytes()
+def test_mnist_fetched_from_a_server_is_verified_and_loaded(folders, server, monkeypatch, tmp_path):
+    folder, _, _ = folders
+    content = {f"{stem}.gz": gzip.compress(mnist.file_in(folder, stem).read_bytes())
+               for stem in mnist.FILES.values()}  # fmt: skip
+    content[f"{mnist.FILES['train']}.gz"] = (folder / f"{mnist.FILES['train']}.gz").read_bytes()
     expected = load("mnist").checksum
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CFLOWS_DATA")
@@ -191,19 +191,19 @@ def test_mnist_fetched_from_a_server_is_verified_and_loaded(mnist, server, monke
         found = hashlib.md5(content[name], usedforsecurity=False).hexdigest()
         return Archive(server.url.replace("data.tar.gz", name), md5 or found, 1)
 
-    real = fetching_images.download
+    real = fetching.download
 
     def one_after_the_other(url, place, **settings):
         server.content = content[place.name]
         return real(url, place, **settings)
 
-    monkeypatch.setattr(fetching_images, "download", one_after_the_other)
+    monkeypatch.setattr(fetching, "download", one_after_the_other)
     wrong = [announce(name, "0" * 32) for name in content]
-    monkeypatch.setitem(idx.ARCHIVES, "fashion_mnist", wrong)
+    monkeypatch.setitem(mnist.ARCHIVES, "fashion_mnist", wrong)
     with pytest.raises(DataError, match="not opened and has been removed"):
         fetch(["fashion_mnist"])
     assert not list((tmp_path / "cache").rglob("*.gz*"))
-    monkeypatch.setitem(idx.ARCHIVES, "mnist", [announce(name) for name in content])
+    monkeypatch.setitem(mnist.ARCHIVES, "mnist", [announce(name) for name in content])
     said = []
     for _ in range(2):
         fetch(["mnist"], say=said.append)
@@ -213,8 +213,8 @@ def test_mnist_fetched_from_a_server_is_verified_and_loaded(mnist, server, monke
     assert str(tmp_path / "cache") in entry("mnist").here()
 
 
-def test_mnist_taken_from_a_folder(mnist, monkeypatch, tmp_path):
-    folder, _, _ = mnist
+def test_mnist_taken_from_a_folder(folders, monkeypatch, tmp_path):
+    folder, _, _ = folders
     expected = load("mnist").checksum
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CFLOWS_DATA")
@@ -227,13 +227,13 @@ def test_mnist_taken_from_a_folder(mnist, monkeypatch, tmp_path):
     for given in (folder, folder.parent):
         fetch(["mnist"], given, say=list)
         assert load("mnist").checksum == expected
-    (folder / f"{idx.FILES['test']}.gz").write_bytes(b"damaged")
-    (folder / idx.FILES["test"]).unlink()
+    (folder / f"{mnist.FILES['test']}.gz").write_bytes(b"damaged")
+    (folder / mnist.FILES["test"]).unlink()
     with pytest.raises(DataError, match="damaged, or cut off"):
         fetch(["mnist"], folder)
     assert load("mnist").checksum == expected
     assert sorted(p.name for p in cached.iterdir()) == sorted(
-        [f"{idx.FILES['train']}.gz", idx.FILES["test"]]
+        [f"{mnist.FILES['train']}.gz", mnist.FILES["test"]]
     )
 
 
@@ -249,8 +249,8 @@ def test_mnist_taken_from_a_folder(mnist, monkeypatch, tmp_path):
         (lambda b: gzip.compress(b)[:12] + b"\xff" * 30, "damaged, or cut off"),
     ],
 )
-def test_damaged_idx_files(mnist, damage, says):
-    place = mnist[0] / idx.FILES["test"]
+def test_damaged_idx_files(folders, damage, says):
+    place = folders[0] / mnist.FILES["test"]
     content = damage(place.read_bytes())
     if says.startswith("damaged"):
         place.unlink()
@@ -264,7 +264,7 @@ def test_damaged_idx_files(mnist, damage, says):
     not (Path(os.environ.get("CFLOWS_DATA", "none")) / "mnist").is_dir(), reason="MNIST is not here"
 )
 def test_the_real_mnist():
-    found = idx.read_idx(Path(os.environ["CFLOWS_DATA"]) / "mnist" / f"{idx.FILES['test']}.gz")
+    found = mnist.read_idx(Path(os.environ["CFLOWS_DATA"]) / "mnist" / f"{mnist.FILES['test']}.gz")
     assert found.shape == (10_000, 28, 28)
     assert found.mean() == pytest.approx(33.79, abs=0.01)
 
@@ -304,7 +304,7 @@ def test_cifar_is_converted_once(archive):
     assert load(place).checksum == data.checksum
     place.unlink()
     assert load("cifar10").checksum == data.checksum
-    cifar.place().unlink()
+    cifar.converted().unlink()
     with pytest.raises(DataError, match="cifar10 is not here: run cflows data fetch cifar10"):
         load("cifar10")
 
@@ -321,7 +321,7 @@ def test_cifar_fetched_from_a_server_or_given(archive, server, monkeypatch, tmp_
     place, _ = archive
     expected = load("cifar10").checksum
     assert "converted" in entry("cifar10").here()
-    cifar.place().unlink()
+    cifar.converted().unlink()
     assert "(CFLOWS_DATA), converted when it is loaded" in entry("cifar10").here()
     monkeypatch.delenv("CFLOWS_DATA")
     assert entry("cifar10").here() == ""
@@ -334,7 +334,7 @@ def test_cifar_fetched_from_a_server_or_given(archive, server, monkeypatch, tmp_
     assert load("cifar10").checksum == expected
     assert [p.name for p in (tmp_path / "cache" / "cflows").iterdir()] == ["data"]
     for given in (place, place.parent):
-        cifar.place().unlink()
+        cifar.converted().unlink()
         fetch(["cifar10"], given, say=list)
         assert load("cifar10").checksum == expected
     place.write_bytes(server.content + b"x")
@@ -406,7 +406,7 @@ def test_archives_that_are_cut_off(archive):
     place.write_bytes(place.read_bytes()[:9000])
     with pytest.raises(DataError, match=r"(not a whole archive|lacks)"):
         load("cifar10")
-    assert not cifar.place().exists()
+    assert not cifar.converted().exists()
 
 
 # Pictures -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from made_data import Payload, frame_pickle, gas_frame
 
 from baselines.harness.data import DataError, tabular
-from baselines.harness.data.frames import read_frame
+from baselines.harness.data.pickles import read_frame
 
 
 def test_power_by_hand():

@@ -74,10 +74,9 @@ def listing(options: argparse.Namespace, command: str) -> int:
 
 def _how(name: str) -> str:
     """How a set comes here that is not."""
-    from baselines.harness.data.fetching_images import IMAGES
-    from baselines.harness.data.published import PUBLISHED
+    from baselines.harness.data import fetching
 
-    if name in PUBLISHED or name in IMAGES:
+    if name in fetching.NAMES:
         return f"no; cflows data fetch {name}"
     return "no; pip install 'cflows[bench]'"
 
@@ -121,7 +120,7 @@ def _check(name: str, rows: Dataset) -> None:
     sizes = " / ".join(f"{size:,}" for size in rows.sizes)
     print(f"{rows.name}: {rows.features} columns, {sizes} rows to train / validate / test")
     print(f"source: {rows.source}\nlicence: {rows.licence}")
-    place = f"; all files of {store.place_of(name)} are as they were written" if stored else ""
+    place = f"; all files of {store.folder_of(name)} are as they were written" if stored else ""
     print(f"checksum: {rows.checksum}{place}")
     for note in (*([rows.note] if rows.note else []), *rows.notes):
         print(note)

@@ -1,30 +1,42 @@
 """CIFAR-10 from its python archive, converted once; no pickle is executed.
 
-The batches are pickles. They are read by an unpickler that knows the few names which an array of
-bytes needs, makes them into parts of its own that hold bytes and do nothing, and refuses all else.
+The batches are pickles, of which ``pickles`` takes an array of bytes and nothing else.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from baselines.harness.data import store
-from baselines.harness.data.archive import Archive
 from baselines.harness.data.dataset import DataError, Dataset
-from baselines.harness.data.dequantise import Pixels, image_rows
+from baselines.harness.data.download import Archive
+from baselines.harness.data.images import image_set
+from baselines.harness.data.pickles import array_of, unpickle
+from baselines.harness.data.pixels import Pixels
 from cflows.core.atomic_write import write_beside
 
-__all__ = ["ARCHIVE", "DOWNLOAD", "FOLDER", "LICENCE", "SOURCE", "convert", "dataset", "here",
-           "is_source", "place", "read", "read_batch"]  # fmt: skip
+__all__ = [
+    "ARCHIVE",
+    "DOWNLOAD",
+    "FOLDER",
+    "LICENCE",
+    "SOURCE",
+    "convert",
+    "converted",
+    "dataset",
+    "here",
+    "is_source",
+    "read",
+    "read_batch",
+    "source_in",
+]
 
 SOURCE = "CIFAR-10, Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html"
 LICENCE = "none stated by the authors"
@@ -34,8 +46,8 @@ FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 DOWNLOAD = Archive(
     f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}", "c58f30108f718f92721af3b95e74349a", 170
 )
-SIDE, CHANNELS = 32, 3
-VALUES = CHANNELS * SIDE * SIDE
+SIDE = 32
+VALUES = 3 * SIDE * SIDE
 HELD_OUT = 10  # one of so many training images validates
 PIXELS = Pixels(levels=256, alpha=0.05)
 MOST = 2**28  # bytes of one batch
@@ -50,16 +62,20 @@ def dataset(seed: int = 0) -> Dataset:
         DataError: there is neither, or it is damaged.
 
     """
-    if not place().is_file():
-        found = _found()
-        if found is None:
+    if not converted().is_file():
+        source = _source()
+        if source is None:
             raise DataError(
                 "cifar10 is not here: run cflows data fetch cifar10, add --from FILE|DIR for a "
                 f"copy of yours; or put {ARCHIVE}, or the folder {FOLDER} in it, into a folder "
                 "cifar10 of the folder that CFLOWS_DATA names"
             )
-        convert(found)
-    return _dataset(_converted(), "cifar10", seed)
+        convert(source)
+    try:
+        with np.load(converted(), allow_pickle=False) as arrays:
+            return _dataset((arrays["train"], arrays["test"]), "cifar10", seed)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{converted()}: damaged; remove it, and it is converted again") from error
 
 
 def read(source: str | Path, *, seed: int = 0) -> Dataset:
@@ -72,43 +88,47 @@ def read(source: str | Path, *, seed: int = 0) -> Dataset:
     return _dataset(_batches(Path(source)), Path(source).name, seed)
 
 
-def convert(source: str | Path) -> Path:
-    """Write the images of the archive, or of its folder, as plain arrays; return the place.
+def convert(source: Path) -> Path:
+    """Write the images of the archive, or of its folder, as plain arrays; return the path.
 
     Raises:
         DataError: as ``read``.
 
     """
-    train, test = _batches(Path(source))
-    place().parent.mkdir(parents=True, exist_ok=True)
+    train, test = _batches(source)
+    converted().parent.mkdir(parents=True, exist_ok=True)
 
     def write(beside: Path) -> None:
         with beside.open("wb") as file:
             np.savez(file, train=train, test=test)
 
-    write_beside(place(), write)
-    return place()
+    write_beside(converted(), write)
+    return converted()
 
 
-def place() -> Path:
+def converted() -> Path:
     """Where converted images lie: the user's cache folder."""
-    return store.place_of("cifar10").with_suffix(".npz")
+    return store.folder_of("cifar10").with_suffix(".npz")
 
 
 def here() -> str:
     """Where the images are, in a few words; empty where they are not."""
-    if place().is_file():
-        return f"converted, {place()}"
-    found = _found()
-    return "" if found is None else f"{found} (CFLOWS_DATA), converted when it is loaded"
+    if converted().is_file():
+        return f"converted, {converted()}"
+    source = _source()
+    return "" if source is None else f"{source} (CFLOWS_DATA), converted when it is loaded"
 
 
-def is_source(path: str | Path) -> bool:
+def is_source(path: Path) -> bool:
     """Whether this is the folder of batches, or an archive by name."""
-    path = Path(path)
     if path.is_dir():
         return (path / TEST[0]).is_file()
     return path.name.startswith("cifar-10") and path.is_file()
+
+
+def source_in(folder: Path) -> Path | None:
+    """The folder of batches, or the archive, that a folder is or holds."""
+    return next((p for p in (folder, folder / FOLDER, folder / ARCHIVE) if is_source(p)), None)
 
 
 def read_batch(content: bytes, name: str) -> Images:
@@ -119,80 +139,32 @@ def read_batch(content: bytes, name: str) -> Images:
 
     """
     try:
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = unpickle(io.BytesIO(content), "images")
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     except Exception as error:  # a damaged pickle lets out anything
         raise DataError(f"{name}: damaged, or not a batch of CIFAR-10") from error
-    found = batch.get(b"data") if isinstance(batch, dict) else None
-    if not isinstance(found, _Array) or len(found.content) != VALUES * (found.rows or 0):
+    try:
+        rows = array_of(batch.get("data", batch.get(b"data")))
+    except Exception:
+        rows = np.empty(0)
+    if rows.dtype != np.uint8 or rows.shape[1:] != (VALUES,) or not rows.flags.c_contiguous:
         raise DataError(f"{name}: holds no images of {VALUES} bytes")
-    return np.frombuffer(found.content, np.uint8).reshape(-1, VALUES)
+    return rows
 
 
-class _Array:
-    """What a pickled array of unsigned bytes says of itself."""
-
-    content, rows = b"", 0
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, content = state
-        plain = isinstance(dtype, _Dtype) and dtype.name in ("u1", b"u1") and not fortran
-        if not plain or not isinstance(content, bytes) or len(shape) != 2 or shape[1] != VALUES:
-            raise DataError("holds an array that is no matrix of bytes")
-        self.content, self.rows = content, int(shape[0])
-
-
-class _Dtype:
-    """What a pickled dtype says of itself."""
-
-    def __init__(self, name: Any, *_: Any) -> None:
-        self.name = name
-
-    def __setstate__(self, state: Any) -> None:
-        """Byte order and the like, which a single byte has not."""
-
-
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
-def _bytes(text: str, _: Any) -> bytes:
-    """Bytes, as Python 3 spells them where a pickle has text alone."""
-    return text.encode("latin1")
-
-
-_KNOWN = {
-    ("_codecs", "encode"): _bytes,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise DataError(f"asks for {module}.{name}, which images do not need; it is not run")
-        return _KNOWN[module, name]
-
-
-def _found() -> Path | None:
+def _source() -> Path | None:
     """What CFLOWS_DATA holds of it."""
-    given = store.read_only_folder()
-    if given is None:
-        return None
-    folder = given / "cifar10"
-    return next((p for p in (folder, folder / FOLDER, folder / ARCHIVE) if is_source(p)), None)
+    folder = store.read_only_folder()
+    return None if folder is None else source_in(folder / "cifar10")
 
 
 def _batches(source: Path) -> tuple[Images, Images]:
-    found = dict(_contents(source))
-    if missing := [name for name in (*TRAIN, *TEST) if name not in found]:
+    contents = dict(_contents(source))
+    if missing := [name for name in (*TRAIN, *TEST) if name not in contents]:
         raise DataError(f"{source}: lacks {', '.join(missing)}; get {ARCHIVE} again")
     train, test = (
-        np.concatenate([read_batch(found[name], f"{source}: {name}") for name in names])
+        np.concatenate([read_batch(contents[name], f"{source}: {name}") for name in names])
         for names in (TRAIN, TEST)
     )
     return train, test
@@ -218,27 +190,11 @@ def _contents(source: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{source}: not a whole archive: {error}; get {ARCHIVE} again") from error
 
 
-def _converted() -> tuple[Images, Images]:
-    try:
-        with np.load(place(), allow_pickle=False) as arrays:
-            return arrays["train"], arrays["test"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{place()}: damaged; remove it, and it is converted again") from error
-
-
 def _dataset(images: tuple[Images, Images], name: str, seed: int) -> Dataset:
     train, test = images
     if len(train) < HELD_OUT:
         raise DataError(f"{name}: has {len(train)} training images; give at least {HELD_OUT}")
-    rows = image_rows(PIXELS, train, test, len(train) // HELD_OUT, seed)
-    return Dataset(
-        name,
-        *rows,
-        columns=tuple(
-            f"{colour}{i}_{j}" for colour in "rgb" for i in range(SIDE) for j in range(SIDE)
-        ),
-        source=SOURCE,
-        licence=LICENCE,
-        kind="image",
-        pixels=PIXELS,
+    columns = (f"{colour}{i}_{j}" for colour in "rgb" for i in range(SIDE) for j in range(SIDE))
+    return image_set(
+        name, PIXELS, train, test, len(train) // HELD_OUT, seed, tuple(columns), SOURCE, LICENCE
     )

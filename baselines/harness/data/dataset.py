@@ -10,10 +10,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from baselines.harness.data.dequantise import Pixels
+from baselines.harness.data.pixels import Pixels
 
-__all__ = ["DataError", "Dataset", "Entry", "Matrix", "Part"]
+__all__ = ["SPLITS", "DataError", "Dataset", "Entry", "Kind", "Matrix", "Part", "SplitName"]
 
+Kind = Literal["toy", "image", "table", "file"]
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Matrix = npt.NDArray[np.float64]
 Part = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -67,20 +70,25 @@ class Dataset:
     columns: tuple[str, ...]
     source: str
     licence: str
-    kind: Literal["toy", "image", "table", "file"]
+    kind: Kind
     subset: bool = False
     known_checksum: str = ""
     notes: tuple[str, ...] = ()
     pixels: Pixels | None = None
 
     def __post_init__(self) -> None:
-        for rows in (self.train, self.validation, self.test):
+        for rows in self.splits:
             real = rows.dtype in (np.float32, np.float64)
             if not real or rows.ndim != 2 or rows.shape[1] != self.features:
                 raise DataError(
                     f"{self.name}: a split is {rows.dtype} of shape {rows.shape}; it must be "
                     f"float64 or float32 of shape (N, {self.features}), one column a name"
                 )
+
+    @property
+    def splits(self) -> tuple[Part, Part, Part]:
+        """The rows to train, validate and test."""
+        return self.train, self.validation, self.test
 
     @property
     def features(self) -> int:
@@ -105,7 +113,7 @@ class Dataset:
         if self.known_checksum:
             return self.known_checksum
         digest = hashlib.sha256()
-        for rows in (self.train, self.validation, self.test):
+        for rows in self.splits:
             digest.update(repr(rows.shape).encode())
             for first in range(0, len(rows), _CHUNK):
                 digest.update(np.ascontiguousarray(rows[first : first + _CHUNK], "<f8").tobytes())

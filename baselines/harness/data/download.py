@@ -8,33 +8,43 @@ import re
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from tqdm import tqdm
 
 from baselines.harness.data.dataset import DataError
 from cflows.core.atomic_write import blaming
 
-__all__ = ["digest", "download", "refuse_checksum"]
+__all__ = ["Archive", "digest", "download", "refuse_checksum"]
 
 CHUNK = 2**20
 TRIES = 6  # without a byte between them
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # a server that says these may be asked again
 TIMEOUT = 60.0
+UNREACHED = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-def download(url: str, place: Path, *, md5: str, pause: float = 1.0) -> Path:
-    """Fetch a file to ``place``, unless it is there, and verify it; return ``place``.
+@dataclass(frozen=True)
+class Archive:
+    """A file on the net, by its address and its checksum."""
 
-    What was received is kept in ``place`` + ``.part``: after a broken connection, an interruption
-    or a crash, the same call asks for the rest alone. The name ``place`` is given to nothing but a
+    url: str
+    md5: str
+    megabytes: int
+
+
+def download(url: str, path: Path, *, md5: str, pause: float = 1.0) -> Path:
+    """Fetch a file to ``path``, unless it is there, and verify it; return ``path``.
+
+    What was received is kept in ``path`` + ``.part``: after a broken connection, an interruption
+    or a crash, the same call asks for the rest alone. The name ``path`` is given to nothing but a
     file of the right checksum. One of a wrong checksum is removed, since a resumed download could
     never mend it; the message says so. A bar shows the progress where standard error is a terminal.
 
     Args:
         url: http or https.
-        place: in a folder that exists.
+        path: in a folder that exists.
         md5: of the whole file, in hex.
         pause: seconds before the second attempt; they double from one to the next, and a server
             that is down or busy is asked ``TRIES`` times in all. Every byte received starts the
@@ -45,45 +55,38 @@ def download(url: str, place: Path, *, md5: str, pause: float = 1.0) -> Path:
         OSError: the disk is full, or the folder may not be written to.
 
     """
-    part = place.with_name(f"{place.name}.part")
-    source = part
-    if place.exists():
-        source = place
-    else:
-        _receive_all(url, part, pause)
-    found = digest(source, "md5")
-    if found != md5:
+    source = path
+    if not path.exists():
+        source = path.with_name(f"{path.name}.part")
+        _receive_all(url, source, pause)
+    received = digest(source, "md5")
+    if received != md5:
         source.unlink()
         raise DataError(
-            f"{url}: what was received has the md5 {found}, not {md5}; it was not opened and has "
-            "been removed: run the same command again, and it is fetched anew"
+            f"{url}: what was received has the md5 {received}, not {md5}; it was not opened and "
+            "has been removed: run the same command again, and it is fetched anew"
         )
-    source.replace(place)
-    return place
+    source.replace(path)
+    return path
 
 
 def refuse_checksum(path: Path, md5: str) -> None:
-    """Refuse a file of the user's own that is not the one of the checksum; it is left alone.
-
-    Raises:
-        DataError: another checksum.
-
-    """
-    found = digest(path, "md5")
-    if found != md5:
+    """Raise DataError for a file of the user's own that has another checksum; it is left alone."""
+    own = digest(path, "md5")
+    if own != md5:
         raise DataError(
-            f"{path}: its md5 is {found}, not {md5}, so it was not opened: the copy is damaged, or "
+            f"{path}: its md5 is {own}, not {md5}, so it was not opened: the copy is damaged, or "
             "another archive; if you trust it, unpack it and name the folder instead"
         )
 
 
 def digest(path: Path, algorithm: str) -> str:
     """The checksum of a file in hex, read a megabyte at a time."""
-    found = hashlib.new(algorithm, usedforsecurity=False)
+    checksum = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(CHUNK):
-            found.update(block)
-    return found.hexdigest()
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def _receive_all(url: str, part: Path, pause: float) -> None:
@@ -102,8 +105,7 @@ def _receive_all(url: str, part: Path, pause: float) -> None:
                 part.unlink(missing_ok=True)  # longer than the file: not a part of it
             elif error.code not in PASSING:
                 raise DataError(f"{url}: {reason}") from None
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError,
-                TimeoutError) as error:  # fmt: skip
+        except UNREACHED as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 1 if _size(part) > before else failures + 1
         if failures >= TRIES:
@@ -124,23 +126,22 @@ def _receive(url: str, part: Path) -> bool:
             start = 0
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        with part.open("ab" if start else "wb") as file, _bar(url, start, total) as bar:
-            _copy(answer, file, bar, part)
+        name = url.split("?")[0].rsplit("/", 1)[-1]
+        bar = tqdm(
+            desc=name,
+            initial=start,
+            total=total,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+            leave=False,
+        )
+        with part.open("ab" if start else "wb") as file, bar:
+            while block := answer.read(CHUNK):
+                with blaming(part):
+                    file.write(block)
+                bar.update(len(block))
     return total is None or _size(part) == total
-
-
-def _copy(answer: IO[bytes], file: IO[bytes], bar: Any, part: Path) -> None:
-    while block := answer.read(CHUNK):
-        with blaming(part):
-            file.write(block)
-        bar.update(len(block))
-
-
-def _bar(url: str, start: int, total: int | None) -> Any:
-    name = url.split("?")[0].rsplit("/", 1)[-1]
-    return tqdm(
-        desc=name, initial=start, total=total, unit="B", unit_scale=True, disable=None, leave=False
-    )
 
 
 def _is_whole(error: urllib.error.HTTPError, size: int) -> bool:

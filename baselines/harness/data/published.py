@@ -16,14 +16,27 @@ from pathlib import Path
 import numpy as np
 
 from baselines.harness.data import store, tabular
-from baselines.harness.data.archive import ARCHIVE
-from baselines.harness.data.dataset import DataError, Dataset, Entry, Matrix
-from baselines.harness.data.frames import read_frame
+from baselines.harness.data.dataset import SPLITS, DataError, Dataset, Entry, Matrix
+from baselines.harness.data.download import Archive
+from baselines.harness.data.pickles import read_frame
 from baselines.harness.data.tabular import Splits
 
-__all__ = ["PUBLISHED", "Published", "entries", "find", "load", "prepare", "refuse_without_h5py"]
+__all__ = [
+    "ARCHIVE",
+    "PUBLISHED",
+    "Published",
+    "entries",
+    "find",
+    "load",
+    "prepare",
+    "refuse_without_h5py",
+]
 
-Sizes = tuple[int, int, int]
+ARCHIVE = Archive(
+    "https://zenodo.org/records/1161203/files/data.tar.gz",
+    "9b9c9b0375315ad270eba4ce80c093ab",
+    857,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class Published:
     about: str
     files: tuple[str, ...]
     columns: int
-    sizes: Sizes
+    sizes: tuple[int, int, int]
     gaussian: float
     source: str
     licence: str
@@ -64,8 +77,7 @@ def load(name: str) -> Dataset:
     stored = store.load(name)
     if stored is not None:
         return stored
-    folder = store.read_only_folder()
-    if folder is not None and (files := find(PUBLISHED[name], folder)):
+    if files := _unconverted(PUBLISHED[name]):
         return prepare(PUBLISHED[name], files)
     raise DataError(
         f"{name} is not here: run cflows data fetch {name} (once, {ARCHIVE.megabytes} MB for all "
@@ -98,13 +110,18 @@ def _load_any_seed(name: str, seed: int) -> Dataset:
 def _here(table: Published) -> str:
     about = store.manifest(table.name)
     if about is not None:
-        sizes = " / ".join(f"{about['splits'][split]['rows']:,}" for split in store.SPLITS)
+        sizes = " / ".join(f"{about['splits'][split]['rows']:,}" for split in SPLITS)
         kind = f"a subset ({sizes} rows)" if about["subset"] else "the full set"
-        return f"{kind}, in {store.place_of(table.name)}"
-    folder = store.read_only_folder()
-    if folder is not None and (files := find(table, folder)):
+        return f"{kind}, in {store.folder_of(table.name)}"
+    if files := _unconverted(table):
         return f"in {files[0].parent} (CFLOWS_DATA), {_size(table, files)}"
     return ""
+
+
+def _unconverted(table: Published) -> list[Path] | None:
+    """A set's files in CFLOWS_DATA."""
+    folder = store.read_only_folder()
+    return None if folder is None else find(table, folder)
 
 
 def _size(table: Published, files: Sequence[Path]) -> str:
@@ -159,22 +176,17 @@ def prepare(table: Published, files: Sequence[Path]) -> Dataset:
 
 
 def refuse_without_h5py() -> None:
-    """Refuse to go on without the package that reads BSDS300.
-
-    Raises:
-        DataError: it is not installed.
-
-    """
+    """Raise DataError where the package that reads BSDS300 is not installed."""
     if importlib.util.find_spec("h5py") is None:
         raise DataError("bsds300 is an HDF5 file, which needs h5py: pip install 'cflows[data]'")
 
 
 def _array(path: Path) -> Matrix:
     try:
-        found: Matrix = np.load(path, allow_pickle=False)
+        rows: Matrix = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise DataError(f"{path}: is no array of numbers ({error})") from None
-    return found
+    return rows
 
 
 def _csv(path: Path) -> tuple[Matrix, tuple[str, ...]]:
@@ -193,27 +205,15 @@ def _hdf5(path: Path) -> tuple[Matrix, Matrix, Matrix]:
     import h5py
 
     with h5py.File(path) as file:
-        if missing := [split for split in store.SPLITS if split not in file]:
+        if missing := [split for split in SPLITS if split not in file]:
             raise DataError(f"{path}: has no key {missing[0]!r}, only {', '.join(file)}")
-        train, validation, test = (file[split] for split in store.SPLITS)
-        return train[:], validation[:], test[:]
-
-
-def _read_power(path: Path) -> Splits:
-    return tabular.power(_array(path))
-
-
-def _read_gas(path: Path) -> Splits:
-    return tabular.gas(*read_frame(path))
+        train, validation, test = (file[split][:] for split in SPLITS)
+        return train, validation, test
 
 
 def _read_hepmass(train: Path, test: Path) -> Splits:
     rows, names = _csv(train)
     return tabular.hepmass(rows, _csv(test)[0], names[1:])
-
-
-def _read_miniboone(path: Path) -> Splits:
-    return tabular.miniboone(_array(path))
 
 
 def _read_bsds300(path: Path) -> Splits:
@@ -235,7 +235,7 @@ PUBLISHED: dict[str, Published] = {
             -7.74,
             "UCI 235, Hebrail and Berard, prepared as by Papamakarios et al. 2017",
             _UCI,
-            _read_power,
+            lambda path: tabular.power(_array(path)),
         ),
         Published(
             "gas",
@@ -246,7 +246,7 @@ PUBLISHED: dict[str, Published] = {
             -3.58,
             "UCI 322, Fonollosa, prepared as by Papamakarios et al. 2017",
             _UCI,
-            _read_gas,
+            lambda path: tabular.gas(*read_frame(path)),
         ),
         Published(
             "hepmass",
@@ -268,7 +268,7 @@ PUBLISHED: dict[str, Published] = {
             -37.24,
             "UCI 199, Roe, prepared as by Papamakarios et al. 2017",
             _UCI,
-            _read_miniboone,
+            lambda path: tabular.miniboone(_array(path)),
         ),
         Published(
             "bsds300",

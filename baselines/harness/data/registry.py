@@ -1,4 +1,11 @@
-"""From a name, or the path of a file, to a ``Dataset``."""
+"""From a name, or the path of a file, to a ``Dataset``.
+
+Other packages bring data sets by an entry point each, in the group ``cflows.data``, that names an
+``Entry``, as in a package's pyproject.toml:
+
+    [project.entry-points."cflows.data"]
+    clouds = "clouds.cflows:entry"
+"""
 
 from __future__ import annotations
 
@@ -6,12 +13,13 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
-from baselines.harness.data import cifar, files, idx, images, pictures, published, toys
+from baselines.harness.data import cifar, files, mnist, pictures, published, sklearn_images, toys
 from baselines.harness.data.columnar import is_frame
 from baselines.harness.data.dataset import DataError, Dataset, Entry
 from baselines.harness.data.files import Source
-from baselines.harness.data.installed import entered, installed
 from baselines.harness.data.quantised import Width
 from cflows.core.messages import nearest
 
@@ -53,14 +61,15 @@ def load(
     """
 
     def read() -> Dataset:
-        return files.read(name, seed=seed, dequantise=dequantise, spared=spared, columns=columns,
-                          drop=drop)  # fmt: skip
+        return files.read(
+            name, seed=seed, dequantise=dequantise, spared=spared, columns=columns, drop=drop
+        )
 
     if is_frame(name) or files.is_once(name):
         return read()
     text = str(name)
-    table = text not in names() and files.is_supported(text)
-    if not table and (text in names() or os.path.exists(text)):
+    exists = os.path.exists(text)  # where Path.exists raises for a name too long to be a path
+    if text in names() or (exists and not files.is_supported(text)):
         if dequantise is not None:
             raise DataError(
                 f"--dequantise is for files of rows; {text} comes with what noise it needs"
@@ -71,12 +80,11 @@ def load(
         return entry(text).load(seed)
     if pictures.is_supported(text):
         return pictures.read(text, seed=seed)
-    # os.path.exists, unlike Path.exists, is False for a name too long to be a path.
-    if os.path.exists(text) and idx.is_folder(text):
-        return idx.read(text, seed=seed)
-    if os.path.exists(text) and cifar.is_source(text):
+    if exists and mnist.is_folder(text):
+        return mnist.read(text, seed=seed)
+    if exists and cifar.is_source(Path(text)):
         return cifar.read(text, seed=seed)
-    if files.is_supported(text) or (text and os.path.exists(text)):
+    if exists or files.is_supported(text):
         return read()
     raise DataError(
         f"no data set or file is called {text!r}; {nearest(text, names())}"
@@ -98,8 +106,8 @@ def entry(name: str) -> Entry:
     """
     if name in _ENTRIES:
         return _ENTRIES[name]
-    if name in (others := installed()):
-        return entered(others[name])
+    if name in (others := _installed()):
+        return _entered(others[name])
     raise DataError(
         f"no data set is called {name!r}; {nearest(name, names())}Known names: {', '.join(names())}"
     )
@@ -113,7 +121,7 @@ def names() -> tuple[str, ...]:
         ('8gaussians', '2spirals', 'checkerboard')
 
     """
-    return (*_ENTRIES, *(name for name in installed() if name not in _ENTRIES))
+    return (*_ENTRIES, *(name for name in _installed() if name not in _ENTRIES))
 
 
 def _scikit_learn() -> str:
@@ -121,8 +129,25 @@ def _scikit_learn() -> str:
     return "with scikit-learn" if there else ""
 
 
-def _in_folder(name: str) -> str:
-    return str(idx.folder_of(name) or "")
+def _installed() -> dict[str, EntryPoint]:
+    """The entry points by name; nothing is imported for it."""
+    return {point.name: point for point in entry_points(group="cflows.data")}
+
+
+def _entered(point: EntryPoint) -> Entry:
+    try:
+        entry = point.load()
+    except Exception as error:  # whatever a package does when it is imported
+        raise DataError(
+            f"the data set {point.name} ({point.value}) cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(entry, Entry):
+        raise DataError(
+            f"the data set {point.name} ({point.value}) is a {type(entry).__name__}; the entry "
+            "point must name a baselines.harness.data.Entry"
+        )
+    return entry
 
 
 _ENTRIES: dict[str, Entry] = {
@@ -145,10 +170,10 @@ _ENTRIES: dict[str, Entry] = {
             "patches4",
             "4 x 4 grey patches of two photographs, their mean removed",
             15,
-            (images.TRAIN_ROWS, 4240, 4240),
+            (sklearn_images.TRAIN_ROWS, 4240, 4240),
             "china.jpg and flower.jpg, sklearn.datasets.load_sample_images",
             "CC BY 2.0",
-            images.patches4,
+            sklearn_images.patches4,
             _scikit_learn,
         ),
         Entry(
@@ -158,7 +183,7 @@ _ENTRIES: dict[str, Entry] = {
             (60_000, 1060, 1060),
             "china.jpg and flower.jpg, sklearn.datasets.load_sample_images",
             "CC BY 2.0",
-            images.patches,
+            sklearn_images.patches,
             _scikit_learn,
         ),
         Entry(
@@ -168,7 +193,7 @@ _ENTRIES: dict[str, Entry] = {
             (1439, 179, 179),
             "UCI optical recognition of handwritten digits, sklearn.datasets.load_digits",
             "CC BY 4.0",
-            images.digits,
+            sklearn_images.digits,
             _scikit_learn,
         ),
         *(
@@ -177,11 +202,11 @@ _ENTRIES: dict[str, Entry] = {
                 "28 x 28 images, dequantised, logit",
                 784,
                 (50_000, 10_000, 10_000),
-                *idx.SETS[name],
-                partial(idx.dataset, name),
-                partial(_in_folder, name),
+                *mnist.SETS[name],
+                partial(mnist.dataset, name),
+                partial(mnist.here, name),
             )
-            for name in idx.SETS
+            for name in mnist.SETS
         ),
         Entry(
             "cifar10",

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from baselines.harness.data.dataset import Matrix
+from baselines.harness.data.dataset import SPLITS, Matrix, SplitName
 
 __all__ = ["BLOCK", "MIN_ROWS", "SPLITS", "Fault", "RawTable", "Split", "SplitName", "numbered"]
 
 MIN_ROWS = 20  # so that validation and test have two rows each
 BLOCK = 10
 
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Numbers = npt.NDArray[np.int64]
 
 

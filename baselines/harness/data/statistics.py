@@ -40,8 +40,8 @@ def moments(rows: Part) -> tuple[Matrix, Matrix]:
 
 def extremes(rows: Part) -> tuple[Matrix, Matrix]:
     """The least and the greatest value of each column, (D,) and (D,)."""
-    found = [(part.min(0), part.max(0)) for part in _pieces(rows)]
-    low, high = (np.stack(values) for values in zip(*found, strict=True))
+    ends = [(part.min(0), part.max(0)) for part in _pieces(rows)]
+    low, high = (np.stack(values) for values in zip(*ends, strict=True))
     return low.min(0), high.max(0)
 
 

@@ -15,26 +15,55 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from baselines.harness.data.dataset import DataError, Dataset, Part
+from baselines.harness.data.dataset import SPLITS, DataError, Dataset, Kind, Part, SplitName
 from baselines.harness.data.download import digest
 from baselines.harness.data.statistics import moments
 from cflows.core.atomic_write import WriteOnly, blaming
 
-__all__ = ["SPLITS", "cache_folder", "load", "manifest", "place_of", "read_only_folder", "save",
-           "verify"]  # fmt: skip
+__all__ = [
+    "cache_folder",
+    "folder_of",
+    "load",
+    "manifest",
+    "read_only_folder",
+    "save",
+    "verify",
+]
 
-SPLITS = ("train", "validation", "test")
 FORMAT = 1
+
+
+class _SplitFile(TypedDict):
+    rows: int
+    bytes: int
+    sha256: str
+    means: list[float]
+    standard_deviations: list[float]
+
+
+class Manifest(TypedDict):
+    """What is written beside a converted set."""
+
+    format: int
+    name: str
+    columns: list[str]
+    source: str
+    licence: str
+    kind: Kind
+    subset: bool
+    origin: str
+    checksum: str
+    splits: dict[SplitName, _SplitFile]
 
 
 def cache_folder() -> Path:
     """The user's folder for what can be had again: ``XDG_CACHE_HOME``, or the system's own."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "cflows"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "cflows"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "cflows"
     if sys.platform == "win32":
@@ -44,11 +73,11 @@ def cache_folder() -> Path:
 
 def read_only_folder() -> Path | None:
     """The folder that the variable CFLOWS_DATA names, where it is set. It is never written to."""
-    given = os.environ.get("CFLOWS_DATA")
-    return Path(given) if given else None
+    folder = os.environ.get("CFLOWS_DATA")
+    return Path(folder) if folder else None
 
 
-def place_of(name: str) -> Path:
+def folder_of(name: str) -> Path:
     """Where a converted set lies, or would."""
     return cache_folder() / "data" / name
 
@@ -64,52 +93,51 @@ def save(data: Dataset, origin: str) -> Path:
         OSError: the cache folder cannot be written to.
 
     """
-    place = place_of(data.name)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=place.parent))
+    folder = folder_of(data.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=folder.parent))
     try:
-        with blaming(place):
-            splits = {name: _save_split(beside, name, getattr(data, name)) for name in SPLITS}
-            about = {
-                "format": FORMAT,
-                "name": data.name,
-                "columns": list(data.columns),
-                "source": data.source,
-                "licence": data.licence,
-                "kind": data.kind,
-                "subset": data.subset,
-                "origin": origin,
-                "checksum": data.checksum,
-                "splits": splits,
-            }
+        with blaming(folder):
+            about = Manifest(
+                format=FORMAT,
+                name=data.name,
+                columns=list(data.columns),
+                source=data.source,
+                licence=data.licence,
+                kind=data.kind,
+                subset=data.subset,
+                origin=origin,
+                checksum=data.checksum,
+                splits={name: _save_split(beside, name, getattr(data, name)) for name in SPLITS},
+            )
             (beside / "manifest.json").write_text(json.dumps(about, indent=1) + "\n")
-        if place.exists():
-            place.rename(beside / "earlier")
-        beside.rename(place)
-        shutil.rmtree(place / "earlier", ignore_errors=True)
+        if folder.exists():
+            folder.rename(beside / "earlier")
+        beside.rename(folder)
+        shutil.rmtree(folder / "earlier", ignore_errors=True)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    return place
+    return folder
 
 
-def manifest(name: str) -> dict[str, Any] | None:
+def manifest(name: str) -> Manifest | None:
     """What was written beside a converted set; None where there is none of this name.
 
     Raises:
         DataError: it cannot be read, or is of another format.
 
     """
-    path = place_of(name) / "manifest.json"
+    path = folder_of(name) / "manifest.json"
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']}, not {FORMAT}")
+        about: Manifest = json.loads(path.read_text())
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}, not {FORMAT}")
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(name, f"{path} is damaged ({error})") from None
-    return found
+    return about
 
 
 def load(name: str) -> Dataset | None:
@@ -147,13 +175,13 @@ def verify(name: str) -> None:
 
     """
     about = manifest(name)
-    for split in SPLITS if about else ():
-        path = place_of(name) / f"{split}.npy"
-        if digest(path, "sha256") != about["splits"][split]["sha256"]:  # type: ignore[index]
+    for split, file in about["splits"].items() if about else ():
+        path = folder_of(name) / f"{split}.npy"
+        if digest(path, "sha256") != file["sha256"]:
             raise _damaged(name, f"{path} has changed since it was written (SHA-256)")
 
 
-def _save_split(folder: Path, name: str, rows: Part) -> dict[str, Any]:
+def _save_split(folder: Path, name: str, rows: Part) -> _SplitFile:
     path = folder / f"{name}.npy"
     with path.open("wb") as file:
         np.save(WriteOnly(file), np.asarray(rows, np.float32))
@@ -167,8 +195,8 @@ def _save_split(folder: Path, name: str, rows: Part) -> dict[str, Any]:
     }
 
 
-def _map(name: str, split: str, about: dict[str, Any]) -> Part:
-    path = place_of(name) / f"{split}.npy"
+def _map(name: str, split: str, about: _SplitFile) -> Part:
+    path = folder_of(name) / f"{split}.npy"
     try:
         size = path.stat().st_size
         if size != about["bytes"]:
@@ -180,4 +208,4 @@ def _map(name: str, split: str, about: dict[str, Any]) -> Part:
 
 
 def _damaged(name: str, what: str) -> DataError:
-    return DataError(f"{what}; remove {place_of(name)} and run: cflows data fetch {name}")
+    return DataError(f"{what}; remove {folder_of(name)} and run: cflows data fetch {name}")

@@ -27,7 +27,7 @@ from torch import Tensor
 from baselines.harness import data
 from baselines.harness.data import Width
 from baselines.harness.data.bounds import Pair, bounded
-from baselines.harness.data.dequantise import Pixels
+from baselines.harness.data.pixels import Pixels
 from baselines.harness.experiment import locks
 from baselines.harness.metrics import likelihood, memory, sample_quality, timing
 from baselines.harness.metrics.bootstrap import mean_and_error

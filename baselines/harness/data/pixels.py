@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Pixels", "image_rows"]
+from cflows.core.arrays import Array
+
+__all__ = ["Pixels"]
 
 CHUNK = 2**22  # pixels that are drawn noise for at a time
 
 Matrix = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
-Whole = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Pixels:
     levels: int = 256
     alpha: float = 1e-6
 
-    def rows(self, pixels: Whole, rng: np.random.Generator) -> Single:
+    def rows(self, pixels: Array, rng: np.random.Generator) -> Single:
         """Whole numbers (N, D) to z (N, D), with noise of their own; float32, as models take it."""
-        found = np.empty(pixels.shape, np.float32)
+        rows = np.empty(pixels.shape, np.float32)
         size = max(1, CHUNK // max(1, pixels.shape[1]))
         for first in range(0, len(pixels), size):
             part = pixels[first : first + size]
@@ -51,12 +51,13 @@ class Pixels:
             x += part
             x *= (1 - 2 * self.alpha) / self.levels
             x += self.alpha
-            found[first : first + size] = np.log(x) - np.log1p(-x)
-        return found
+            rows[first : first + size] = np.log(x) - np.log1p(-x)
+        return rows
 
     def pixels(self, rows: Matrix | Single) -> npt.NDArray[np.int64]:
         """The whole numbers that z was made from, or the nearest ones to any other z."""
-        x = (_sigmoid(np.asarray(rows, np.float64)) - self.alpha) / (1 - 2 * self.alpha)
+        sigmoid = 0.5 * (1 + np.tanh(np.asarray(rows, np.float64) / 2))
+        x = (sigmoid - self.alpha) / (1 - 2 * self.alpha)
         return np.clip(np.floor(x * self.levels), 0, self.levels - 1).astype(np.int64)
 
     def bits_per_dim(self, log_prob: Matrix, rows: Matrix | Single) -> Matrix:
@@ -75,32 +76,3 @@ class Pixels:
         log_density = log_prob + d * math.log(1 - 2 * self.alpha) - log_slope.sum(1)
         bits: Matrix = math.log2(self.levels) - log_density / (d * math.log(2))
         return bits
-
-
-def image_rows(
-    pixels: Pixels, train: Whole, test: Whole, held_out: int, seed: int
-) -> tuple[Single, Single, Single]:
-    """Rows to train, validate and test, of images (N, ...) to train and to test.
-
-    Args:
-        pixels: how rows are made.
-        train: of these ``held_out``, drawn at random, validate.
-        test: likewise whole numbers.
-        held_out: how many.
-        seed: of the draw and of the noise.
-
-    """
-    draw, *noise = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
-    order = draw.permutation(len(train))
-    inside, validation = np.sort(order[held_out:]), np.sort(order[:held_out])
-    parts = (train[inside], train[validation], test)
-    first, second, third = (
-        pixels.rows(part.reshape(len(part), -1), rng)
-        for part, rng in zip(parts, noise, strict=True)
-    )
-    return first, second, third
-
-
-def _sigmoid(z: Matrix) -> Matrix:
-    found: Matrix = 0.5 * (1 + np.tanh(z / 2))
-    return found

@@ -11,18 +11,28 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from baselines.harness.data import store
-from baselines.harness.data.archive import Archive
 from baselines.harness.data.dataset import DataError, Dataset
-from baselines.harness.data.dequantise import Pixels, image_rows
+from baselines.harness.data.download import Archive
+from baselines.harness.data.images import image_set
+from baselines.harness.data.pixels import Pixels
 
-__all__ = ["ARCHIVES", "FILES", "SETS", "dataset", "folder_of", "is_folder", "place_in", "read",
-           "read_idx", "read_images"]  # fmt: skip
+__all__ = [
+    "ARCHIVES",
+    "FILES",
+    "SETS",
+    "dataset",
+    "file_in",
+    "here",
+    "is_folder",
+    "read",
+    "read_idx",
+    "read_images",
+]
 
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 HELD_OUT = 6  # one of so many training images validates: 10,000 of MNIST's 60,000, as in the paper
@@ -61,8 +71,8 @@ def dataset(name: str, seed: int = 0) -> Dataset:
         DataError: the folder or a file is not there, or damaged.
 
     """
-    folder = folder_of(name)
-    if folder is None:
+    folder = here(name)
+    if not folder:
         raise DataError(
             f"{name} is not here: run cflows data fetch {name}, add --from DIR for a copy of "
             f"yours; or put {FILES['train']} and {FILES['test']}, or these with .gz, into a folder "
@@ -71,20 +81,25 @@ def dataset(name: str, seed: int = 0) -> Dataset:
     return read(folder, name, seed=seed)
 
 
-def folder_of(name: str) -> Path | None:
-    """The folder that holds a set, in the cache or of CFLOWS_DATA, if there is one."""
-    given = store.read_only_folder()
-    places = [store.place_of(name), *([] if given is None else [given / name])]
-    return next((place for place in places if is_folder(place)), None)
+def here(name: str) -> str:
+    """The folder that holds a set, in the cache or of CFLOWS_DATA; empty where there is none."""
+    folders = (store.cache_folder() / "data", store.read_only_folder())
+    return next((str(f / name) for f in folders if f is not None and is_folder(f / name)), "")
 
 
 def is_folder(folder: str | Path) -> bool:
     """Whether a folder holds the images of a set like MNIST."""
-    return all(place_in(Path(folder), stem) is not None for stem in FILES.values())
+    return all(file_in(Path(folder), stem) is not None for stem in FILES.values())
+
+
+def file_in(folder: Path, stem: str) -> Path | None:
+    """The file of images of this name in a folder, as it is or with .gz."""
+    paths = (folder / stem, folder / f"{stem}.gz")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read(folder: str | Path, name: str | None = None, *, seed: int = 0) -> Dataset:
-    """Read the images of a folder, dequantised and on the logit scale; see ``dequantise``.
+    """Read the images of a folder, dequantised and on the logit scale; see ``pixels``.
 
     A sixth of the training file, drawn at random, validates.
 
@@ -99,17 +114,16 @@ def read(folder: str | Path, name: str | None = None, *, seed: int = 0) -> Datas
     """
     folder = Path(folder)
     train, test = read_images(folder)
-    rows = image_rows(PIXELS, train, test, len(train) // HELD_OUT, seed)
-    source, licence = SETS.get(name or "", (str(folder), "not stated: the user's own files"))
     _, height, width = train.shape
-    return Dataset(
+    return image_set(
         name or folder.resolve().name,
-        *rows,
-        columns=tuple(f"p{i}_{j}" for i in range(height) for j in range(width)),
-        source=source,
-        licence=licence,
-        kind="image",
-        pixels=PIXELS,
+        PIXELS,
+        train,
+        test,
+        len(train) // HELD_OUT,
+        seed,
+        tuple(f"p{i}_{j}" for i in range(height) for j in range(width)),
+        *SETS.get(name or "", (str(folder), "not stated: the user's own files")),
     )
 
 
@@ -122,16 +136,18 @@ def read_images(folder: Path) -> tuple[Images, Images]:
     """
     images = []
     for stem in FILES.values():
-        place = place_in(folder, stem)
-        if place is None:
+        path = file_in(folder, stem)
+        if path is None:
             raise DataError(f"{folder}: holds neither {stem} nor {stem}.gz")
-        images.append(read_idx(place))
+        images.append(read_idx(path))
         if images[-1].ndim != 3 or not images[-1].size:
-            raise DataError(f"{place}: has shape {images[-1].shape}; images have three sizes")
+            raise DataError(f"{path}: has shape {images[-1].shape}; images have three sizes")
     train, test = images
     if train.shape[1:] != test.shape[1:] or len(train) < HELD_OUT:
-        raise DataError(f"{folder}: images of training {train.shape} and of test {test.shape} do "
-                        "not go together")  # fmt: skip
+        raise DataError(
+            f"{folder}: images of training {train.shape} and of test {test.shape} do not go "
+            "together"
+        )
     return train, test
 
 
@@ -142,9 +158,10 @@ def read_idx(path: Path) -> Images:
         DataError: no such file, another format, shorter or longer than its header says.
 
     """
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with _opened(path) as file:
-            content: bytes = file.read(MOST + 1)
+        with opened(path, "rb") as file:
+            content = file.read(MOST + 1)
     except FileNotFoundError:
         raise DataError(f"{path}: file not found") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -155,16 +172,8 @@ def read_idx(path: Path) -> Images:
         raise DataError(f"{path}: not an idx file of unsigned bytes")
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     if len(content) - start != math.prod(shape):
-        raise DataError(f"{path}: holds {len(content) - start} values, its header says "
-                        f"{math.prod(shape)}; get it again")  # fmt: skip
+        raise DataError(
+            f"{path}: holds {len(content) - start} values, its header says {math.prod(shape)}; "
+            "get it again"
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _opened(path: Path) -> Any:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def place_in(folder: Path, stem: str) -> Path | None:
-    """The file of images of this name in a folder, as it is or with .gz."""
-    places = (folder / stem, folder / f"{stem}.gz")
-    return next((place for place in places if place.is_file()), None)
