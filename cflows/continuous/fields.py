@@ -8,13 +8,17 @@ Jacobian in factors.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from cflows.continuous.layers import (
@@ -30,9 +34,10 @@ from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 from cflows.core.shortcuts import may_be_read, unwatched
 
-__all__ = ["CONTEXTS", "MLP", "FrozenMLP", "Local", "declared_size"]
+__all__ = ["CONTEXTS", "MLP", "FrozenMLP", "Local", "computed_once", "declared_size"]
 
 CONTEXTS = ("additive", "gate")
+_KEPT = threading.local()
 
 
 class MLP(Pickled):
@@ -312,6 +317,40 @@ def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: 
         if diagonal is not None:
             tangent = tangent * diagonal
     return tangent
+
+
+@contextmanager
+def computed_once(field: nn.Module) -> Iterator[None]:
+    """Within a block each parametrised weight (spectral norm) of a field is computed once.
+
+    For this thread alone. ``torch.nn.utils.parametrize.cached`` has one store for the process: what
+    another thread computed without a graph, or before a step of the optimiser, would be taken.
+    """
+    for part in field.modules():
+        if parametrize.is_parametrized(part):
+            for name in getattr(part, "parametrizations"):  # noqa: B009, mypy takes it for a tensor
+                # Of this instance alone: torch made the class for it.
+                weight = vars(type(part))[name]
+                if not isinstance(weight, _KeptWeight):
+                    setattr(type(part), name, _KeptWeight(weight.fget, weight.fset))
+    outer = getattr(_KEPT, "weights", None)
+    _KEPT.weights = {} if outer is None else outer
+    try:
+        yield
+    finally:
+        _KEPT.weights = outer
+
+
+class _KeptWeight(property):
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        # First, since the compiler does not see through what a thread keeps.
+        kept = None if torch.compiler.is_compiling() else getattr(_KEPT, "weights", None)
+        if kept is None or module is None:
+            return super().__get__(module, owner)
+        key = id(module), self.fget
+        if key not in kept:
+            kept[key] = super().__get__(module, owner)
+        return kept[key]
 
 
 def declared_size(field: nn.Module, name: str) -> int:

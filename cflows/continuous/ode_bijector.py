@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from cflows.continuous.divergence import (
     DIVERGENCES,
@@ -21,7 +20,7 @@ from cflows.continuous.divergence import (
     exact_is_cheap,
     orthonormal_probes,
 )
-from cflows.continuous.fields import declared_size
+from cflows.continuous.fields import computed_once, declared_size
 from cflows.continuous.penalties import PENALTIES
 from cflows.continuous.runge_kutta import RightHandSide, Slope, SolveStats, Stage
 from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
@@ -310,8 +309,7 @@ class ODEBijector(Bijector):
         stats = SolveStats()
         if watched:
             self.stats = stats
-        # A parametrised weight (spectral norm) is computed once for a solve, not at each call.
-        with parametrize.cached():
+        with nullcontext() if recorded() else computed_once(self.field):
             x, total, _ = solve(
                 self._right_hand_side(x, context, span[0], traced, penalties),
                 x,

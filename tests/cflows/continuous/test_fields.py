@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 from zoo import ForeignField, perturbed
 
-from cflows import MLP
+from cflows import MLP, Adaptive, Flow, ODEBijector
 from cflows.continuous.divergence import (
     draw_probes,
     exact_is_cheap,
@@ -276,6 +280,38 @@ def test_spectral_norm_bounds_the_weights():
         f(torch.tensor(0.0), torch.zeros(1, D))
     for layer in f.eval().layers:
         assert torch.linalg.matrix_norm(layer.weight, 2) < 1.01
+
+
+def test_a_solve_keeps_its_normalised_weights_from_other_threads():
+    """A solve without a gradient stands still in one thread while another one trains."""
+    started, over = threading.Event(), threading.Event()
+    main = threading.current_thread()
+
+    class Waiting(ForeignField):
+        def forward(self, t, x, context=None):
+            velocity = super().forward(t, x, context)
+            if threading.current_thread() is not main:
+                started.set()
+                over.wait(10)
+            return velocity
+
+    f = Waiting(D, 0)
+    layer = spectral_norm(next(part for part in f.modules() if isinstance(part, nn.Linear)))
+    flow, same = (Flow(ODEBijector(f, training_solver=Adaptive("dopri5"))) for _ in range(2))
+    x = torch.randn(N, D)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(same.sample, 3)
+        try:
+            assert started.wait(10)
+            before = layer.weight
+            flow.log_prob(x).sum().backward()
+            with torch.no_grad():
+                layer.parametrizations.weight.original += torch.randn_like(layer.weight)
+            assert not torch.equal(layer.weight, before)
+        finally:
+            over.set()
+        assert other.result().isfinite().all()
+    assert layer.parametrizations.weight.original.grad.abs().max() > 0
 
 
 def test_tangents_go_in_chunks_with_the_same_answer_and_gradient(monkeypatch):
