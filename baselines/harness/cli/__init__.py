@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-import cflows
-from baselines.harness.cli import compare, data, fit, standard_streams, torchrun
-from baselines.harness.cli.errors import fail, is_failed_computation, is_ours, one_line
+from baselines.harness.cli import standard_streams, torchrun
+from baselines.harness.cli.errors import fail, one_line, status_of
+from baselines.harness.cli.options import parser, refuse_numbers
 
 __all__ = ["main"]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Bad usage ends with one line and status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,51 +27,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
-    command = shlex.join(["cflows", *arguments])
-    if torchrun.count() > 1 and options.run is not fit.fit:
+    options = parser().parse_args(arguments)
+    options.command = shlex.join(["cflows", *arguments])
+    if torchrun.count() > 1 and options.name != "fit":
         fail("several processes are for cflows fit: start this command without torchrun")
+    refuse_numbers(options)
     try:
-        status: int = options.run(options, command)
-        return status
+        run = pkgutil.resolve_name(f"{__name__}.{options.run}")
+        return run(options) or 0
     except KeyboardInterrupt:
         if torchrun.speaks():
-            print(f"\ninterrupted; {_what_is_left(options, command)}", file=sys.stderr)
+            print(f"\ninterrupted; {_what_is_left(options)}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "sklearn", "PIL"):
             raise
         fail(f"{error.name} is not installed: pip install 'cflows[bench]'")
-    except (ValueError, OSError) as error:
-        if standard_streams.failed(error) or not is_ours(error):
+    except Exception as error:
+        if (code := status_of(error)) is None:
             raise
-        fail(one_line(error))
-    except RuntimeError as error:
-        if not is_failed_computation(error):
-            raise
-        fail(one_line(error), 1)
+        fail(one_line(error), code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="cflows",
-        description="Compare continuous with discrete normalizing flows, and use them.",
-    )
-    parser.add_argument("--version", action="version", version=f"cflows {cflows.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (compare, fit, data):
-        module.add_commands(commands)
-    return parser
-
-
-def _what_is_left(options: argparse.Namespace, command: str) -> str:
-    if options.run in (fit.score, fit.sample):
+def _what_is_left(options: argparse.Namespace) -> str:
+    if options.name in ("score", "sample"):
         return "nothing was written"
-    if options.run is fit.fit:
+    if options.name == "fit":
         if options.checkpoint is None:
             return "nothing was written; with --checkpoint PATH it could go on"
         from baselines.harness.estimator import commands
 
         if not commands.goes_on(options.checkpoint):
-            return f"nothing was trained yet, the same command begins anew:\n  {command}"
-    return f"nothing is lost: the same command goes on where it stopped:\n  {command}"
+            return f"nothing was trained yet, the same command begins anew:\n  {options.command}"
+    return f"nothing is lost: the same command goes on where it stopped:\n  {options.command}"

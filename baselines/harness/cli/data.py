@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from textwrap import TextWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-
-from baselines.harness.cli.options import add_columns, adder
 
 if TYPE_CHECKING:
     from baselines.harness.data import Dataset
 
-__all__ = ["add_commands", "check", "fetch", "listing"]
+__all__ = ["check", "fetch", "listing"]
 
-HELP = {
-    "list": "what there is, its size, source and licence, and whether it is here",
-    "fetch": "download sets once; the five tables from one archive of 857 MB, converted into what "
-    "is mapped into memory",
-    "check": "checksums, statistics, the log-likelihood of a Gaussian",
-    "--from": "data.tar.gz, or the folder that was unpacked from it, in place of a download; "
-    "likewise the folder of a set of images",
-}
-NAMES = {
-    "list": "data sets (default: all)",
-    "fetch": "power, gas, hepmass, miniboone, bsds300, mnist, fashion_mnist, cifar10",
-    "check": "data sets, or tables",
-}
 LINES = TextWrapper(110, " " * 14, " " * 16, break_long_words=False, break_on_hyphens=False)
 
 
-def add_commands(commands: Any) -> None:
-    """Add ``data`` and its actions to a parser's subcommands."""
-    parser = commands.add_parser("data", help="the data sets: list, fetch, check")
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    for action, run in (("list", listing), ("fetch", fetch), ("check", check)):
-        command = actions.add_parser(action, help=HELP[action], description=HELP[action])
-        count = "*" if action == "list" else "+"
-        command.add_argument("names", metavar="NAME", nargs=count, help=NAMES[action])
-        command.set_defaults(run=run)
-        if action == "fetch":
-            adder(command, HELP)("--from", dest="given", type=Path, metavar="FILE|DIR")
-        if action == "check":
-            add_columns(command)
-
-
-def listing(options: argparse.Namespace, command: str) -> int:
+def listing(options: argparse.Namespace) -> None:
     """Print what each data set is, its size, source and licence, and whether it is here.
 
     Nothing is loaded.
@@ -69,7 +38,6 @@ def listing(options: argparse.Namespace, command: str) -> int:
             f"here: {about.here() or _how(name)}",
         ):
             print(LINES.fill(line))
-    return 0
 
 
 def _how(name: str) -> str:
@@ -81,7 +49,7 @@ def _how(name: str) -> str:
     return "no; pip install 'cflows[bench]'"
 
 
-def fetch(options: argparse.Namespace, command: str) -> int:
+def fetch(options: argparse.Namespace) -> None:
     """Download the archive, or take a copy of it, and convert sets.
 
     Raises:
@@ -90,11 +58,12 @@ def fetch(options: argparse.Namespace, command: str) -> int:
     """
     from baselines.harness.data import fetching
 
-    fetching.fetch(options.names, options.given, say=lambda line: print(line, flush=True))
-    return 0
+    fetching.fetch(
+        options.names, getattr(options, "from"), say=lambda line: print(line, flush=True)
+    )
 
 
-def check(options: argparse.Namespace, command: str) -> int:
+def check(options: argparse.Namespace) -> None:
     """Print the checksum of rows, their statistics and a Gaussian's log-likelihood.
 
     A converted set is read as a whole, and compared with the checksums of its manifest.
@@ -107,8 +76,7 @@ def check(options: argparse.Namespace, command: str) -> int:
     from baselines.harness import data
 
     for name in options.names:
-        _check(name, data.load(name, columns=options.columns, drop=options.drop))
-    return 0
+        _check(name, data.load(name, columns=options.columns or None, drop=options.drop))
 
 
 def _check(name: str, rows: Dataset) -> None:

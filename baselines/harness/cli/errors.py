@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from baselines.harness.cli import torchrun
+from baselines.harness.cli import standard_streams, torchrun
 
-__all__ = ["fail", "is_failed_computation", "is_ours", "one_line"]
+__all__ = ["fail", "one_line", "status_of"]
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -24,21 +24,19 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def is_ours(error: Exception) -> bool:
-    """Whether an error says what was wrong with the command, its files or its names."""
+def status_of(error: Exception) -> int | None:
+    """2 for what was wrong with a command, 1 for a computation that came to no end, or None."""
+    from baselines import InversionError
     from baselines.harness.data import DataError
     from baselines.harness.executors.slurm import ClusterError
     from baselines.harness.report.contents import ReportError
     from baselines.models.model import ModelError
-    from cflows import LoadError
+    from cflows import LoadError, ProcessError, SolverError, TrainingError
 
-    ours = ClusterError | DataError | LoadError | ModelError | ReportError | OSError
-    return isinstance(error, ours)
-
-
-def is_failed_computation(error: Exception) -> bool:
-    """Whether the command was right, and its computation came to no end."""
-    from baselines import InversionError
-    from cflows import ProcessError, SolverError, TrainingError
-
-    return isinstance(error, InversionError | ProcessError | SolverError | TrainingError)
+    if standard_streams.failed(error):
+        return None
+    if isinstance(error, ClusterError | DataError | LoadError | ModelError | ReportError | OSError):
+        return 2
+    if isinstance(error, InversionError | ProcessError | SolverError | TrainingError):
+        return 1
+    return None
