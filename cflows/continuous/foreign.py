@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,17 @@ __all__ = ["ForeignField", "ModuleLocal", "TransformedLocal"]
 
 CHUNK = 2**21
 """Of the states' size, for a module whose inner layers may be many times as wide."""
+
+_KERNELS: list[tuple[Callable[[], bool], Callable[[bool], None]]] = [
+    (
+        getattr(torch.backends.cuda, f"{name}_sdp_enabled"),
+        getattr(torch.backends.cuda, f"enable_{name}_sdp"),
+    )
+    for name in ("flash", "mem_efficient", "cudnn", "math")
+]
+_LOCK = threading.Lock()
+_OPEN: list[list[bool]] = []
+"""For each block of ``twice_differentiable`` that is open in a thread, what was on before them."""
 
 
 @dataclass(frozen=True)
@@ -124,26 +136,22 @@ def twice_differentiable() -> Iterator[None]:
             yield
         return
     # The same as sdpa_kernel at a tenth of its time, which every stage of a solve would pay.
-    kernels: Any = torch.backends.cuda
-    before = [
-        kernels.flash_sdp_enabled(),
-        kernels.mem_efficient_sdp_enabled(),
-        kernels.cudnn_sdp_enabled(),
-        kernels.math_sdp_enabled(),
-    ]
-    switches = [
-        kernels.enable_flash_sdp,
-        kernels.enable_mem_efficient_sdp,
-        kernels.enable_cudnn_sdp,
-        kernels.enable_math_sdp,
-    ]
+    with _LOCK:
+        before = _OPEN[0] if _OPEN else [enabled() for enabled, _ in _KERNELS]
+        _OPEN.append(before)
+        _switch([False, False, False, True])
     try:
-        for switch, wanted in zip(switches, (False, False, False, True), strict=True):
-            switch(wanted)
         yield
     finally:
-        for switch, wanted in zip(switches, before, strict=True):
-            switch(wanted)
+        with _LOCK:
+            _OPEN.pop()
+            if not _OPEN:
+                _switch(before)
+
+
+def _switch(wanted: Sequence[bool]) -> None:
+    for (_, enable), each in zip(_KERNELS, wanted, strict=True):
+        enable(each)
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

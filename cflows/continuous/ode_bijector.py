@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +28,7 @@ from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lag
 from cflows.continuous.stages import at_stages, slope
 from cflows.core.bijector import Bijector
 from cflows.core.messages import known
+from cflows.core.modes import claimed
 from cflows.core.shortcuts import exported, may_read, recorded, transformed, uncompiled
 
 __all__ = ["ODEBijector"]
@@ -153,7 +155,7 @@ class ODEBijector(Bijector):
         self._reviewed = True
         self._warned = False
         self._override: dict[str, Any] = {}
-        self._collected: dict[str, Tensor] | None = None
+        self._collected: dict[int, dict[str, Tensor]] = {}  # by thread
 
     @property
     def end_time(self) -> Tensor:
@@ -218,21 +220,21 @@ class ODEBijector(Bijector):
             given["solver"] = solver
         if divergence is not None:
             given["divergence"] = known("divergence", divergence, DIVERGENCES)
-        before = self._override
-        self._override = before | given
-        try:
+        with claimed([self], "_override", self._override | given):
             yield
-        finally:
-            self._override = before
 
     @contextmanager
     def collecting(self, found: dict[str, Tensor]) -> Iterator[None]:
-        """Within a block, add each solve's penalties (*B,) to ``found``, by name."""
-        before, self._collected = self._collected, found
+        """Within a block, add the penalties (*B,) of this thread's solves to ``found``, by name."""
+        thread = threading.get_ident()
+        before = self._collected.get(thread)
+        self._collected[thread] = found
         try:
             yield
         finally:
-            self._collected = before
+            del self._collected[thread]
+            if before is not None:
+                self._collected[thread] = before
 
     def review(self) -> bool:
         """Read the error of the last ``Lagged`` solve and choose the steps of the next.
@@ -302,7 +304,8 @@ class ODEBijector(Bijector):
         x = start.reshape(-1, self.features)
         if context is not None:
             context = context.reshape(x.shape[0], self.context_features)
-        penalties = self.penalties if traced and self._collected is not None else ()
+        collected = self._collected.get(threading.get_ident()) if self._collected else None
+        penalties = self.penalties if traced and collected is not None else ()
         watched = may_read(x)
         if not (self._reviewed or transformed() or exported()):
             self.review()
@@ -329,10 +332,9 @@ class ODEBijector(Bijector):
         if total is None:
             return x, None
         for index, name in enumerate(penalties, 1):
-            assert self._collected is not None
+            assert collected is not None
             value = (total[:, index] * (span[1] - span[0])).reshape(batch)
-            earlier = self._collected.get(name)
-            self._collected[name] = value if earlier is None else earlier + value
+            collected[name] = collected[name] + value if name in collected else value
         return x, total[:, 0].reshape(batch)
 
     def _right_hand_side(

@@ -12,8 +12,8 @@ from torch import nn
 __all__ = ["evaluating", "in_mode"]
 
 _LOCK = threading.Lock()
-_CLAIMS: WeakKeyDictionary[nn.Module, list[tuple[object, bool]]] = WeakKeyDictionary()
-"""What open blocks want of a module, the oldest first; in front the mode to give back."""
+_CLAIMS: WeakKeyDictionary[nn.Module, dict[str, list[tuple[object, object]]]] = WeakKeyDictionary()
+"""What open blocks want of a module's attributes, the oldest first; in front what to give back."""
 
 
 @contextmanager
@@ -44,27 +44,35 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def in_mode(parts: Iterable[nn.Module], *, training: bool) -> Iterator[None]:
     """The same for single modules and either mode; of blocks that overlap the newest rules."""
+    with claimed(parts, "training", training):
+        yield
+
+
+@contextmanager
+def claimed(parts: Iterable[nn.Module], name: str, value: object) -> Iterator[None]:
+    """Within a block the modules' attribute has a value, as ``evaluating`` has it of the mode."""
     claim, parts = object(), tuple(parts)
     try:
         with _LOCK:
             for part in parts:
-                claims = _CLAIMS.setdefault(part, [(None, part.training)])
-                if claims[-1][1] != part.training:  # by a call of train() since
-                    claims[0] = (None, part.training)
-                claims.append((claim, training))
-                part.training = training
+                now = getattr(part, name)
+                claims = _CLAIMS.setdefault(part, {}).setdefault(name, [(None, now)])
+                if claims[-1][1] != now:  # by who has set it since
+                    claims[0] = (None, now)
+                claims.append((claim, value))
+                setattr(part, name, value)
         yield
     finally:
         with _LOCK:
             for part in parts:
-                _give_back(part, claim)
+                _give_back(part, name, claim)
 
 
-def _give_back(part: nn.Module, claim: object) -> None:
-    claims = _CLAIMS.get(part, [])
+def _give_back(part: nn.Module, name: str, claim: object) -> None:
+    claims = _CLAIMS.get(part, {}).get(name, [])
     ruling = claims[-1][1] if claims else None
     claims[:] = [held for held in claims if held[0] is not claim]
-    if claims and part.training == ruling:
-        part.training = claims[-1][1]
+    if claims and getattr(part, name) == ruling:
+        setattr(part, name, claims[-1][1])
     if len(claims) == 1:
-        del _CLAIMS[part]
+        del _CLAIMS[part][name]

@@ -32,6 +32,7 @@ def as_transform(
             before an optimiser's step would come back; 0: nothing is kept.
 
     Raises:
+        TypeError: a flow, say, in place of its bijector.
         ValueError: a context is missing or does not fit.
 
     Example:
@@ -46,6 +47,9 @@ def as_transform(
         tensor([0., 1.])
 
     """
+    if not isinstance(bijector, Bijector):
+        kind = type(bijector).__name__
+        raise TypeError(f"as_transform takes a bijector, got a {kind}: give its .bijector")
     return BijectorTransform(bijector, context, cache_size)
 
 

@@ -18,6 +18,7 @@ from cflows.continuous.divergence import (
     orthonormal_probes,
     value_and_divergence,
 )
+from cflows.continuous.foreign import twice_differentiable
 from cflows.continuous.layers import ACTIVATIONS, LAYERS, TimeFeatures
 
 D, C, N = 4, 3, 6
@@ -461,6 +462,18 @@ class Attention(nn.Module):
     def forward(self, t, x, context=None):
         h = torch.cat([x.view(-1, 4, 3), t.expand(len(x), 4, 1)], -1)
         return self.outer(self.attention(self.inner(h))).flatten(1)
+
+
+def test_fused_attention_is_back_when_the_last_thread_is_done():
+    enabled = torch.backends.cuda.flash_sdp_enabled
+    before = enabled()
+    one, other = twice_differentiable(), twice_differentiable()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert not enabled()
+    other.__exit__(None, None, None)
+    assert enabled() == before
 
 
 @pytest.mark.parametrize("probe", [False, True])

@@ -22,8 +22,10 @@ from cflows import (
     BatchNorm,
     Chain,
     Exp,
+    FixedGrid,
     Flow,
     MixtureOfGaussians,
+    ODEBijector,
     Sigmoid,
     Tanh,
     TorchBase,
@@ -223,6 +225,48 @@ def test_blocks_nest_fail_and_overlap():
     assert flow.training
 
 
+def test_overrides_that_overlap_leave_none_behind():
+    flow = FFJORD(2, hidden=(4,)).eval()
+    (part,) = [each for each in flow.modules() if isinstance(each, ODEBijector)]
+    usual, solvers = part.solver, [FixedGrid("rk4", steps) for steps in (1, 2)]
+    one, other = (flow.using(solver=solver) for solver in solvers)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert part.solver == solvers[1]
+    other.__exit__(None, None, None)
+    assert part.solver == usual
+
+
+def test_threads_collect_penalties_of_their_own():
+    flow = FFJORD(2, hidden=(4,), penalties=("kinetic",))
+    flow.eval()  # without probes of chance
+    rows = {size: torch.full((size, 2), float(size)) for size in (3, 5)}
+    alone = {size: flow.log_prob_and_penalties(x)[1]["kinetic"] for size, x in rows.items()}
+    together, got = threading.Barrier(2, timeout=20), {}
+
+    class Meeting(Flow):
+        def log_prob(self, x, context=None):
+            together.wait()
+            value = super().log_prob(x, context)
+            together.wait()
+            return value
+
+    meeting = Meeting(flow.bijector, flow.base).eval()
+
+    def score(size):
+        got[size] = meeting.log_prob_and_penalties(rows[size])[1]["kinetic"]
+
+    threads = [threading.Thread(target=score, args=(size,)) for size in rows]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == sorted(rows)
+    for size in rows:
+        torch.testing.assert_close(got[size], alone[size])
+
+
 @pytest.mark.parametrize("cache_size", [0, 1])
 @pytest.mark.parametrize("name", ["maf", "iaf", "realnvp", "nsf", "planar"])
 def test_a_bijector_as_a_transform(name, cache_size):
@@ -259,6 +303,8 @@ def test_a_transform_says_where_it_goes():
     assert transform.forward_shape((5, 2)) == (5, 2)
     with pytest.raises(ValueError, match="context"):
         as_transform(MAF(2, context_features=1).bijector)
+    with pytest.raises(TypeError, match=r"takes a bijector, got a MAF: give its \.bijector$"):
+        as_transform(MAF(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
