@@ -14,6 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import BinaryIO
 __all__ = [
     "WriteOnly",
     "blaming",
+    "companion",
     "is_file",
     "refuse_unwritable",
     "removed_on_failure",
@@ -33,6 +35,7 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 
+LONGEST = 255  # bytes of a name
 LINKS = 40  # followed one after the other, as many as Linux follows
 STDOUT = 1
 STREAMS = {"/dev/stdin": 0, "/dev/stdout": STDOUT, "/dev/stderr": 2}
@@ -136,6 +139,20 @@ def target(path: PathLike) -> Path | int:
 def sibling(place: Path) -> Path:
     """A new name in the same folder: hidden, and never too long for the system."""
     return place.with_name(f".{place.name[:30]}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def companion(path: PathLike, suffix: str) -> Path:
+    """The file that is called after another one, and lies beside it, or its target for a link.
+
+    A name that would be too long for the system gives its end for a checksum of the whole.
+    """
+    place = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    name = place.name
+    if len(os.fsencode(name + suffix)) > LONGEST:
+        suffix = f"~{zlib.crc32(os.fsencode(name)):08x}{suffix}"
+        room = LONGEST - len(os.fsencode(suffix))
+        name = os.fsencode(name)[:room].decode(errors="ignore")
+    return place.with_name(name + suffix)
 
 
 class WriteOnly:

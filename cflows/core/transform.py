@@ -48,8 +48,9 @@ def as_transform(
 
     """
     if not isinstance(bijector, Bijector):
-        kind = type(bijector).__name__
-        raise TypeError(f"as_transform takes a bijector, got a {kind}: give its .bijector")
+        raise TypeError(
+            f"as_transform takes a bijector, got a {type(bijector).__name__}: give its .bijector"
+        )
     return BijectorTransform(bijector, context, cache_size)
 
 

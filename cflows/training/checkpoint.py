@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from cflows.core.atomic_write import (
+    companion,
     is_file,
     refuse_unwritable,
     removed_on_failure,
@@ -156,8 +157,7 @@ def interruptible(active: bool) -> Iterator[list[int]]:
 
 
 def _previous(path: PathLike) -> Path:
-    place = Path(path)
-    return place.with_name(f"{place.name}.previous")
+    return companion(path, ".previous")
 
 
 def _keep(path: PathLike) -> None:

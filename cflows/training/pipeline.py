@@ -23,7 +23,7 @@ from torch import Tensor
 from cflows.continuous.solvers import SolverError
 from cflows.core import collectives
 from cflows.core.arrays import Array
-from cflows.core.atomic_write import write_whole
+from cflows.core.atomic_write import companion, write_whole
 from cflows.core.bijector import Bijector, Chain
 from cflows.core.flow import Flow, dtype_of
 from cflows.core.registry import LoadError
@@ -197,7 +197,7 @@ def choose(
     seconds = 0.0
     for name, fit_map in maps.items():
         scores[name] = float("-inf")
-        kept = None if checkpoint is None else f"{os.fspath(checkpoint)}.{name}"
+        kept = None if checkpoint is None else companion(checkpoint, f".{name}")
         started = time.perf_counter()
         try:
             data_end = fit_map(rows)
@@ -271,7 +271,7 @@ def inside(bounds: Bijector | None, fit_map: Fit) -> Fit:
 
 def begun(choice_file: Path) -> bool:
     """Whether there is a choice to go on from, or a part of one."""
-    return choice_file.exists() or any(exists(f"{choice_file}.{name}") for name in MAPS)
+    return choice_file.exists() or any(exists(companion(choice_file, f".{name}")) for name in MAPS)
 
 
 def _part(steps: int | None) -> int:
@@ -312,8 +312,9 @@ def _chosen(
         found = {"map": choice.name, "seconds": choice.seconds, "validation": choice.scores}
         write_whole(file, json.dumps({**found, "run": run}) + "\n")
         for name in maps:
-            for left in (f"{file}.{name}", f"{file}.{name}.previous"):
-                Path(left).unlink(missing_ok=True)
+            training = companion(file, f".{name}")
+            for left in (training, companion(training, ".previous")):
+                left.unlink(missing_ok=True)
     return choice
 
 

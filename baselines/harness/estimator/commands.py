@@ -44,7 +44,7 @@ from baselines.harness.estimator.task import Task
 from baselines.models import registry
 from baselines.models.model import ModelError
 from cflows import Bijector, Flow, TableFlow, behind, load, standardise, whiten
-from cflows.core.atomic_write import STDOUT, target
+from cflows.core.atomic_write import STDOUT, companion, target
 from cflows.core.collectives import leads
 from cflows.core.messages import listed
 from cflows.core.registry import again, configuration_of
@@ -308,7 +308,7 @@ def _tell_choice(choice: Choice) -> None:
 
 def choice_beside(checkpoint: Path) -> Path:
     """Where the choice of the map is kept for a training of that checkpoint."""
-    return checkpoint.with_name(f"{checkpoint.name}.map")
+    return companion(checkpoint, ".map")
 
 
 def goes_on(checkpoint: Path) -> bool:

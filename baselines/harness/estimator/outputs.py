@@ -71,9 +71,12 @@ def keep(flow: Flow, task: Task) -> None:
         if task.checkpoint is None or not exists(task.checkpoint):
             kept = "the model could not be kept in the temporary folder either"
         with contextlib.suppress(OSError):
-            place = Path(tempfile.mkdtemp(prefix="cflows-")) / "model.flow"
-            flow.save(place)
-            kept = f"the model was kept in {place}"
+            folder = Path(tempfile.mkdtemp(prefix="cflows-"))
+            try:
+                flow.save(folder / "model.flow")
+                kept = f"the model was kept in {folder / 'model.flow'}"
+            except OSError:
+                folder.rmdir()
         raise TrainingError(f"{task.out}: {_reason(error, task.out)}; {kept}") from error
 
 

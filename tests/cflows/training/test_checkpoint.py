@@ -264,24 +264,35 @@ def test_no_warning_without_a_reason(tmp_path):
 
 @pytest.mark.parametrize("other", [False, True])
 def test_a_checkpoint_behind_a_link(other, tmp_path, whole):
-    """The link stays, also where it leads to another disk, and the one before is a copy."""
+    """The link stays, also where it leads to another disk, the one before beside its target."""
     path, flow = tmp_path / "c.pt", small()
     with disks.small(tmp_path / "far", 1024) if other else nullcontext(tmp_path / "far") as far:
         far.mkdir(exist_ok=True)
         path.symlink_to(far / "n.pt")
         interrupted(path, at=27)
         assert path.is_symlink()
-        assert [p.name for p in far.iterdir()] == ["n.pt"]
-        assert (step_of(path), step_of(f"{path}.previous")) == (24, 20)
+        assert sorted(p.name for p in far.iterdir()) == ["n.pt", "n.pt.previous"]
+        assert [p.name for p in tmp_path.iterdir() if p != far] == ["c.pt"]
+        assert (step_of(path), step_of(far / "n.pt.previous")) == (24, 20)
         agree(flow, train(flow, path), whole)
+
+
+@pytest.mark.parametrize("character", ["x", "字"])
+def test_names_as_long_as_the_system_takes(character, tmp_path, whole):
+    path, flow = tmp_path / (character * (255 // len(character.encode()))), small()
+    interrupted(path, at=27)
+    (previous,) = set(tmp_path.iterdir()) - {path}
+    assert previous.name.endswith(".previous")
+    assert (step_of(path), step_of(previous)) == (24, 20)
+    agree(flow, train(flow, path), whole)
 
 
 def test_what_keeps_no_checkpoint_is_refused_before_the_training(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "c.pt.previous").mkdir()
-    long = "c" * 250
+    long = "c" * 256
     for name, words in (("pipe", "keeps no checkpoint"), ("c.pt", "previous: is a directory"),
-                        (long, f"{long}.previous"), ("none/c.pt", "no such folder")):  # fmt: skip
+                        (long, "too long: .*ccc"), ("none/c.pt", "no such folder")):  # fmt: skip
         with pytest.raises(OSError, match=words):
             train(small(), tmp_path / name, Interrupting(1, fail))
     assert len(list(tmp_path.iterdir())) == 2
