@@ -12,31 +12,18 @@ from torch import Tensor, nn
 
 from cflows.bijectors.normalization import ActNorm, BatchNorm
 from cflows.core.bijector import Bijector, Chain
-from cflows.core.collectives import gathered, processes, share
+from cflows.core.collectives import gathered
 from cflows.core.flow import Flow
 from cflows.core.modes import evaluating
-from cflows.objectives import Batch, WeightedBatch
+from cflows.objectives import WeightedBatch
 from cflows.training.rows import Rows
 
-__all__ = ["has_norms", "own_batches", "preserved", "refresh", "start_act_norms"]
+__all__ = ["preserved", "refresh", "start_act_norms"]
 
 BATCH = 2000
 
 Moments = tuple[int, Tensor, Tensor]
 """Count, mean and sum of squares about it."""
-
-
-def own_batches(rows: Rows, size: int) -> Iterator[WeightedBatch]:
-    """All rows in their order, of ``size`` at a time this process's share."""
-    for x, *others in rows.batches(size * processes()):
-        if len(share(x)):
-            context, weights = (None if part is None else share(part) for part in others)
-            yield share(x), context, weights
-
-
-def has_norms(flow: Flow) -> bool:
-    """Whether a batch norm takes statistics from the batches of training."""
-    return any(isinstance(part, BatchNorm) for part in flow.modules())
 
 
 @torch.no_grad()
@@ -64,7 +51,8 @@ def refresh(flow: Flow, rows: Rows) -> None:
     In memory the rows walk along, one pass of ``inverse`` in all; streamed rows start from the
     data for every batch norm. Draws no random numbers: the flow is in evaluation mode. Several
     processes take a part of the rows each. Each row counts once, whatever its weight, as it does
-    in training's batches: a layer's coordinates are no part of what is fitted.
+    in training's batches (others stand in for rows of weight zero): a layer's coordinates are no
+    part of what is fitted.
 
     Reached are the batch norms of a bijector that is one, or a Chain, nested as deep as one likes;
     one inside of anything else, such as ``Inverse``, keeps its running averages.
@@ -79,13 +67,12 @@ def refresh(flow: Flow, rows: Rows) -> None:
     if last < 0:
         return
     with evaluating(flow):
-        walking = None if rows.streamed else list(_unweighted(rows))
+        walking = None if rows.streamed else [batch[:2] for batch in rows.batches(BATCH)]
         passed: list[Bijector] = []
         for part in parts[: last + 1]:
             if isinstance(part, BatchNorm):
-                batches = _unweighted(rows) if walking is None else iter(walking)
-                done = passed if walking is None else []
-                _store(part, (_through(done, x, context) for x, context in batches))
+                batches = walking or (batch[:2] for batch in rows.batches(BATCH))
+                _store(part, (_through(passed, x, context) for x, context in batches))
             if walking is None:
                 passed.append(part)
             elif part is not parts[last]:
@@ -106,11 +93,6 @@ def preserved(flow: Flow) -> Iterator[None]:
         for norm, buffers in zip(norms, before, strict=True):
             for buffer, value in zip(norm.buffers(), buffers, strict=True):
                 buffer.copy_(value)
-
-
-def _unweighted(rows: Rows) -> Iterator[Batch]:
-    for x, context, _ in own_batches(rows, BATCH):
-        yield x, context
 
 
 def _from_data_to_base(bijector: nn.Module) -> list[Bijector]:

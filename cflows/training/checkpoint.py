@@ -1,18 +1,25 @@
-"""Checkpoints that survive what interrupts them: a kill, a full disk, a damaged file."""
+"""The state of a run, and checkpoints of it that survive a kill, a full disk, a damaged file."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TypedDict, cast
 
+import torch
+from torch import Tensor, nn
+
+from cflows.bijectors.normalization import BatchNorm
+from cflows.core import collectives
 from cflows.core.atomic_write import (
     companion,
     is_file,
@@ -22,15 +29,204 @@ from cflows.core.atomic_write import (
     target,
     write_beside,
 )
+from cflows.core.flow import Flow
 from cflows.core.flow_file import read, to_bytes
-from cflows.core.registry import LoadError
-from cflows.training.identity import differences
+from cflows.core.registry import LoadError, configuration_of
+from cflows.training import distributed
+from cflows.training.history import History, Record
+from cflows.training.identity import differences, settings_of, unmoved
+from cflows.training.rows import Rows
+from cflows.training.schedules import Schedule
 
-__all__ = ["exists", "interruptible", "read_newest", "refuse_unusable", "write_newest"]
+__all__ = ["Callback", "RunState", "exists", "interruptible", "refuse_unusable"]
 
-FORMAT = 3
+FORMAT = 4
+COUNTERS = ("step", "elapsed", "validated", "stale", "waiting", "decays", "skipped", "evaluations")
+SHARED = (
+    "seed",
+    "batch_size",
+    "learning_rate",
+    "warmup",
+    "weight_decay",
+    "clip_norm",
+    "ema",
+    "validate_every",
+)
+LIMITS = ("steps", "seconds", "checkpoint_every", "patience", "max_failures")
 
 PathLike = str | os.PathLike[str]
+Callback = Callable[[Record], object]
+
+
+class Content(TypedDict):
+    """What a checkpoint holds; ``settings`` has None for what is no setting."""
+
+    checkpoint: int
+    run: str
+    settings: dict[str, str | None]
+    counters: dict[str, float]
+    history: str
+    losses: dict[int, Tensor]
+    state: dict[str, Tensor]
+    objective: dict[str, Tensor]
+    average: list[Tensor]
+    best: dict[str, Tensor]
+    optimizer: dict[str, object]
+    random: list[tuple[Tensor, Tensor | None]]
+
+
+@dataclass
+class RunState:
+    """The state of a run, as a checkpoint holds it; the fields are what ``fit`` was asked."""
+
+    flow: Flow
+    objective: nn.Module
+    rows: Rows | None
+    held_out: Rows | None
+    device: torch.device
+    batch_size: int
+    steps: float
+    seconds: float
+    learning_rate: float
+    schedule: Schedule
+    warmup: int
+    weight_decay: float
+    clip_norm: float | None
+    ema: float | None
+    validate_every: int | None
+    checkpoint: PathLike | None
+    checkpoint_every: int | None
+    patience: float
+    max_failures: int
+    seed: int
+    callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        distributed.check_alike(
+            lambda: [
+                self._identity(),
+                settings_of("schedule", self.schedule),
+                [getattr(self, name) for name in LIMITS],
+            ]
+        )
+        # Where a batch norm takes statistics from the batches, training and validation differ.
+        self.normed = any(isinstance(part, BatchNorm) for part in self.flow.modules())
+        self.loss = distributed.shared_loss(self.objective, self.flow, self.normed)
+        # An objective may hold the flow; what is frozen stays as it is.
+        own = dict.fromkeys([*self.flow.parameters(), *self.objective.parameters()])
+        self.parameters = [parameter for parameter in own if parameter.requires_grad]
+        # Biases, scales and bases are not what overfits: weights alone decay (Loshchilov and
+        # Hutter 2019), by the learning rate times the decay at each step, beside Adam's.
+        matrices = [p for p in self.parameters if p.dim() > 1]
+        others = [p for p in self.parameters if p.dim() <= 1]
+        groups = ((matrices, self.weight_decay), (others, 0.0))
+        self.optimizer = torch.optim.AdamW(
+            [{"params": params, "weight_decay": decay} for params, decay in groups if params],
+            lr=self.learning_rate,
+        )
+        self.averaged = [p for p in self.flow.parameters() if p.requires_grad]
+        self.average = [] if self.ema is None else [p.detach().clone() for p in self.averaged]
+        self.history = History()
+        self.step = 0
+        self.elapsed = 0.0
+        self.validated = 0.0  # seconds at the end of the last validation
+        self.validating = 0.0  # seconds that it took
+        self.stale = 0  # validations without a better one
+        self.waiting = 0  # likewise, since the learning rate last decayed
+        self.decays = 0
+        self.skipped = 0
+        self.losses: dict[int, Tensor] = {}  # by step, since the last record
+        self.evaluations = 0  # likewise
+        self.best = self.flow_state()
+        self.settings = {} if self.checkpoint is None else self._parts_settings()
+
+    def restore_best(self) -> None:
+        """Leave the flow in its best state, in evaluation mode."""
+        self.flow.load_state_dict(self.best)
+        self.flow.eval()
+
+    def write(self, path: PathLike) -> None:
+        """Write a checkpoint of the run."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        random = collectives.gathered((torch.get_rng_state(), cuda))
+        if not collectives.leads():
+            return
+        content: Content = {
+            "checkpoint": FORMAT,
+            "run": self._identity(),
+            "settings": unmoved(self.settings, self._parts_settings()),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "history": json.dumps(asdict(self.history)),
+            "losses": self.losses,
+            "state": self.flow.state_dict(),
+            "objective": self.objective.state_dict(),
+            "average": self.average,
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "random": random,
+        }
+        _write_newest(path, to_bytes(content))
+
+    def resume(self, path: PathLike) -> None:
+        """Take over the state of a checkpoint of this very run.
+
+        Raises:
+            LoadError: it is damaged and there is none before it, or it belongs to another run.
+
+        """
+        with distributed.together():
+            content = _read_newest(path)
+            differ = next(differences(content["settings"], self.settings), None)
+            if content["run"] != self._identity():
+                differ = "rows, model, settings or the number of processes differ"
+            if differ is not None:
+                raise LoadError(
+                    f"{path} is the checkpoint of another run ({differ}): name another path, or "
+                    "delete it to start anew"
+                )
+        self.flow.load_state_dict(content["state"])
+        self.objective.load_state_dict(content["objective"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.best = {name: value.to(self.device) for name, value in content["best"].items()}
+        self.average = [value.to(self.device) for value in content["average"]]
+        for name, value in content["counters"].items():
+            setattr(self, name, value)
+        self.losses = {step: loss.to(self.device) for step, loss in content["losses"].items()}
+        past = json.loads(content["history"])
+        past["records"] = [Record(**record) for record in past["records"]]
+        self.history = History(**past)
+        # A run that is allowed more than before may go on; what a callback ended has ended.
+        allowed = (
+            self.step < self.steps and self.elapsed < self.seconds and self.stale < self.patience
+        )
+        if allowed and self.history.stopped != "callback":
+            self.history.stopped = ""
+        random, random_cuda = content["random"][collectives.rank()]
+        torch.set_rng_state(random)
+        if random_cuda is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(random_cuda, self.device)
+
+    def flow_state(self) -> dict[str, Tensor]:
+        """A copy of the flow's state."""
+        return {name: value.detach().clone() for name, value in self.flow.state_dict().items()}
+
+    def _parts_settings(self) -> dict[str, str]:
+        """What objective and schedule are set to, and a flow that has no configuration."""
+        learnt = [*self.parameters, *self.flow.parameters(), *self.flow.buffers()]
+        settings = settings_of("objective", self.objective, learnt)
+        settings |= settings_of("schedule", self.schedule, learnt)
+        if configuration_of(self.flow) == type(self.flow).__qualname__:
+            settings |= settings_of("flow", self.flow, learnt)
+        return settings
+
+    def _identity(self) -> str:
+        """What two runs must share for one to go on where the other stopped."""
+        rows = [None if r is None else r.fingerprint() for r in (self.rows, self.held_out)]
+        state = {name: [str(v.dtype), *v.shape] for name, v in self.flow.state_dict().items()}
+        trained = [name for name, p in self.flow.named_parameters() if p.requires_grad]
+        shared = {name: getattr(self, name) for name in SHARED}
+        flow, count = configuration_of(self.flow), collectives.processes()
+        return json.dumps([rows, flow, state, trained, count, shared])
 
 
 def exists(path: PathLike) -> bool:
@@ -45,75 +241,9 @@ def refuse_unusable(path: PathLike) -> None:
         OSError: why.
 
     """
-    for place in (path, _previous(path)):
-        _file(place)
-        refuse_unwritable(place)
-
-
-def write_newest(path: PathLike, content: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place, keep the one before as PATH.previous, and rename.
-
-    At every moment one complete checkpoint has its name. Where the disk is full, or writing fails
-    in another way, both earlier ones stay as they are and a warning says so: a run that goes on
-    loses less than one that ends, and the next checkpoint may have room.
-    """
-    data = to_bytes({"checkpoint": FORMAT, **content})
-
-    def write(beside: Path) -> None:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        _keep(path)
-
-    try:
-        write_beside(path, write)
-    except OSError as error:
-        warnings.warn(
-            f"no checkpoint was written to {path} ({error.strerror or error}); training goes on, "
-            "and the earlier checkpoint is kept: make room for the next one",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-def read_newest(path: PathLike, run: str, settings: Mapping[str, str]) -> dict[str, Any]:
-    """Read the checkpoint of a run; where it is damaged, the one before it, with a warning.
-
-    Args:
-        path: the checkpoint.
-        run: what the run's identity is, as it was given in the content under ``"run"``.
-        settings: those of its parts, by name; in the content ``"settings"`` has None for what is
-            no setting.
-
-    Raises:
-        LoadError: it is damaged and there is none before it, or it belongs to another run.
-
-    """
-    previous = _previous(path)
-    try:
-        content = read(path)
-    except (LoadError, FileNotFoundError) as error:
-        if not previous.exists():
-            raise
-        content = read(previous)
-        warnings.warn(f"{error}: going on from {previous}", RuntimeWarning, stacklevel=2)
-    if "configuration" in content:
-        raise LoadError(f"{path} is a saved flow, not a checkpoint: name another path")
-    if content.get("checkpoint") != FORMAT:
-        raise LoadError(
-            f"{path} is no checkpoint of this version: name another path, or delete it to start "
-            "anew"
-        )
-    differ = next(differences(content["settings"], settings), None)
-    if content["run"] != run:
-        differ = "rows, model, settings or the number of processes differ"
-    if differ is not None:
-        raise LoadError(
-            f"{path} is the checkpoint of another run ({differ}): name another path, or delete it "
-            "to start anew"
-        )
-    return content
+    for each in (path, _previous(path)):
+        _file(each)
+        refuse_unwritable(each)
 
 
 @contextmanager
@@ -156,32 +286,73 @@ def interruptible(active: bool) -> Iterator[list[int]]:
             signal.raise_signal(received[0])
 
 
+def _write_newest(path: PathLike, data: memoryview) -> None:
+    """Write a checkpoint beside its place, keep the one before as PATH.previous, and rename.
+
+    At every moment one complete checkpoint has its name. Where the disk is full, or writing fails
+    in another way, both earlier ones stay as they are and a warning says so: a run that goes on
+    loses less than one that ends, and the next checkpoint may have room.
+    """
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _keep(path)
+
+    try:
+        write_beside(path, write)
+    except OSError as error:
+        warnings.warn(
+            f"no checkpoint was written to {path} ({error.strerror or error}); training goes on, "
+            "and the earlier checkpoint is kept: make room for the next one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _read_newest(path: PathLike) -> Content:
+    """Read a checkpoint; where it is damaged, the one before it, with a warning."""
+    previous = _previous(path)
+    try:
+        content = read(path)
+    except (LoadError, FileNotFoundError) as error:
+        if not previous.exists():
+            raise
+        content = read(previous)
+        warnings.warn(f"{error}: going on from {previous}", RuntimeWarning, stacklevel=2)
+    if "configuration" in content:
+        raise LoadError(f"{path} is a saved flow, not a checkpoint: name another path")
+    if content.get("checkpoint") != FORMAT:
+        raise LoadError(
+            f"{path} is no checkpoint of this version: name another path, or delete it to start "
+            "anew"
+        )
+    return cast(Content, content)
+
+
 def _previous(path: PathLike) -> Path:
     return companion(path, ".previous")
 
 
 def _keep(path: PathLike) -> None:
     """Give the newest checkpoint its second name, without taking away the first."""
-    place, previous = _file(path), _file(_previous(path))
-    if not place.exists():
+    newest, previous = _file(path), _file(_previous(path))
+    if not newest.exists():
         return
     link = sibling(previous)
     with removed_on_failure(link):
         try:
-            os.link(place, link)
+            os.link(newest, link)
         except OSError:  # a file system without links, or another one
-            shutil.copyfile(place, link)
+            shutil.copyfile(newest, link)
         os.replace(link, previous)
 
 
 def _file(path: PathLike) -> Path:
-    """The file behind a path's links.
-
-    Raises:
-        OSError: it is none, but what keeps nothing.
-
-    """
-    place = target(path)
-    if isinstance(place, int) or not is_file(place):
+    """The file behind a path's links, refused where it is none."""
+    file = target(path)
+    if isinstance(file, int) or not is_file(file):
         raise OSError(f"{path}: is a device or a pipe, which keeps no checkpoint; name a file")
-    return place
+    return file

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
 
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -21,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cflows.continuous.solvers import SolverError
 from cflows.core.collectives import ProcessError, _meeting_place, gathered, largest, processes
+from cflows.core.flow import Flow
 
 __all__ = ["batch_size_for", "check_alike", "shared_loss", "together"]
 
@@ -70,16 +70,16 @@ def together(active: bool = True) -> Iterator[None]:
     if largest(own is not None) == [0.0]:
         return
     told = gathered(None if own is None else (isinstance(own, SolverError), str(own)))
-    fatal = [(n, text) for n, (solver, text) in _those_that_failed(told) if not solver]
-    if own is not None and not (fatal and isinstance(own, SolverError)):
+    failed = [(number, *failure) for number, failure in enumerate(told) if failure is not None]
+    number, solver, text = min(failed, key=lambda failure: failure[1])  # the first that is fatal
+    if own is not None and (solver or not isinstance(own, SolverError)):
         raise own
-    if fatal:
-        raise ProcessError(f"process {fatal[0][0]} failed: {fatal[0][1]}") from own
-    number, (_, text) = _those_that_failed(told)[0]
+    if not solver:
+        raise ProcessError(f"process {number} failed: {text}") from own
     raise SolverError(f"in process {number}: {text}")
 
 
-def check_alike(settings: Callable[[], Any]) -> None:
+def check_alike(settings: Callable[[], object]) -> None:
     """Refuse processes that were asked for different runs.
 
     Raises:
@@ -96,7 +96,7 @@ def check_alike(settings: Callable[[], Any]) -> None:
         )
 
 
-def shared_loss(objective: nn.Module, flow: Any, normed: bool) -> Callable[..., Tensor]:
+def shared_loss(objective: nn.Module, flow: Flow, normed: bool) -> Callable[..., Tensor]:
     """``(x, context, weights) -> loss`` whose backward pass leaves the whole batch's gradient.
 
     Several processes start from the first one's parameters and buffers.
@@ -140,10 +140,6 @@ class _Joint(nn.Module):
         weighing = {} if weights is None else {"weights": weights}
         loss: Tensor = self.objective(self.flow, (x, context), **weighing)
         return loss
-
-
-def _those_that_failed(told: list[Any]) -> list[tuple[int, tuple[bool, str]]]:
-    return [(number, failure) for number, failure in enumerate(told) if failure is not None]
 
 
 def _share_of_draws(objective: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -17,11 +17,11 @@ from cflows.core import collectives
 from cflows.core.flow import Flow
 from cflows.objectives import OBJECTIVES, ForwardKL
 from cflows.training import distributed
-from cflows.training.checkpoint import exists, interruptible, refuse_unusable
+from cflows.training.checkpoint import Callback, exists, interruptible, refuse_unusable
 from cflows.training.history import History
-from cflows.training.rows import Data, rows_for
+from cflows.training.rows import Data, Weights, rows_for
 from cflows.training.schedules import Plateau, Schedule, schedule_named
-from cflows.training.trainer import Callback, Run, TrainingError
+from cflows.training.trainer import Run, TrainingError
 
 __all__ = ["fit"]
 
@@ -46,8 +46,8 @@ def fit(
     train: Data | None,
     validation: Data | None = None,
     *,
-    weights: Any = None,
-    validation_weights: Any = None,
+    weights: Weights | None = None,
+    validation_weights: Weights | None = None,
     objective: str | nn.Module = "forward_kl",
     steps: int | None = None,
     seconds: float | None = None,
@@ -101,7 +101,9 @@ def fit(
             or the number of times that it was seen. They are scaled to a mean of one over the rows,
             and a batch's loss is Σ_i w_i loss_i / N over its N rows; equal weights are none. Kept
             in memory, also beside rows that are not. The statistics of batch norms and the start of
-            act norms count each row once. For objectives whose ``forward`` takes ``weights``.
+            act norms count each row once. A row of weight zero may lie where the flow has no
+            density: another of its batch stands in for it, with weight zero. For objectives whose
+            ``forward`` takes ``weights``.
         validation_weights: likewise, of the validation log-likelihood; None counts each row once.
         objective: a name in ``objectives.OBJECTIVES``, or a module with ``forward(flow, batch)``.
             One with ``needs_data = False`` may train without rows, on batches of ``rows`` zeros.
@@ -122,7 +124,8 @@ def fit(
         validate_every: steps between two validations; by default 100, or, where only seconds end
             the run, as many as a twentieth of the seconds allow, and more where validations would
             take more than a tenth of them. Where these steps (or 100) are more than ten passes over
-            the rows, there are early ones before: after 1, 2, 3, 5, 7, 10, 20, 30, 50, ... steps.
+            the rows, or an epoch is one step, there are early ones before: after 1, 2, 3, 5, 7, 10,
+            20, 30, 50, ... steps.
         patience: validations without a better one after which training stops, early ones not
             counted; None for never.
         max_failures: how many batches may be skipped because their solve failed; where the first
@@ -148,7 +151,7 @@ def fit(
         TypeError: rows that are neither tensors nor arrays of real numbers.
         ValueError: a setting out of range; rows of a wrong shape, with NaN, or that carry a graph;
             a flow and an objective with nothing to train.
-        TrainingError: the loss left the numbers, or more solves failed than may.
+        TrainingError: the loss is not finite, or more solves failed than may.
         LoadError: the checkpoint is damaged and there is none before it, or belongs to another run.
         OSError: no checkpoint can be kept at that path.
         ProcessError: several processes cannot share this training, or another one has failed.
@@ -208,6 +211,7 @@ def fit(
         clip_norm=clip_norm,
         ema=ema,
         validate_every=validate_every,
+        checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         patience=math.inf if patience is None else patience,
         max_failures=max_failures,
@@ -222,7 +226,7 @@ def fit(
         if checkpoint is not None and any(collectives.largest(exists(checkpoint))):
             run.resume(checkpoint)
         try:
-            run.train(checkpoint, show, signals)
+            run.train(show, signals)
         finally:
             run.restore_best()
     if held_out is not None and run.history.best_validation is None:

@@ -6,7 +6,6 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from cflows.core.atomic_write import write_whole
 from cflows.core.registry import LoadError
@@ -95,7 +94,7 @@ class History:
             return None
         return self.best_validation - scores[0]
 
-    def columns(self) -> dict[str, list[Any]]:
+    def columns(self) -> dict[str, list[float | None]]:
         """The records as one list for each of their attributes, to plot or to make a table of."""
         names = [column.name for column in fields(Record)]
         return {name: [getattr(record, name) for record in self.records] for name in names}

@@ -1,8 +1,8 @@
 """What an object was set to, as text: by this a run tells whether a checkpoint is its own.
 
 Numbers, words, tensors and containers count by value, functions by their code and by what they
-refer to, other objects and modules by their class and their attributes, however deep. What is
-trained counts by its shape alone.
+refer to, modules and other objects by their class and their attributes, or what they would be
+pickled by, however deep. What is trained counts by its shape alone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from pathlib import PurePath
-from types import CodeType
-from typing import Any
+from types import CodeType, FunctionType
 
 import numpy as np
 import torch
@@ -24,11 +23,14 @@ from torch import Tensor, nn
 
 __all__ = ["differences", "settings_of", "unmoved"]
 
+NEW = object().__reduce_ex__(4)[0]  # what pickle calls for an object as most are
 DEPTH = 32  # of objects within objects
 LONG = 100  # characters, above which a text is told by its digest
 
-PLAIN = (type(None), bool, str, bytes, Enum, PurePath, range, slice, complex,
-         torch.dtype, torch.device, torch.layout)  # fmt: skip
+PLAIN = (
+    *(type(None), bool, str, bytes, Enum, PurePath, range, slice, complex),
+    *(torch.dtype, torch.device, torch.layout),
+)
 INTERNAL = frozenset(vars(nn.Module()))
 """What every module has beside its settings, its mode among it."""
 
@@ -36,7 +38,7 @@ MACHINERY = frozenset(("asyncio", "concurrent", "logging", "multiprocessing", "q
 """Modules whose objects are how a program runs, and no settings."""
 
 
-def settings_of(name: str, thing: Any, trained: Iterable[Tensor] = ()) -> dict[str, str]:
+def settings_of(name: str, thing: object, trained: Iterable[Tensor] = ()) -> dict[str, str]:
     """Each setting of an object by its path, such as ``"objective.alpha"``, as text.
 
     Of a module its parameters, submodules, and public attributes and buffers count: what else
@@ -56,10 +58,10 @@ def settings_of(name: str, thing: Any, trained: Iterable[Tensor] = ()) -> dict[s
 
     """
     found: dict[str, str] = {}
-    seen: dict[int, tuple[str, Any]] = {}  # with the object, so that its id stays its own
+    seen: dict[int, tuple[str, object]] = {}  # with the object, so that its id stays its own
     by_shape = {id(tensor) for tensor in trained}
 
-    def read(path: str, value: Any, depth: int) -> None:
+    def read(path: str, value: object, depth: int) -> None:
         if (text := _text(value, by_shape)) is not None:
             found[path] = text
         elif id(value) in seen:
@@ -92,7 +94,7 @@ def differences(stored: Mapping[str, str | None], own: Mapping[str, str]) -> Ite
             yield f"{path} was {was}, and is {now}"
 
 
-def _text(value: Any, trained: set[int]) -> str | None:
+def _text(value: object, trained: set[int]) -> str | None:
     """A value as text; None for an object with settings of its own."""
     if isinstance(value, PLAIN):
         return _shortened(repr(value))
@@ -112,14 +114,18 @@ def _text(value: Any, trained: set[int]) -> str | None:
     if isinstance(value, list | tuple | set | frozenset | Mapping):
         parts = [*value.items()] if isinstance(value, Mapping) else value
         texts = [_text(part, trained) for part in parts]
-        if None in texts and not isinstance(value, set | frozenset):
+        if isinstance(value, set | frozenset):  # in which objects have no number to be read by
+            texts = [
+                text or str(settings_of("", part)) for text, part in zip(texts, parts, strict=True)
+            ]
+        if None in texts:
             return None
         shown = map(str, texts) if isinstance(value, list | tuple) else sorted(map(str, texts))
         return _shortened(f"{type(value).__name__}({', '.join(shown)})")
     return None
 
 
-def _parts(value: Any, trained: set[int], whole: bool) -> Iterator[tuple[str, Any]]:
+def _parts(value: object, trained: set[int], whole: bool) -> Iterator[tuple[str, object]]:
     """What an object is made of, by name."""
     if isinstance(value, nn.Module):
         parameters = dict(value.named_parameters(recurse=False))
@@ -140,12 +146,35 @@ def _parts(value: Any, trained: set[int], whole: bool) -> Iterator[tuple[str, An
     elif isinstance(value, functools.partial):
         yield from (("of", value.func), ("args", value.args), ("keywords", value.keywords))
     elif type(value).__module__.split(".")[0] not in MACHINERY:
-        yield from (getattr(value, "__dict__", {}) | _of_class(value)).items()
-        slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-        yield from ((n, getattr(value, n)) for n in slots if n[:2] != "__" and hasattr(value, n))
+        yield from _of_class(value).items()
+        yield from _pickled(value)
 
 
-def _of_class(value: Any) -> dict[str, Any]:
+def _pickled(value: object) -> Iterator[tuple[str, object]]:
+    """What pickle would keep of an object, its attributes as a rule; none of it is pickled."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # of whatever type, by the class's own code
+        yield from getattr(value, "__dict__", {}).items()
+        return
+    if isinstance(reduced, str):
+        yield "name", reduced
+        return
+    build, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+    # A new object of its class, as most are, is told by the class's name already.
+    if arguments := arguments[1:] if build is NEW else arguments:
+        yield "built", arguments
+    for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+        if isinstance(part, dict):
+            yield from ((str(name), content) for name, content in part.items())
+        elif part is not None:
+            yield "state", part
+    for content in (items, pairs):
+        if content is not None:
+            yield "items", list(content)
+
+
+def _of_class(value: object) -> dict[str, object]:
     """The plain public attributes that an object has from its classes."""
     found = {name: part for cls in type(value).__mro__[::-1] for name, part in vars(cls).items()}
     own = getattr(value, "__dict__", {}).keys()
@@ -153,7 +182,7 @@ def _of_class(value: Any) -> dict[str, Any]:
     return {name: part for name, part in public.items() if _text(part, set()) is not None}
 
 
-def _referred(function: Any) -> Iterator[tuple[str, Any]]:
+def _referred(function: FunctionType) -> Iterator[tuple[str, object]]:
     """What a function's result depends on beside its code: defaults, closure, global names."""
     yield "defaults", (function.__defaults__, function.__kwdefaults__)
     code = function.__code__
@@ -180,7 +209,7 @@ def _code(code: CodeType) -> str:
     return _digest(code.co_code + repr((code.co_names, constants)).encode())
 
 
-def _called(value: Any) -> str:
+def _called(value: object) -> str:
     if inspect.isfunction(value):
         return f"{value.__qualname__} {_code(value.__code__)}"
     if inspect.ismethod(value):

@@ -31,8 +31,9 @@ from cflows.training.checkpoint import exists
 from cflows.training.distributed import together
 from cflows.training.fit import fit
 from cflows.training.history import History
-from cflows.training.preprocessing import RowsOnDisk, map_dtype, standardise, whiten
-from cflows.training.rows import Data, drop_pages
+from cflows.training.preprocessing import map_dtype, standardise, whiten
+from cflows.training.rows import Data, Part
+from cflows.training.sources import drop_pages
 from cflows.training.trainer import TrainingError
 
 __all__ = ["MAPS", "Choice", "Fitted", "begun", "behind", "choose", "fit_behind", "inside"]
@@ -43,9 +44,8 @@ WRITTEN = 50  # steps between two checkpoints of a choice
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
-Fit = Callable[[Any], Bijector]
+Fit = Callable[..., Bijector]
 """Training rows -> the map that is fitted to them."""
-
 
 MAPS: Mapping[str, Fit] = {"standardise": standardise, "whiten": whiten}
 
@@ -137,7 +137,8 @@ def fit_behind(
         data_end = fits[preprocess](rows)
     elif preprocess != "none":
         assert validation is not None
-        few = _part(steps if usual_steps is None else usual_steps)
+        usual = steps if usual_steps is None else usual_steps
+        few = 10**9 if usual is None else min(usual, max(LEAST, math.ceil(PART * usual)))
         limit = None if seconds is None else PART * seconds
         choice = _chosen(build, train, validation, fits, few, limit, choice_file, run, settings)
         data_end, name, chosen_in = choice.map, choice.name, choice.seconds
@@ -190,8 +191,8 @@ def choose(
     """
     settings["warmup"] = min(settings.get("warmup", 0), steps // 10)
     rows = train[0] if isinstance(train, tuple) else train
-    place = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
-    found: dict[str, Bijector] = {}
+    device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+    fitted: dict[str, Bijector] = {}
     scores: dict[str, float] = {}
     failure: Exception = ValueError("maps is empty: give one at least")
     seconds = 0.0
@@ -213,11 +214,11 @@ def choose(
             continue
         if best is not None:  # and it is not, with validation rows
             # Training has moved the flow, and with it the map, to its device.
-            found[name], scores[name] = data_end.to(place), best
-    if not found:
+            fitted[name], scores[name] = data_end.to(device), best
+    if not fitted:
         raise failure
-    name = max(found, key=lambda key: scores[key])
-    return Choice(name, found[name], scores, seconds)
+    name = max(fitted, key=lambda key: scores[key])
+    return Choice(name, fitted[name], scores, seconds)
 
 
 def behind(core: Flow, data_end: Bijector | None) -> Flow:
@@ -258,13 +259,12 @@ def inside(bounds: Bijector | None, fit_map: Fit) -> Fit:
     if bounds is None:
         return fit_map
 
-    def fitted(rows: Any) -> Bijector:
+    def fitted(rows: Part) -> Bijector:
         exact = copy.deepcopy(bounds).double().eval()
+        behind_them: Part = _Unbounded(rows, exact)
         if isinstance(rows, Tensor):
-            seen: Any = exact.to(rows.device).inverse(rows.double()).to(rows.dtype)
-        else:
-            seen = _Unbounded(rows, exact)
-        return Chain(fit_map(seen), copy.deepcopy(bounds).to(map_dtype(rows)))
+            behind_them = exact.to(rows.device).inverse(rows.double()).to(rows.dtype)
+        return Chain(fit_map(behind_them), copy.deepcopy(bounds).to(map_dtype(rows)))
 
     return fitted
 
@@ -272,11 +272,6 @@ def inside(bounds: Bijector | None, fit_map: Fit) -> Fit:
 def begun(choice_file: Path) -> bool:
     """Whether there is a choice to go on from, or a part of one."""
     return choice_file.exists() or any(exists(companion(choice_file, f".{name}")) for name in MAPS)
-
-
-def _part(steps: int | None) -> int:
-    """The steps of a choice."""
-    return 10**9 if steps is None else min(steps, max(LEAST, math.ceil(PART * steps)))
 
 
 def _chosen(
@@ -295,7 +290,8 @@ def _chosen(
     with together():
         kept = None if file is None else _kept(file, run, maps)
     if kept is not None:
-        return Choice(kept["map"], maps[kept["map"]](rows), kept["validation"], kept["seconds"])
+        name, scores, took = kept
+        return Choice(name, maps[name](rows), scores, took)
     choice = choose(
         build,
         train,
@@ -309,8 +305,8 @@ def _chosen(
         **settings,
     )
     if file is not None and collectives.leads():
-        found = {"map": choice.name, "seconds": choice.seconds, "validation": choice.scores}
-        write_whole(file, json.dumps({**found, "run": run}) + "\n")
+        kept_as = {"map": choice.name, "seconds": choice.seconds, "validation": choice.scores}
+        write_whole(file, json.dumps({**kept_as, "run": run}) + "\n")
         for name in maps:
             training = companion(file, f".{name}")
             for left in (training, companion(training, ".previous")):
@@ -318,12 +314,14 @@ def _chosen(
     return choice
 
 
-def _kept(file: Path, run: str, maps: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the file of a choice holds; None where there is none yet."""
+def _kept(
+    file: Path, run: str, maps: Mapping[str, Fit]
+) -> tuple[str, dict[str, float], float] | None:
+    """Name, scores and seconds, as the file of a choice holds them; None where there is none."""
     try:
-        kept: dict[str, Any] = json.loads(file.read_text())
+        kept = json.loads(file.read_text())
         of, name = (kept.get("run", ""), kept["map"]) if kept["validation"] else ("", "")
-        float(kept["seconds"])
+        result = name, kept["validation"], float(kept["seconds"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -333,14 +331,14 @@ def _kept(file: Path, run: str, maps: Mapping[str, Any]) -> dict[str, Any] | Non
             f"{file} is the choice of a map for another run (rows, model or settings differ): "
             "name another checkpoint, or delete it to choose anew"
         )
-    return kept
+    return result
 
 
 @dataclass(frozen=True)
 class _Unbounded:
     """Rows on the disk, seen through the inverse of their bounds."""
 
-    rows: RowsOnDisk
+    rows: Part
     bounds: Bijector
 
     @property
@@ -350,7 +348,7 @@ class _Unbounded:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, chosen: Any) -> Array:
-        seen = self.bounds.inverse(torch.from_numpy(np.array(self.rows[chosen], dtype=np.float64)))
+    def __getitem__(self, chosen: slice | Array) -> Array:
+        values = torch.from_numpy(np.array(self.rows[chosen], dtype=np.float64))
         drop_pages(self.rows)
-        return seen.numpy()
+        return self.bounds.inverse(values).numpy()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +15,16 @@ from torch import Tensor
 
 from cflows.bijectors.elementwise import Affine
 from cflows.bijectors.whitening import Whitening
-from cflows.core.arrays import Array
-from cflows.training.precision import check_resolution
-from cflows.training.rows import RowSource, drop_pages, weights_for
+from cflows.training.rows import Part, Weights, check_resolution, finite, weights_for
+from cflows.training.sources import drop_pages
 
 __all__ = ["extent", "standardise", "whiten"]
 
 NO_DIRECTION = 1e-8  # an eigenvalue below this, relative to the largest, is rounding
 CHUNK = 2**22  # numbers that are read at a time
 
-RowsOnDisk = Array | RowSource
 
-
-def standardise(rows: Tensor | RowsOnDisk, *, weights: Any = None) -> Affine:
+def standardise(rows: Part, *, weights: Weights | None = None) -> Affine:
     """Map of each column on its own: x = mean + std z.
 
     Args:
@@ -50,21 +46,17 @@ def standardise(rows: Tensor | RowsOnDisk, *, weights: Any = None) -> Affine:
     dtype = map_dtype(rows)
     if isinstance(rows, Tensor):
         check_resolution("the rows", rows, dtype)
-    if isinstance(rows, Tensor) and weights is None:
-        mean, std = rows.double().mean(0), rows.double().std(0, correction=0)
-    else:
-        mean, covariance = _mean_and_covariance(rows, weights)
-        std = covariance.diagonal().sqrt()
-    _check_spread(std)
+    mean, std, _ = _moments(rows, weights)
+    _refuse_constant(std)
     return Affine(mean.to(dtype), std.to(dtype))
 
 
 def whiten(
-    rows: Tensor | RowsOnDisk,
+    rows: Part,
     floor: float | None = None,
     *,
     kind: str = "zca",
-    weights: Any = None,
+    weights: Weights | None = None,
 ) -> Whitening:
     """Map to zero mean and identity covariance: x = mean + A z with A Aᵀ = Σ.
 
@@ -103,7 +95,14 @@ def whiten(
     dtype = map_dtype(rows)
     if isinstance(rows, Tensor):
         check_resolution("the rows", rows, dtype)
-    mean, std, correlation = _moments(rows, weights)
+    mean, std, covariance = _moments(rows, weights)
+    _refuse_constant(std)
+    if covariance is None:
+        assert isinstance(rows, Tensor)
+        white = (rows.double() - mean) / std
+        correlation = torch.cov(white.T, correction=0).reshape(len(std), -1)
+    else:
+        correlation = covariance / std.outer(std)
     eigenvalues, vectors = torch.linalg.eigh(correlation)
     eigenvalues = _floored(eigenvalues, floor)
     eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
@@ -119,7 +118,7 @@ def whiten(
     )
 
 
-def extent(rows: Tensor | RowsOnDisk) -> Tensor:
+def extent(rows: Part) -> Tensor:
     """The lowest and the highest value of each column and its standard deviation, (3, D).
 
     Args:
@@ -134,33 +133,19 @@ def extent(rows: Tensor | RowsOnDisk) -> Tensor:
                 [1., 4.]])
 
     """
-    if isinstance(rows, Tensor):
-        low, high = rows.aminmax(dim=0)
-        spread = rows.double().std(0, correction=0)
-    else:
-        ends = [chunk.aminmax(dim=0) for chunk, _ in _chunks(rows, None)]
-        low = torch.stack([end.min for end in ends]).amin(0)
-        high = torch.stack([end.max for end in ends]).amax(0)
-        spread = _mean_and_covariance(rows, None)[1].diagonal().sqrt()
-    return torch.stack([part.to(map_dtype(rows)) for part in (low, high, spread)])
+    ends = [chunk.aminmax(dim=0) for chunk, _ in _chunks(rows, None)]
+    low = torch.stack([end.min for end in ends]).amin(0)
+    high = torch.stack([end.max for end in ends]).amax(0)
+    return torch.stack([low, high, _moments(rows, None)[1]]).to(map_dtype(rows))
 
 
-def _moments(rows: Tensor | RowsOnDisk, weights: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (D,), standard deviation (D,) and correlation (D, D), in double precision."""
+def _moments(rows: Part, weights: Weights | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean (D,), standard deviation (D,) and covariance (D, D), None for rows in memory.
+
+    Two readings: sums of squares that are not taken around the mean would cancel.
+    """
     if isinstance(rows, Tensor) and weights is None:
-        exact = rows.double()
-        mean, std = exact.mean(0), exact.std(0, correction=0)
-        _check_spread(std)
-        correlation = torch.cov(((exact - mean) / std).T, correction=0).reshape(len(std), -1)
-        return mean, std, correlation
-    mean, covariance = _mean_and_covariance(rows, weights)
-    std = covariance.diagonal().sqrt()
-    _check_spread(std)
-    return mean, std, covariance / std.outer(std)
-
-
-def _mean_and_covariance(rows: Tensor | RowsOnDisk, weights: Any) -> tuple[Tensor, Tensor]:
-    """Two readings: sums of squares that are not taken around the mean would cancel."""
+        return rows.double().mean(0), rows.double().std(0, correction=0), None
     counted = None if weights is None else weights_for(weights, len(rows)).unsqueeze(1)
     sums = [_counted(chunk, of).sum(0) for chunk, of in _chunks(rows, counted)]
     mean = torch.stack(sums).sum(0) / len(rows)
@@ -168,28 +153,28 @@ def _mean_and_covariance(rows: Tensor | RowsOnDisk, weights: Any) -> tuple[Tenso
     for chunk, of in _chunks(rows, counted):
         centred = chunk - mean
         squares += _counted(centred, of).T @ centred
-    return mean, squares / len(rows)
+    covariance = squares / len(rows)
+    return mean, covariance.diagonal().sqrt(), covariance
 
 
 def _counted(values: Tensor, weights: Tensor | None) -> Tensor:
     return values if weights is None else values * weights
 
 
-def _chunks(
-    rows: Tensor | RowsOnDisk, weights: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _chunks(rows: Part, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     size = max(1, CHUNK // rows.shape[1])
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
         if isinstance(part, Tensor):
             chunk = part.double()
         else:
-            chunk = torch.from_numpy(np.array(part, dtype=np.float64))
+            values = torch.from_numpy(np.array(part, dtype=np.float64))
             drop_pages(rows)
+            chunk = finite("the table", values, range(first, first + size))
         yield chunk, None if weights is None else weights[first : first + size].to(chunk.device)
 
 
-def map_dtype(rows: Tensor | RowsOnDisk) -> torch.dtype:
+def map_dtype(rows: Part) -> torch.dtype:
     """The dtype of a map that is fitted to these rows."""
     if isinstance(rows, Tensor):
         return rows.dtype if rows.is_floating_point() else torch.get_default_dtype()
@@ -216,7 +201,7 @@ def _floored(eigenvalues: Tensor, floor: float | None) -> Tensor:
     return eigenvalues.clamp(min=floor * largest)
 
 
-def _check_spread(std: Tensor) -> None:
+def _refuse_constant(std: Tensor) -> None:
     bad = (~(std.isfinite() & (std > 0))).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"column {bad[0]} of the rows is constant or not finite: drop it")

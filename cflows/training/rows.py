@@ -1,56 +1,61 @@
-"""Rows to train on: kept on the device, or streamed from memory-mapped arrays."""
+"""Rows to train on, as a user gives them: checked, on the device or streamed from the disk.
+
+A dtype may not hold a column: one of spread 2 around 1e8 has a handful of float32 numbers, and a
+log-density that is off by nats; one row at 1e20, the mark of a missing value, gives its column a
+standard deviation beside which all other rows are one number.
+"""
 
 from __future__ import annotations
 
-import mmap
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from cflows.core.arrays import Array, as_numbers, as_tensor
+from cflows.core.collectives import processes, share
 from cflows.core.flow import Flow, dtype_of
 from cflows.objectives import WeightedBatch
 from cflows.training.identity import settings_of
-from cflows.training.precision import check_resolution
+from cflows.training.sources import (
+    Frame,
+    RowSource,
+    drop_pages,
+    is_mapped,
+    read_scattered,
+    stacked,
+    unframed,
+)
 
 __all__ = [
+    "CHANGE",
     "Data",
-    "RowSource",
+    "Part",
     "Rows",
-    "drop_pages",
-    "read_scattered",
+    "Weights",
+    "check_resolution",
+    "far_from_zero",
+    "finite",
+    "refuse_fill_values",
     "rows_for",
     "weights_for",
 ]
 
 FINGERPRINTED = 1000
-AT_ONCE = 128  # rows between two releases of pages
-
-
-@runtime_checkable
-class RowSource(Protocol):
-    """Rows (N, D) that are read when they are asked for, such as an HDF5 data set.
-
-    ``[]`` takes a slice, or ascending int32 or int64 row numbers, and gives a numpy array.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, D)."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def __getitem__(self, chosen: slice | Array, /) -> Array:
-        """Read rows."""
-
+CHANGE = 1e-4  # in standard deviations: a tenth of what the third decimal of a table shows
+STEPS = 256  # units in the last place that the spread of a column's rows should have at least
+LOOKED_AT = 100_000
+SHARES = ((0.25, 0.75), (0.1, 0.9))  # of the rows, sorted: what the bulk of a column lies between
 
 Part: TypeAlias = Tensor | Array | RowSource  # a DataFrame is a RowSource by its looks
-Data: TypeAlias = Part | tuple[Part, Part | None] | Dataset[Any]
+PARTS = (Tensor, np.ndarray, RowSource)
+Data: TypeAlias = Part | tuple[Part, Part | None] | Dataset[object]
+Weights: TypeAlias = Tensor | ArrayLike
 
 
 class Rows:
@@ -61,12 +66,16 @@ class Rows:
     checked and moved, and nothing else, and a file's pages are given back at once. The order of all
     rows is the one thing that is kept for each, 4 bytes a row (8 from 2^31 rows on).
 
+    A row of weight zero may lie where the flow has no density: in its place in a batch stands
+    another row of the batch, with weight zero.
+
     Args:
         name: what messages call them.
         x: (N, D), a tensor, a memory-mapped array or a row source.
         context: (N, C), likewise, or None.
         like: a tensor of the dtype and on the device that batches shall have.
         weights: (N,) of mean one, or None; kept in memory and on the device.
+        columns: names of the columns of both, where they had names.
 
     """
 
@@ -77,9 +86,14 @@ class Rows:
         context: Part | None,
         like: Tensor,
         weights: Tensor | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         self.name, self.x, self.context, self.like = name, x, context, like
         self.weights = None if weights is None else weights.to(like)
+        self.columns = columns
+        self._spare: WeightedBatch | None = None
+        if self.weights is not None and not bool(self.weights.all()):
+            self._spare = self._batch(self.weights.argmax()[None])
 
     def __len__(self) -> int:
         return len(self.x)
@@ -96,24 +110,19 @@ class Rows:
             ValueError: a streamed row has NaN or infinite values; the message names it.
 
         """
-        x, context = self._parts()
-        weights = self.weights
-        return (
-            self._gather(*x, chosen),
-            None if context is None else self._gather(*context, chosen),
-            None if weights is None else weights[chosen.to(weights.device)],
-        )
+        return self._counted(self._batch(chosen))
 
     def batches(self, size: int) -> Iterator[WeightedBatch]:
-        """All rows in their order, ``size`` at a time."""
+        """All rows in their order, ``size`` at a time, or of several processes' this one's share.
+
+        Each process gets ``size`` of them at a time.
+        """
+        size *= processes()
         for first in range(0, len(self), size):
-            x, context = (
-                None if part is None else self._read(*part, slice(first, first + size), first)
-                for part in self._parts()
-            )
-            assert x is not None
-            weights = None if self.weights is None else self.weights[first : first + size]
-            yield x, context, weights
+            x, *others = self._counted(self._batch(slice(first, first + size)))
+            if len(share(x)):
+                context, weights = (None if part is None else share(part) for part in others)
+                yield share(x), context, weights
 
     def order(self, seed: int) -> Tensor:
         """All indices, shuffled by a generator of their own: the same on every device."""
@@ -123,48 +132,61 @@ class Rows:
         order = torch.randperm(len(self), generator=generator, device="cpu", dtype=dtype)
         return order if self.streamed else order.to(self.like.device)
 
-    def fingerprint(self) -> list[Any]:
-        """Shapes and sums, by which a checkpoint tells these rows from others.
+    def fingerprint(self) -> list[object]:
+        """Names, shapes and columns' sums, by which a checkpoint tells these rows from others.
 
         Streamed rows are summed over a thousand of them, evenly spaced. Weights are told by a
         digest: their sum is the same for all.
         """
-        found: list[Any] = []
-        for part in self._parts():
+        result: list[object] = [list(self.columns)]
+        for part in (self.x, self.context):
             if part is None:
-                found.append(None)
+                result.append(None)
                 continue
-            values = part[1]
+            values = part
             if not isinstance(values, Tensor):
                 stride = max(1, len(values) // FINGERPRINTED)
                 values = torch.from_numpy(np.array(values[::stride], dtype=np.float64))
-                drop_pages(part[1])
-            found.append([*part[1].shape, float(values.double().sum())])
-        return found if self.weights is None else [*found, settings_of("", self.weights)[""]]
+                drop_pages(part)
+            result.append([*part.shape, values.double().sum(0).tolist()])
+        return result if self.weights is None else [*result, settings_of("", self.weights)[""]]
 
-    def _parts(self) -> tuple[tuple[str, Part], tuple[str, Part] | None]:
-        second = None if self.context is None else (f"{self.name}'s context", self.context)
-        return (self.name, self.x), second
+    def _batch(self, chosen: Tensor | slice) -> WeightedBatch:
+        """The rows of some indices, as they are."""
+        context = weights = None
+        if self.context is not None:
+            context = self._read(f"{self.name}'s context", self.context, chosen)
+        if self.weights is not None:
+            weights = self._read("", self.weights, chosen)
+        return self._read(self.name, self.x, chosen), context, weights
 
-    def _gather(self, name: str, part: Part, chosen: Tensor) -> Tensor:
+    def _read(self, name: str, part: Part, chosen: Tensor | slice) -> Tensor:
         if isinstance(part, Tensor):
-            return part[chosen.to(part.device)]
+            return part[chosen if isinstance(chosen, slice) else chosen.to(part.device)]
+        if isinstance(chosen, slice):
+            values = as_numbers(name, np.array(part[chosen], subok=True))
+            drop_pages(part)
+            return finite(name, torch.from_numpy(values).to(self.like), range(len(self))[chosen])
         ascending, back = chosen.cpu().sort()
-        values = torch.from_numpy(as_numbers(name, read_scattered(part, ascending.numpy())))
-        values = values[back.argsort()].to(self.like)
-        return _finite(name, values, chosen)
+        values = as_numbers(name, read_scattered(part, ascending.numpy()))
+        return finite(name, torch.from_numpy(values)[back.argsort()].to(self.like), chosen)
 
-    def _read(self, name: str, part: Part, chosen: slice, first: int) -> Tensor:
-        if isinstance(part, Tensor):
-            return part[chosen]
-        values = torch.from_numpy(as_numbers(name, np.array(part[chosen], subok=True))).to(
-            self.like
-        )
-        drop_pages(part)
-        return _finite(name, values, torch.arange(first, first + len(values)))
+    def _counted(self, batch: WeightedBatch) -> WeightedBatch:
+        """The batch with rows that count in place of those of weight zero; no host is asked."""
+        if self._spare is None:
+            return batch
+        x, context, weights = batch
+        assert weights is not None
+        counts, own = weights > 0, torch.arange(len(x), device=weights.device)
+        first = counts.sort(descending=True, stable=True).indices
+        others = torch.where(counts.any(), first[own % counts.sum().clamp(min=1)], len(x))
+        stand = torch.where(counts, own, others)
+        if context is not None and self._spare[1] is not None:
+            context = torch.cat([context, self._spare[1]])[stand]
+        return torch.cat([x, self._spare[0]])[stand], context, weights
 
 
-def rows_for(flow: Flow, data: Data, name: str, weights: Any = None) -> Rows:
+def rows_for(flow: Flow, data: Data, name: str, weights: Weights | None = None) -> Rows:
     """A user's rows for a flow: in its dtype and on its device where they fit in memory; checked.
 
     Args:
@@ -182,44 +204,48 @@ def rows_for(flow: Flow, data: Data, name: str, weights: Any = None) -> Rows:
             or the weights cannot be used.
 
     """
+    parts: object = data
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        data = _stacked(data)
-    parts = data if isinstance(data, tuple) else (data,)
-    parts = parts[:1] if len(parts) == 2 and parts[1] is None else parts
-    wanted = (getattr(flow, "columns", ()), getattr(flow, "context_columns", ()))
-    if len(parts) <= 2:
-        parts = tuple(_unframed(name, part, n) for part, n in zip(parts, wanted, strict=False))
-    if len(parts) not in (1, 2) or not all(map(_is_part, parts)):
+        parts = stacked(data)
+    x, context = parts if isinstance(parts, tuple) and len(parts) == 2 else (parts, None)
+    names, columns = (name, f"{name}'s context"), list[str]()
+    if isinstance(x, Frame):
+        x, columns = unframed(names[0], x, getattr(flow, "columns", ()))
+    if isinstance(context, Frame):
+        context, beside = unframed(names[1], context, getattr(flow, "context_columns", ()))
+        columns += beside
+    if not isinstance(x, PARTS) or not (context is None or isinstance(context, PARTS)):
+        called = type(data).__name__
+        if isinstance(data, tuple):
+            called = f"({', '.join(type(part).__name__ for part in data)})"
         raise TypeError(
             f"{name} must be a tensor, an array, a pair (x, context) of them or a map-style "
-            f"Dataset, got {_called(data)}: torch.as_tensor turns numbers into tensors, and "
+            f"Dataset, got {called}: torch.as_tensor turns numbers into tensors, and "
             "torch.stack(list(rows)) what comes row by row"
         )
     state = flow.state_dict().values()
     example = next((value for value in state if value.is_floating_point()), torch.zeros(()))
     like = torch.empty((), dtype=dtype_of(flow) or example.dtype, device=example.device)
-    names = (name, f"{name}'s context")
-    x, context = (_placed(*part, like) for part in zip(names, (*parts, None), strict=False))
-    assert x is not None
+    x = _placed(names[0], x, like)
+    context = None if context is None else _placed(names[1], context, like)
     if len(x.shape) != 2 or len(x) == 0:
         raise ValueError(f"{name} must have shape (N, D) with N at least 1, got {tuple(x.shape)}")
     if context is not None and (len(context.shape) != 2 or len(context) != len(x)):
         raise ValueError(
             f"{name}'s context must have shape ({len(x)}, C), got {tuple(context.shape)}"
         )
-    shapes = [None if part is None else like.expand(*part.shape) for part in (x, context)]
-    assert shapes[0] is not None
-    flow.bijector.broadcast(shapes[0], shapes[1])
+    blank = None if context is None else like.expand(*context.shape)
+    flow.bijector.broadcast(like.expand(*x.shape), blank)
     for part, values in zip(names, (x, context), strict=True):
         if isinstance(values, Tensor):
-            _finite(part, values, None)
-    seen = None if weights is None else weights_for(weights, len(x), f"{name}'s weights")
-    if seen is not None and bool((seen == 1).all()):  # equal weights are none
-        seen = None
-    return Rows(name, x, context, like, seen)
+            finite(part, values, range(len(x)))
+    counts = None if weights is None else weights_for(weights, len(x), f"{name}'s weights")
+    if counts is not None and bool((counts == 1).all()):  # equal weights are none
+        counts = None
+    return Rows(name, x, context, like, counts, columns)
 
 
-def weights_for(weights: Any, count: int, name: str = "weights") -> Tensor:
+def weights_for(weights: Weights, count: int, name: str = "weights") -> Tensor:
     """A weight for each row, scaled to a mean of one, in double precision: (N,) -> (N,).
 
     Equal weights become ones, exactly.
@@ -251,33 +277,9 @@ def weights_for(weights: Any, count: int, name: str = "weights") -> Tensor:
     return values / values.mean()
 
 
-def _unframed(name: str, part: Any, wanted: Sequence[str]) -> Any:
-    """The numbers of a table such as pandas', its columns by the flow's names where it has them."""
-    if not (hasattr(part, "iloc") and hasattr(part, "columns")):
-        return part
-    names = [str(column) for column in part.columns]
-    if twice := [column for column in wanted if names.count(column) > 1]:
-        raise ValueError(f"{name} has two columns called {twice[0]!r}: rename one")
-    if set(wanted) <= set(names) and len(wanted):
-        part = part.iloc[:, [names.index(column) for column in wanted]]
-        names = list(wanted)
-    kinds = [getattr(dtype, "kind", "O") for dtype in part.dtypes]
-    if text := [column for column, kind in zip(names, kinds, strict=True) if kind not in "iufb"]:
-        raise TypeError(f"{name} has columns that hold no numbers, {', '.join(map(repr, text))}: "
-                        f"leave them out, as by drop(columns={text})")  # fmt: skip
-    gone = part.isna().to_numpy()
-    if gone.any():
-        which = [column for column, lost in zip(names, gone.any(0), strict=True) if lost]
-        raise ValueError(
-            f"{name} has no value in {int(gone.any(1).sum())} rows, in the columns "
-            f"{', '.join(map(repr, which))}: drop these rows, as by dropna(), or fill them in"
-        )
-    return part.to_numpy(dtype=np.float64)
-
-
-def _placed(name: str, part: Part | None, like: Tensor) -> Part | None:
+def _placed(name: str, part: Part, like: Tensor) -> Part:
     """A tensor of the flow's dtype on its device; what is on the disk stays there."""
-    if part is None or not isinstance(part, Tensor | np.ndarray) or _is_mapped(part):
+    if not (isinstance(part, Tensor) or (isinstance(part, np.ndarray) and not is_mapped(part))):
         return part
     tensor = as_tensor(name, part)
     if tensor.dim() == 2:
@@ -285,68 +287,112 @@ def _placed(name: str, part: Part | None, like: Tensor) -> Part | None:
     return tensor.to(like)
 
 
-def _is_mapped(part: Any) -> bool:
-    """Whether an array, or what it is a view of, is memory-mapped."""
-    while isinstance(part, np.ndarray):
-        if isinstance(part, np.memmap):
-            return True
-        part = part.base
-    return False
-
-
-def _called(data: Any) -> str:
-    """The name of a type, or of both in a pair."""
-    if not isinstance(data, tuple):
-        return type(data).__name__
-    return f"({', '.join(type(part).__name__ for part in data)})"
-
-
-def _is_part(part: Any) -> bool:
-    return isinstance(part, Tensor | np.ndarray | RowSource)
-
-
-def read_scattered(part: Array | RowSource, chosen: Array) -> Array:
-    """Rows by their ascending numbers; of a mapped array a few at a time.
-
-    For each row the system may map as much as half a megabyte around it, which counts as memory of
-    this process until it is given back.
-    """
-    if not _is_mapped(part):
-        return part[chosen]
-    pieces = range(0, max(1, len(chosen)), AT_ONCE)
-    found = []
-    for first in pieces:
-        found.append(np.asarray(part[chosen[first : first + AT_ONCE]]))
-        drop_pages(part)
-    return np.concatenate(found)
-
-
-def drop_pages(part: Any) -> None:
-    """Give the memory of a memory-mapped array's pages back; they are read again when needed.
-
-    Only of shared mappings: a copy-on-write one keeps changes there, and nowhere else.
-    """
-    shared = True
-    while isinstance(part, np.ndarray):
-        shared = shared and getattr(part, "mode", "") != "c"
-        part = part.base
-    if isinstance(part, mmap.mmap) and shared and hasattr(mmap, "MADV_DONTNEED"):
-        part.madvise(mmap.MADV_DONTNEED)
-
-
-def _stacked(data: Dataset[Any]) -> Tensor | tuple[Tensor, Tensor]:
-    """All rows of a map-style Dataset of tensors or of pairs."""
-    items = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
-    if isinstance(items[0], Tensor):
-        return torch.stack(items)
-    columns = [torch.stack(column) for column in zip(*items, strict=True)]
-    return (columns[0], columns[1]) if len(columns) > 1 else columns[0]
-
-
-def _finite(name: str, values: Tensor, rows: Tensor | None) -> Tensor:
-    """The values, or a ValueError that names the first row which is not finite."""
+def finite(name: str, values: Tensor, rows: range | Tensor) -> Tensor:
+    """The values of these rows, or a ValueError that names the first one which is not finite."""
     if not bool(values.isfinite().all()):
-        at = int((~values.isfinite()).any(1).nonzero()[0])
-        row = at if rows is None else int(rows[at])
+        row = int(rows[int((~values.isfinite()).any(1).nonzero()[0])])
         raise ValueError(f"{name} has NaN or infinite values, first in row {row}: drop it")
     return values
+
+
+def check_resolution(
+    name: str, rows: Tensor, dtype: torch.dtype, columns: Sequence[str] | None = None
+) -> None:
+    """Look whether each column keeps its differences in a dtype.
+
+    Args:
+        name: what messages call the rows.
+        rows: (N, D), as they are before they are cast.
+        dtype: that they are modelled in.
+        columns: names of the D columns; their numbers where there are none.
+
+    Raises:
+        ValueError: rounding moves a column by more than 1e-4 of its spread (root mean square), or a
+            fill value leaves its column one number.
+
+    Warns:
+        UserWarning: rows that are given in the dtype look as if they had been rounded to it: less
+            than 256 units in the last place to a standard deviation, and neighbours a unit apart.
+
+    """
+    if dtype not in (torch.float32, torch.float64) or rows.is_complex() or len(rows) < 2:
+        return  # half precision is refused elsewhere
+    exact = rows.detach().double()
+    if not bool(exact.isfinite().all()):
+        return
+    mean, spread = exact.mean(0), exact.std(0, correction=0)
+    labels = list(map(str, range(rows.shape[1]))) if columns is None else list(map(repr, columns))
+    refuse_fill_values(name, exact, mean, spread, dtype, labels)
+    unit = torch.finfo(dtype).eps * mean.abs()
+    # The root of the mean square: one far value among many is rounded by more than the others.
+    lost = (exact.to(dtype).double() - exact).square().mean(0).sqrt() > CHANGE * spread
+    gaps = _some(exact).diff(dim=0)
+    finest = torch.where(gaps > 0, gaps, torch.inf).amin(0)
+    rounded = (spread < STEPS * unit) & (finest <= 2 * unit)
+    for column in ((lost | rounded) & (spread > 0)).nonzero().flatten().tolist():
+        why = far_from_zero(spread[column].item(), mean[column].item(), dtype)
+        line = f"column {labels[column]} of {name} {why}"
+        if lost[column]:
+            raise ValueError(line)
+        warnings.warn(line, stacklevel=4)
+
+
+def refuse_fill_values(
+    name: str,
+    rows: Tensor,
+    mean: Tensor,
+    spread: Tensor,
+    dtype: torch.dtype,
+    labels: Sequence[str],
+    *,
+    in_order: bool = True,
+) -> None:
+    """Refuse a column in which few values are so far out that all others are one number beside.
+
+    Args:
+        name: what messages call the rows.
+        rows: (N, D) in double precision, or some of them.
+        mean: of all rows, (D,).
+        spread: their standard deviation, (D,).
+        dtype: that they are modelled in.
+        labels: D names.
+        in_order: whether the rows stand in the user's order, so that a row's number helps.
+
+    Raises:
+        ValueError: the column and the value, with its row.
+
+    """
+    some = _some(rows)
+    bulk = torch.zeros_like(spread)
+    for low, high in SHARES:
+        ends = some[[int(low * (len(some) - 1)), int(high * (len(some) - 1))]]
+        bulk = torch.where(bulk > 0, bulk, ends[1] - ends[0])
+    # Far from zero beside its own spread is another matter: here the spread is the far values'.
+    unit = torch.finfo(dtype).eps * torch.maximum(mean.abs(), spread)
+    hidden = (bulk > 0) & (bulk < STEPS * unit) & (spread > STEPS * bulk)
+    for column in hidden.nonzero().flatten().tolist():
+        values = rows[:, column]
+        row = int((values - values.median()).abs().argmax())
+        where = f" in row {row}" if in_order else ""
+        raise ValueError(
+            f"column {labels[column]} of {name} is {values[row].item():g}{where}, beside "
+            f"which {_called(dtype)} keeps no difference between the other rows: drop such rows, "
+            "or fill them in, if the value marks what is missing"
+        )
+
+
+def _some(rows: Tensor) -> Tensor:
+    """Some of the rows, evenly spaced, each column sorted."""
+    return rows[:: -(-len(rows) // LOOKED_AT)].sort(0).values
+
+
+def _called(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def far_from_zero(spread: float, mean: float, dtype: torch.dtype = torch.float32) -> str:
+    """What is said of a column that a dtype cannot hold."""
+    return (
+        f"is far from zero for its spread ({spread:.3g} around {mean:.10g}), which "
+        f"{_called(dtype)} cannot hold; subtract a constant from the column, such as its mean"
+    )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: what the learning rate is multiplied by, and when."""
+"""Learning rates: what a schedule multiplies them by and when, and what few rows do to them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-__all__ = ["SCHEDULES", "Constant", "Cosine", "Plateau", "Schedule", "schedule_named"]
+__all__ = [
+    "LEAST",
+    "NO_GAIN",
+    "Constant",
+    "Cosine",
+    "Plateau",
+    "Schedule",
+    "for_few_rows",
+    "schedule_named",
+]
+
+FEW = 5000  # training rows, from which on nothing changes
+LEAST = 200  # steps
+NO_GAIN = (
+    "the training gained nothing over a Gaussian: fewer layers, a lower learning rate, more rows"
+)
 
 
 class Schedule(ABC):
@@ -120,3 +135,30 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
         known = ", ".join(SCHEDULES)
         raise ValueError(f"schedule must be one of {known}, or a Schedule; got {schedule!r}")
     return SCHEDULES[schedule]()
+
+
+def for_few_rows(
+    steps: int, learning_rate: float, rows: int, least: int = LEAST
+) -> tuple[int, float]:
+    """Steps and learning rate for so many training rows.
+
+    From 5000 rows on they are what they were. For N rows less than that the steps are N/5000 times
+    as many, 200 at least (or all, where these are fewer), and the learning rate is √(N/5000) times
+    as high: small tables are overfitted within some ten steps, and at a high rate affine layers
+    throw single draws far off.
+
+    Args:
+        steps: of a model on many rows.
+        learning_rate: likewise.
+        rows: N, the training rows.
+        least: steps; 1 where no validation rows choose the best state, and the last one stays.
+
+    Example:
+        >>> from cflows.training.schedules import for_few_rows
+        >>> for_few_rows(2000, 5e-3, 1250), for_few_rows(2000, 5e-3, 100_000)
+        ((500, 0.0025), (2000, 0.005))
+
+    """
+    part = min(1.0, rows / FEW)
+    fewer = max(math.ceil(steps * part), min(steps, least))
+    return fewer, learning_rate * math.sqrt(part)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
@@ -17,11 +16,11 @@ from cflows.core import collectives
 from cflows.core.flow import dtype_of, log_likelihood
 from cflows.objectives import WeightedBatch
 from cflows.training import distributed
-from cflows.training.batch_statistics import own_batches, preserved, refresh, start_act_norms
+from cflows.training.batch_statistics import preserved, refresh, start_act_norms
+from cflows.training.checkpoint import RunState
 from cflows.training.history import History, Record
-from cflows.training.state import Callback, RunState
 
-__all__ = ["Callback", "History", "Record", "Run", "TrainingError"]
+__all__ = ["History", "Run", "TrainingError"]
 
 ATTEMPTS = 3
 SHOWN = 20  # steps between two looks at the loss, which cost a host synchronisation each
@@ -40,12 +39,7 @@ class TrainingError(RuntimeError):
 class Run(RunState):
     """A run: its steps and validations, until something ends it."""
 
-    def train(
-        self,
-        checkpoint: str | os.PathLike[str] | None,
-        show: Callable[[Run, float | None], None],
-        signals: list[int],
-    ) -> None:
+    def train(self, show: Callable[[Run, float | None], None], signals: list[int]) -> None:
         """Go on until the steps, the seconds, the patience, a callback or a signal end it.
 
         A signal to another process is added to ``signals``.
@@ -77,9 +71,9 @@ class Run(RunState):
             writes = validates
             if self.checkpoint_every is not None:
                 writes = bool(self.history.stopped) or self.step % self.checkpoint_every == 0
-            if checkpoint is not None and (writes or signal):
-                self._mean_loss()  # a state that has left the numbers is no checkpoint
-                self.write(checkpoint)
+            if self.checkpoint is not None and (writes or signal):
+                self._mean_loss()  # a state that is not finite is no checkpoint
+                self.write(self.checkpoint)
                 started = time.perf_counter() - self.elapsed
         if signal and not signals:
             signals.append(signal)
@@ -111,13 +105,13 @@ class Run(RunState):
     def _validates_early(self) -> bool:
         """Whether it is time for one more validation, before the first of the regular ones.
 
-        On few rows a flow may be at its best, and past it, within so many steps.
+        On few rows a flow may be at its best, and past it, within so many steps; where a batch
+        holds all rows, each of them is an epoch.
         """
-        if self.held_out is None or self.rows is None:
+        if self.held_out is None or self.rows is None or str(self.step).rstrip("0") not in EARLY:
             return False
-        if (self.validate_every or USUAL) * self.batch_size <= PASSES * len(self.rows):
-            return False
-        if str(self.step).rstrip("0") not in EARLY:
+        between = (self.validate_every or USUAL) * self.batch_size
+        if between <= PASSES * len(self.rows) and len(self.rows) >= 2 * self.batch_size:
             return False
         if self.validate_every is None:
             return self.elapsed - self.validated >= TRAINED * self.validating
@@ -255,7 +249,7 @@ class Run(RunState):
     def _evaluated(self) -> Iterator[None]:
         """The flow with its averaged weights; training's own come back, and batch norm's too."""
         own = [p.detach().clone() for p in self.averaged] if self.average else []
-        with preserved(self.flow), torch.no_grad():
+        with preserved(self.flow) if self.normed else nullcontext(), torch.no_grad():
             try:
                 for parameter, value in zip(self.averaged, self.average, strict=False):
                     parameter.copy_(value)
@@ -270,18 +264,18 @@ class Run(RunState):
         -inf where it cannot be computed.
         """
         try:
-            if self.rows is not None:
+            if self.rows is not None and self.normed:
                 refresh(self.flow, self.rows)
             if self.held_out is None:
                 return None
             with distributed.together():
-                found = torch.zeros((), dtype=torch.float64, device=self.device)
-                for x, context, weights in own_batches(self.held_out, SCORED):
+                summed = torch.zeros((), dtype=torch.float64, device=self.device)
+                for x, context, weights in self.held_out.batches(SCORED):
                     log_prob = log_likelihood(self.flow, x, context).double()
                     if weights is not None:
                         log_prob = torch.where(weights > 0, weights * log_prob, 0.0)
-                    found += log_prob.sum()
+                    summed += log_prob.sum()
         except SolverError:
             return None if self.held_out is None else -math.inf
-        score = float(collectives.total(found)) / len(self.held_out)
+        score = float(collectives.total(summed)) / len(self.held_out)
         return score if math.isfinite(score) else -math.inf

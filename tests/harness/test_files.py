@@ -369,7 +369,7 @@ def large(tmp_path, monkeypatch):
     """A file of 1234 rows that counts as large, read in pieces that do not fit evenly."""
     monkeypatch.setattr(files, "STREAMED_BYTES", 1000)
     monkeypatch.setattr("baselines.harness.data.streams.CHUNK", 500)
-    monkeypatch.setattr("cflows.training.rows.AT_ONCE", 33)
+    monkeypatch.setattr("cflows.training.sources.AT_ONCE", 33)
     rows = normal(1234, 4).astype(np.float32)
     rows[:, 3] = np.random.default_rng(1).integers(30, size=1234)
     np.save(tmp_path / "big.npy", rows)
@@ -454,7 +454,7 @@ def test_a_streamed_file_is_never_in_memory_whole(large, monkeypatch):
     del array
     monkeypatch.setattr("baselines.harness.data.streams.CHUNK", 2**16)
     monkeypatch.setattr("cflows.training.preprocessing.CHUNK", 2**16)
-    monkeypatch.setattr("cflows.training.rows.AT_ONCE", 4)  # of which each may map half a megabyte
+    monkeypatch.setattr("cflows.training.sources.AT_ONCE", 4)  # each may map half a megabyte
     monkeypatch.setattr("baselines.harness.data.quantised.EXAMINED", 1000)
     tracemalloc.start()
     try:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from baselines.harness.data.dataset import DataError, Matrix
 from baselines.harness.data.quantised import uniform
 from baselines.harness.data.rows import BLOCK, SPLITS, Split, SplitName, numbered
-from cflows.training.rows import drop_pages, read_scattered
+from cflows.training.sources import drop_pages, read_scattered
 
 __all__ = ["Stream", "Streamed", "Summary"]
 
@@ -171,7 +171,7 @@ class Streamed:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Some columns of one split of a table, a ``cflows.training.rows.RowSource`` in float32.
+    """Some columns of one split of a table, a ``cflows.training.sources.RowSource`` in float32.
 
     Attributes:
         table: where the rows are.

@@ -49,10 +49,10 @@ from cflows.core.collectives import leads
 from cflows.core.messages import listed
 from cflows.core.registry import again, configuration_of
 from cflows.training.checkpoint import exists, refuse_unusable
-from cflows.training.few_rows import NO_GAIN, for_few_rows
 from cflows.training.pipeline import Choice, begun, fit_behind
 from cflows.training.preprocessing import extent
 from cflows.training.rows import Data, rows_for
+from cflows.training.schedules import NO_GAIN, for_few_rows
 
 __all__ = ["goes_on", "sample", "score", "train"]
 

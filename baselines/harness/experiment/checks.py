@@ -10,7 +10,7 @@ import torch
 from baselines.harness.data import DataError, Dataset, quantised
 from baselines.harness.data.streams import Streamed, Summary
 from cflows import whiten
-from cflows.training.precision import CHANGE, far_from_zero, refuse_fill_values
+from cflows.training.rows import CHANGE, far_from_zero, refuse_fill_values
 
 __all__ = ["refuse_single_precision", "refuse_unusable"]
 

@@ -16,7 +16,8 @@ from baselines import MAF
 from cflows import FFJORD, BatchNorm, Chain, FixedGrid, Flow, Inverse, Lagged, fit
 from cflows.core.flow import evaluating
 from cflows.training.batch_statistics import preserved, refresh
-from cflows.training.rows import read_scattered, rows_for
+from cflows.training.rows import rows_for
+from cflows.training.sources import read_scattered
 
 QUIET = {"progress": False}
 
@@ -137,9 +138,9 @@ def test_pages_that_were_read_are_given_back(tmp_path):
 @pytest.mark.parametrize("n", [1, 4, 5, 11])
 def test_scattered_rows_are_mapped_a_few_at_a_time(tmp_path, monkeypatch, n):
     """The system may map half a megabyte around each, which counts as memory of ours."""
-    monkeypatch.setattr(cflows.training.rows, "AT_ONCE", 4)
+    monkeypatch.setattr(cflows.training.sources, "AT_ONCE", 4)
     dropped = []
-    monkeypatch.setattr(cflows.training.rows, "drop_pages", dropped.append)
+    monkeypatch.setattr(cflows.training.sources, "drop_pages", dropped.append)
     whole = rows(50).numpy()
     stream, chosen = mapped(tmp_path / "x.npy", whole), np.arange(n) * 4
     assert np.array_equal(read_scattered(stream, chosen), whole[chosen])

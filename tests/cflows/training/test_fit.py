@@ -161,6 +161,8 @@ def test_few_rows_are_validated_early_and_use_up_no_patience():
         (310, {"validate_every": 100}, [0, 1, 2, 3, 5, 7, 10, 20, 30, 50, 70, 100]),
         (64, {"validate_every": 5}, [0, *range(5, 101, 5)]),
         (31, {"validate_every": 25}, [0, 1, 2, 3, 5, 7, 10, 20, 25, 50, 75, 100]),
+        (31, {"validate_every": 10}, [0, 1, 2, 3, 5, 7, *range(10, 101, 10)]),  # an epoch a step
+        (20, {"validate_every": 3}, [0, 1, 2, *range(3, 101, 3), 100]),
     ],
 )
 def test_what_counts_as_few_rows(n, changes, steps):
@@ -285,7 +287,8 @@ def test_bad_settings(settings, words):
 
 
 def test_history_is_written_as_json_lines(tmp_path):
-    history = fit(small(), rows(), rows(64, seed=1), steps=20, validate_every=10, **QUIET)
+    settings = {"steps": 20, "batch_size": 64, "validate_every": 10, **QUIET}
+    history = fit(small(), rows(), rows(64, seed=1), **settings)
     history.write(tmp_path / "history.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 10, 20]

@@ -135,7 +135,8 @@ def test_a_callback_sees_every_record_and_may_stop_for_good(tmp_path):
 
 
 def test_history_reads_what_it_wrote(tmp_path):
-    history = fit(small(), rows(), rows(seed=1), steps=30, validate_every=10, **QUIET)
+    settings = {"steps": 30, "batch_size": 64, "validate_every": 10, **QUIET}
+    history = fit(small(), rows(), rows(seed=1), **settings)
     history.write(tmp_path / "history.jsonl")
     again = History.read(tmp_path / "history.jsonl")
     assert again.records == history.records

@@ -11,7 +11,7 @@ import torch
 from baselines import MAF
 from baselines.sklearn import DensityEstimator
 from cflows import fit, log_likelihood, standardise, whiten
-from cflows.training.precision import check_resolution
+from cflows.training.rows import check_resolution
 
 QUIET = {"steps": 2, "progress": False}
 
