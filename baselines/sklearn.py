@@ -5,18 +5,20 @@ Imported only when asked for: ``import cflows`` needs no scikit-learn.
 
 from __future__ import annotations
 
+import copy
 import numbers
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
 from baselines.models.registry import find
 from cflows.bijectors.bounded import Bounded
@@ -24,11 +26,10 @@ from cflows.core.arrays import as_numbers
 from cflows.core.bijector import Bijector
 from cflows.core.flow import Flow, log_likelihood
 from cflows.core.table_flow import TableFlow
-from cflows.training.few_rows import LEAST, NO_GAIN, for_few_rows
 from cflows.training.pipeline import behind, fit_behind
-from cflows.training.precision import check_resolution
 from cflows.training.preprocessing import extent, standardise, whiten
-from cflows.training.rows import weights_for
+from cflows.training.rows import check_resolution, weights_for
+from cflows.training.schedules import LEAST, NO_GAIN, for_few_rows
 
 if TYPE_CHECKING:
     from cflows.training.trainer import History
@@ -40,9 +41,10 @@ LEAST_HELD_OUT = 10
 TRAINED = 20  # steps, of fewer of which nothing is expected
 DRAWN_AT_ONCE = 10_000
 
-Matrix = npt.NDArray[np.float64]
+Matrix = NDArray[np.float64]
 Pair = tuple[float | None, float | None]
-Bounds = Mapping[Any, Pair] | Sequence[Pair]
+Bounds = Mapping[Hashable, Pair] | Sequence[Pair]
+RandomState = int | np.random.RandomState | None
 
 
 class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -55,7 +57,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             (features, depth) -> Flow of one's own for white data.
         depth: layers or blocks; None for the deepest setting of a comparison.
         steps: optimiser steps at most; None for the model's own number, or fewer below 5000 rows,
-            see ``few_rows.for_few_rows``.
+            see ``schedules.for_few_rows``.
         learning_rate: Adam's; None for the model's own, or a lower one, likewise.
         batch_size: rows a step.
         preprocess: the map in front of X, ``"whiten"`` (by correlation, with a floor),
@@ -104,7 +106,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         validation_fraction: float = 0.1,
         dtype: str = "float64",
         device: str = "cpu",
-        random_state: int | np.random.RandomState | None = 0,
+        random_state: RandomState = 0,
         progress: bool = False,
     ) -> None:
         self.model = model
@@ -124,7 +126,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     history_: History
     preprocess_: str
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DensityEstimator:
+    def fit(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> DensityEstimator:
         """Train a new flow on the rows of X, (N, D); y is there for the interface.
 
         A row counts by its sample weight, (N,), in the map in front, in training and in the
@@ -136,44 +140,32 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             TrainingError: the training came to no end.
 
         """
-        X = validate_data(self, _unmasked(X), dtype=np.float64, ensure_min_samples=2)
+        values: Matrix = validate_data(self, _unmasked(X), dtype=np.float64, ensure_min_samples=2)
         self._check_parameters()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._refuse_outside(X)
         names = getattr(self, "feature_names_in_", None)
         columns = None if names is None else [str(name) for name in names]
-        given, dtype = torch.tensor(X), getattr(torch, self.dtype)
-        check_resolution("X", given, dtype, columns)
-        given = given.to(dtype)
-        given, weights = self._weighed(given, sample_weight)
-        kept, held_out = self._split(len(given), seed)
-        rows = given[kept]
-        validation = None if held_out is None else given[held_out]
-        core, steps, learning_rate = self._resolved(
-            seed, len(rows), 1 if validation is None else LEAST
-        )
-        training: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "device": self.device,
-            "progress": self.progress,
-            "weights": None if weights is None else weights[kept],
-            "validation_weights": None
-            if weights is None or held_out is None
-            else weights[held_out],
-        }
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        x, weights = _weighed(torch.tensor(values), sample_weight)
+        bounds = self._bounded()
+        if bounds is not None:
+            _refuse_outside(x, bounds)
+        check_resolution("X", torch.tensor(values), dtype, columns)
+        x = x.to(dtype)
+        kept, held_out = self._split(len(x), seed)
+        rows, validation = x[kept], None if held_out is None else x[held_out]
+        of_rows = None if weights is None else weights[kept]
+        least = 1 if validation is None else LEAST
+        core, steps, learning_rate = self._resolved(seed, len(rows), least)
 
         def build(data_end: Bijector | None) -> TableFlow:
-            flow = behind(core().to(rows.dtype), data_end)
-            named = TableFlow(flow.bijector, flow.base, columns, extent=extent(rows))
-            return named.to(rows.dtype)
+            flow = behind(core().to(dtype), data_end)
+            return TableFlow(flow.bijector, flow.base, columns, extent=extent(rows)).to(dtype)
 
         preprocess = self.preprocess
         if preprocess == "auto" and validation is None:
             warnings.warn("no validation rows to choose by: whitening is taken", stacklevel=2)
             preprocess = "whiten"
-        of_rows = training["weights"]
         done = fit_behind(
             build,
             rows,
@@ -183,10 +175,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 "standardise": partial(standardise, weights=of_rows),
                 "whiten": partial(whiten, floor=FLOOR, weights=of_rows),
             },
-            bounds=self._bounded(),
+            bounds=bounds,
             steps=steps,
             own={"validate_every": max(1, steps // 20)},
-            **training,
+            batch_size=self.batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=self.device,
+            progress=self.progress,
+            weights=of_rows,
+            validation_weights=None if weights is None or held_out is None else weights[held_out],
         )
         self.preprocess_, self.history_ = done.name, done.history
         self.flow_ = done.flow.cpu()
@@ -194,15 +192,17 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             warnings.warn(NO_GAIN, stacklevel=2)
         return self
 
-    def score_samples(self, X: Any) -> Matrix:
+    def score_samples(self, X: ArrayLike) -> Matrix:
         """Log-density of each row in nats, (N, D) -> (N,)."""
         check_is_fitted(self)
-        X = validate_data(self, _unmasked(X), dtype=np.float64, reset=False)
-        rows = torch.tensor(X, dtype=getattr(torch, self.dtype))
+        values: Matrix = validate_data(self, _unmasked(X), dtype=np.float64, reset=False)
+        rows = torch.tensor(values, dtype=getattr(torch, self.dtype))
         log_prob: Matrix = log_likelihood(self.flow_, rows).double().numpy()
         return log_prob
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+    def score(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> float:
         """Mean log-density of a row in nats: the higher the better, whatever the number of rows.
 
         Each row counts by its sample weight, (N,).
@@ -211,12 +211,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if sample_weight is None:
             return float(log_prob.mean())
         weights = weights_for(sample_weight, len(log_prob), "sample_weight").numpy()
-        seen = weights > 0
-        return float((weights[seen] * log_prob[seen]).sum() / len(weights))
+        counts = weights > 0
+        return float((weights[counts] * log_prob[counts]).sum() / len(weights))
 
-    def sample(
-        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
-    ) -> Matrix:
+    def sample(self, n_samples: int = 1, random_state: RandomState = None) -> Matrix:
         """Draw rows in the units of X, (n_samples, D); None draws anew each time.
 
         A warning says how many lie far outside of the rows that the flow was trained on.
@@ -226,22 +224,21 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         """
         check_is_fitted(self)
-        given: Any = n_samples
-        if not isinstance(given, numbers.Integral) or given < 1:
-            raise ValueError(f"n_samples must be a whole number of at least 1, got {given!r}")
-        n = int(given)
+        count: object = n_samples
+        if not isinstance(count, numbers.Integral) or count < 1:
+            raise ValueError(f"n_samples must be a whole number of at least 1, got {count!r}")
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             parts = [
-                self.flow_.sample(min(DRAWN_AT_ONCE, n - first))
-                for first in range(0, n, DRAWN_AT_ONCE)
+                self.flow_.sample(min(DRAWN_AT_ONCE, n_samples - first))
+                for first in range(0, int(n_samples), DRAWN_AT_ONCE)
             ]
-        together = torch.cat(parts)
-        outside = self.flow_.outside(together)
+        x = torch.cat(parts)
+        outside = self.flow_.outside(x)
         if outside is not None and outside.far:
             warnings.warn(str(outside), stacklevel=2)
-        drawn: Matrix = together.double().numpy()
+        drawn: Matrix = x.double().numpy()
         return drawn
 
     def _check_parameters(self) -> None:
@@ -265,9 +262,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         depth, steps, learning_rate = self.depth, 2000, 1e-3
         make = self.model
         if isinstance(make, str):
-            found = find(make)
-            depth = max(found.depths) if depth is None else depth
-            make, steps, learning_rate = found.core, found.steps, found.learning_rate
+            model = find(make)
+            depth = max(model.depths) if depth is None else depth
+            make, steps, learning_rate = model.core, model.steps, model.learning_rate
 
         def core() -> Flow:
             with torch.random.fork_rng(devices=[]):
@@ -284,7 +281,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _bounded(self) -> Bounded | None:
         if self.bounds is None:
             return None
-        names: list[Any] = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
+        names = list[Hashable](getattr(self, "feature_names_in_", range(self.n_features_in_)))
         pairs = self.bounds
         if isinstance(pairs, Mapping):
             if unknown := [name for name in pairs if name not in names]:
@@ -294,34 +291,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"bounds must have a pair for each of {len(names)} columns")
         return Bounded([low for low, _ in pairs], [high for _, high in pairs])
 
-    def _refuse_outside(self, X: Matrix) -> None:
-        bounds = self._bounded()
-        if bounds is None:
-            return
-        exact = bounds.double()
-        for column, (values, low, high) in enumerate(
-            zip(X.T, exact.low.tolist(), exact.high.tolist(), strict=True)
-        ):
-            if (outside := values[~((values > low) & (values < high))]).size:
-                raise ValueError(
-                    f"column {column} of X has {outside.size:,} rows on or outside of its bounds, "
-                    f"such as {outside[0]:g}: widen them, or drop these rows"
-                )
-
-    @staticmethod
-    def _weighed(
-        rows: torch.Tensor, sample_weight: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The rows that count, and how much; no weights where they are equal."""
-        if sample_weight is None:
-            return rows, None
-        weights = weights_for(sample_weight, len(rows), "sample_weight")
-        rows, weights = rows[weights > 0], weights[weights > 0]
-        if len(rows) < 2:
-            raise ValueError("sample_weight leaves one row: give at least two a positive weight")
-        return rows, None if bool((weights == weights[0]).all()) else weights
-
-    def _split(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _split(self, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """The numbers of the training rows, in their order where there are no others, and those."""
         held_out = int(self.validation_fraction * count)
         if held_out < 2 or count - held_out < 2:
@@ -331,6 +301,28 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return order[held_out:], order[:held_out]
 
 
-def _unmasked(X: Any) -> Any:
+def _refuse_outside(x: Tensor, bounds: Bounded) -> None:
+    exact = copy.deepcopy(bounds).double()
+    inside = (x > exact.low) & (x < exact.high)
+    for column in (~inside.all(0)).nonzero().flatten().tolist():
+        outside = x[~inside[:, column], column]
+        raise ValueError(
+            f"column {column} of X has {len(outside):,} rows on or outside of its bounds, such as "
+            f"{float(outside[0]):g}: widen them, or drop these rows"
+        )
+
+
+def _weighed(rows: Tensor, sample_weight: ArrayLike | None) -> tuple[Tensor, Tensor | None]:
+    """The rows that count, and how much; no weights where they are equal."""
+    if sample_weight is None:
+        return rows, None
+    weights = weights_for(sample_weight, len(rows), "sample_weight")
+    rows, weights = rows[weights > 0], weights[weights > 0]
+    if len(rows) < 2:
+        raise ValueError("sample_weight leaves one row: give at least two a positive weight")
+    return rows, None if bool((weights == weights[0]).all()) else weights
+
+
+def _unmasked(X: ArrayLike) -> ArrayLike:
     """X, unless values of it are masked: scikit-learn would take what lies under the mask."""
     return as_numbers("X", X) if isinstance(X, np.ma.MaskedArray) else X
