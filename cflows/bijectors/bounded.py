@@ -27,8 +27,10 @@ class Bounded(Bijector):
         free:        x = z
 
     ``forward`` never rounds to a bound: the last numbers of the dtype inside are the outermost
-    values. So a draw is inside, and has a density. ``inverse`` takes a value on a bound for the
-    number next to it, since float32 rounds there what lies within 3e-8 of 1.
+    values. So a draw is inside, and has a density; of one that is held there, ``log_prob`` is the
+    density at that value, and differs from the one drawn with it, that of its z, by a few nats (3.4
+    with z of deviation 5 above a bound of 100, in float32). ``inverse`` takes a value on a
+    bound for the number next to it, since float32 rounds there what lies within 3e-8 of 1.
 
     Args:
         lower: l of each of the D columns, None where there is none.

@@ -92,6 +92,11 @@ class Bijector(Pickled, ABC):
         """Where the data lie, as torch.distributions has it: R^D unless a map says otherwise."""
         return constraints.real_vector
 
+    @property
+    def domain(self) -> constraints.Constraint:
+        """What noise the map takes, likewise."""
+        return constraints.real_vector
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data: x = f(z), (*B, D) -> (*B, D)."""
         return self.forward_and_log_det(z, context)[0]
@@ -171,10 +176,14 @@ class Chain(Bijector):
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """That of the last part."""
-        last = self.parts[-1]
-        assert isinstance(last, Bijector)
-        return last.codomain
+        """That of the last part, R^D where one before it reaches a part of R^D alone."""
+        return _of_last(part.codomain for part, _ in self._with_context(self.parts, None))
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """That of the first part, R^D where one behind it takes a part of R^D alone."""
+        parts = self._with_context(reversed(self.parts), None)
+        return _of_last(part.domain for part, _ in parts)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data, first part first; no log-determinant is computed."""
@@ -235,6 +244,16 @@ class Inverse(Bijector):
         super().__init__(bijector.features, bijector.context_features)
         self.bijector = bijector
 
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """The domain of f."""
+        return self.bijector.domain
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """The codomain of f."""
+        return self.bijector.codomain
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """f⁻¹(z)."""
         return self.bijector.inverse(z, context)
@@ -254,6 +273,12 @@ class Inverse(Bijector):
     ) -> tuple[Tensor, Tensor]:
         """f(x) and its log-determinant."""
         return self.bijector.forward_and_log_det(x, context)
+
+
+def _of_last(ranges: Iterable[constraints.Constraint]) -> constraints.Constraint:
+    *before, last = ranges
+    whole = all(each is constraints.real_vector for each in before)
+    return last if whole else constraints.real_vector
 
 
 def refuse_low_precision(name: str, dtype: torch.dtype | None) -> None:

@@ -69,7 +69,7 @@ class FlowDistribution(Distribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
-        """The codomain of the flow's last map."""
+        """The codomain of the flow's map."""
         return self.flow.bijector.codomain
 
     @property

@@ -58,7 +58,6 @@ class BijectorTransform(Transform):
     """x = f(z; context) with an event dimension of one; see ``as_transform``."""
 
     bijective = True
-    domain = constraints.real_vector
 
     def __init__(self, bijector: Bijector, context: Tensor | None, cache_size: int) -> None:
         super().__init__(cache_size=cache_size)
@@ -71,8 +70,13 @@ class BijectorTransform(Transform):
         return f"{type(self).__name__}({type(self.bijector).__name__}, {self.bijector.features})"
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def domain(self) -> constraints.Constraint:
+        """The bijector's."""
+        return self.bijector.domain
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
     def codomain(self) -> constraints.Constraint:
-        """That of the bijector's last map."""
+        """The bijector's."""
         return self.bijector.codomain
 
     def with_cache(self, cache_size: int = 1) -> BijectorTransform:

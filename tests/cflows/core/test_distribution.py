@@ -11,6 +11,7 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     TransformedDistribution,
+    constraints,
 )
 from zoo import BIJECTORS, FLOWS, TIGHT, cases
 
@@ -24,6 +25,8 @@ from cflows import (
     Exp,
     FixedGrid,
     Flow,
+    Inverse,
+    Log,
     MixtureOfGaussians,
     ODEBijector,
     Sigmoid,
@@ -140,6 +143,28 @@ def test_forward_stays_inside_of_an_open_range(case, dtype):
     assert back.isfinite().all()
     assert log_det.isfinite().all()
     assert (x.diff(dim=0) >= 0).all()
+
+
+def test_a_chain_claims_no_support_that_it_has_not():
+    below, shift = torch.tensor([[-0.5]]), Affine([1.0], [2.0])
+    chains = [
+        (Chain(Exp(1), Tanh(1)), True),  # reaches (0, 1), and not -0.5
+        (Chain(Sigmoid(1), shift), True),
+        (Chain(Log(1), shift, Exp(1)), False),
+        (Chain(shift, Exp(1)), False),
+        (Inverse(Chain(Log(1), shift)), False),
+        (Inverse(Log(1)), False),
+        (Log(1), True),
+        (Inverse(Sigmoid(1)), True),
+        (Inverse(Chain(shift, Tanh(1), Exp(1))), True),
+    ]
+    for bijector, whole in chains:
+        law = Flow(bijector).distribution()
+        assert (law.support is constraints.real_vector) == whole
+        assert bool(law.support.check(below)) == whole
+        assert repr(as_transform(bijector).inv.codomain) == repr(bijector.domain)
+    assert not as_transform(Log(2)).domain.check(-torch.ones(2))
+    assert as_transform(Exp(2)).domain is constraints.real_vector
 
 
 def test_the_message_of_a_range():
