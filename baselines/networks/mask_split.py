@@ -6,10 +6,12 @@ So odd and even coordinates are told apart by a view where D is even, halves by 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from cflows.core.messages import known
 
 __all__ = ["MASKS", "MaskSplit", "coupling_mask"]
 
@@ -34,15 +36,11 @@ def coupling_mask(features: int, kind: str, layer: int) -> Tensor:
             "a coupling needs features >= 2, one part to read and one to transform; "
             "for features=1 use MAF or FFJORD"
         )
-    index = torch.arange(features, device="cpu")
-    if kind == "alternate":
-        mask = index % 2 == 1
-    elif kind == "halves":
-        mask = index >= features // 2
-    elif kind == "random":
-        mask = torch.randperm(features, device="cpu") >= features // 2
+    if known("mask", kind, MASKS) == "random":
+        index = torch.randperm(features, device="cpu")
     else:
-        raise ValueError(f"mask must be one of {', '.join(MASKS)}; got {kind!r}")
+        index = torch.arange(features, device="cpu")
+    mask = index % 2 == 1 if kind == "alternate" else index >= features // 2
     return mask if layer % 2 == 0 else ~mask
 
 
@@ -68,7 +66,7 @@ class MaskSplit(nn.Module):
     back: Tensor
     kind: str
     turned: bool
-    _looked_at: Tensor
+    _looked_at: tuple[Tensor, int]
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -110,20 +108,31 @@ class MaskSplit(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def _kind(self) -> str:
-        """Which view serves; none where a functional call has put another mask in."""
-        return self.kind if self.order is self._looked_at else "other"
+        """Which view serves; none where the mask is another than the one that was looked at."""
+        return self.kind if self._is_current() else "other"
 
-    def _apply(self, fn: Any, recurse: bool = True) -> MaskSplit:
-        known = self.order is self._looked_at
+    # The compiler asks once, since it does not see how often a buffer was written to.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _is_current(self) -> bool:
+        order, version = self._looked_at
+        return order is self.order and version == _version(order)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskSplit:
+        current = self._is_current()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if known:  # moved, and the same mask as before
-            self._looked_at = self.order
+        if current:  # moved, and the same mask as before
+            self._looked_at = self.order, _version(self.order)
         return self
+
+
+def _version(order: Tensor) -> int:
+    """How often the buffer was written to; of one of inference mode nobody counts."""
+    return -1 if order.is_inference() else order._version
 
 
 def _look(split: MaskSplit, _: object = None) -> None:
     """Note which view serves the mask, and whether b comes first."""
-    split._looked_at = split.order
+    split._looked_at = split.order, _version(split.order)
     if split.order.is_meta:  # whose state is still to come
         return
     mask = torch.ones(len(split.order), dtype=torch.bool, device="cpu")

@@ -66,6 +66,21 @@ def test_splits_take_the_masked_coordinates_and_put_them_back(mask, kind):
         assert torch.equal(gradient, weight)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_split_follows_a_mask_that_is_written_over(compiled):
+    split = MaskSplit(torch.tensor([False, True, False, True]))
+    other = MaskSplit(torch.tensor([False, True, True, False]))
+    x = torch.randn(3, 4)
+    for here, there in zip(split.buffers(), other.buffers(), strict=True):
+        here.copy_(there)
+    apart = torch.compile(split.apart, backend="eager") if compiled else split.apart
+    torch.testing.assert_close(apart(x), other.apart(x), rtol=0, atol=0)
+    assert torch.equal(split.together(*split.apart(x)), x)
+    split.load_state_dict(other.state_dict())
+    assert split._kind() == other.kind
+    torch.testing.assert_close(split.apart(x), other.apart(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "transformer", [AffineScale(), Additive(), RationalQuadratic(4, 5.0), AffineSpline(4, 5.0)]
 )
