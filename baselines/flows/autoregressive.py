@@ -32,10 +32,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from baselines.flows.made_mog import MADEMoG
-from baselines.inversion.autoregressive import INVERSIONS
+from baselines.inversion.degree_sweep import INVERSIONS
 from baselines.networks.made import MADE, ORDERS
 from baselines.transforms.univariate import AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, Flow
+from cflows.core.messages import known
 
 __all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "autoregressive_layers"]
 
@@ -79,8 +80,7 @@ class Autoregressive(Bijector):
         super().__init__(features, context_features)
         if conditions_on not in ("data", "noise"):
             raise ValueError(f'conditions_on must be "data" or "noise", got {conditions_on!r}')
-        if inversion not in INVERSIONS:
-            raise ValueError(f"inversion must be one of {', '.join(INVERSIONS)}; got {inversion!r}")
+        known("inversion", inversion, INVERSIONS)
         self.transformer = transformer
         self.conditions_on = conditions_on
         self.inversion = inversion
@@ -208,9 +208,7 @@ def autoregressive_layers(
 def _order(order: str, layer: int) -> str:
     if order == "alternate":
         return ("sequential", "reversed")[layer % 2]
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of alternate, {', '.join(ORDERS)}; got {order!r}")
-    return order
+    return known("order", order, ("alternate", *ORDERS))
 
 
 class MAF(_Autoregressive):

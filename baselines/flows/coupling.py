@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.networks.activations import FUSED_ACTIVATIONS, check_activation
+from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.mask_split import MaskSplit, coupling_mask
 from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow
+from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 from cflows.core.shortcuts import may_be_read
 
@@ -49,7 +50,7 @@ class Conditioner(Pickled):
         context_features: C.
         hidden: widths of the hidden layers.
         outputs: P.
-        activation: a name in ``made.ACTIVATIONS``.
+        activation: a name in ``FUSED_ACTIVATIONS``.
 
     """
 
@@ -64,7 +65,7 @@ class Conditioner(Pickled):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        check_activation(activation)
+        known("activation", activation, FUSED_ACTIVATIONS)
         widths = [inputs + context_features, *hidden, outputs * size]
         layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         # Zero last weights: every flow of these starts at the identity.
@@ -98,7 +99,7 @@ class Coupling(Bijector):
         transformed: booleans (D,), the coordinates of part b.
         context_features: C.
         hidden: widths of the conditioner's hidden layers.
-        activation: between them, a name in ``made.ACTIVATIONS``.
+        activation: between them, a name in ``FUSED_ACTIVATIONS``.
         transformer: g, by default ``AffineScale()``.
         networks: ``"shared"``, one network for all of θ; ``"separate"``, one for the shift with
             ``activation`` and one for the log-scale with tanh, as RealNVP had them.
@@ -128,9 +129,9 @@ class Coupling(Bijector):
         mask = torch.as_tensor(transformed, dtype=torch.bool, device="cpu")
         if mask.shape != (features,) or not 0 < int(mask.sum()) < features:
             raise ValueError(f"transformed must be {features} booleans, some true and some false")
-        if networks not in NETWORKS:
-            raise ValueError(f"networks must be one of {', '.join(NETWORKS)}; got {networks!r}")
-        if networks == "separate" and not isinstance(transformer, AffineScale):
+        if known("networks", networks, NETWORKS) == "separate" and not isinstance(
+            transformer, AffineScale
+        ):
             raise ValueError('networks="separate" is for AffineScale; use "shared"')
         self.split = MaskSplit(mask)
         self.transformer = transformer

@@ -11,10 +11,11 @@ import math
 import torch
 from torch import Tensor
 
+from baselines.inversion.autoregressive import sequential
 from baselines.inversion.degree_sweep import walk
 from baselines.networks.made import MADE
+from baselines.transforms.univariate import bounded
 from cflows import Base
-from cflows.bijectors.elementwise import bounded
 
 __all__ = ["MADEMoG"]
 
@@ -86,14 +87,19 @@ class MADEMoG(Base):
         if seen is not None:
             seen = seen.expand(*shape, *batch, -1).reshape(rows, self.context_features)
         given = torch.cat([gumbel, normal[..., None]], dim=-1)
-        return walk(self.made, given, seen, self._pick)[0].reshape(*shape, *batch, self.features)
+        if self.made.is_readable:
+            z, _ = walk(self.made, given, seen, self._pick)
+        else:
+            # All coordinates at once, of which each pass settles one.
+            z, _ = sequential(self.made, normal, seen, lambda _, h: self._pick(given, h))
+        return z.reshape(*shape, *batch, self.features)
 
     def _pick(self, noise: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """One coordinate of every row: (N, K + 1), (N, 3K) -> (N,), (N,)."""
+        """One coordinate of every row, or several: (*S, K + 1), (*S, 3K) -> (*S), (*S)."""
         log_weights, means, log_scales = self._split(parameters)
-        chosen = (log_weights + noise[:, :-1]).argmax(-1, keepdim=True)
+        chosen = (log_weights + noise[..., :-1]).argmax(-1, keepdim=True)
         mean, log_scale = (v.gather(-1, chosen).squeeze(-1) for v in (means, log_scales))
-        return torch.addcmul(mean, log_scale.exp(), noise[:, -1]), log_scale
+        return torch.addcmul(mean, log_scale.exp(), noise[..., -1]), log_scale
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, means, log_scales = parameters.chunk(3, dim=-1)

@@ -1,7 +1,8 @@
-r"""Inverting an autoregressive layer: three ways to the same values.
+r"""Inverting an autoregressive layer by passes of its network.
 
 Wanted is y with y_d = τ(g_d; h_d(y_<d)) for every coordinate d, the parameters h_d a MADE's
-outputs: a sample of a MAF, or the noise behind a point under an IAF.
+outputs: a sample of a MAF, or the noise behind a point under an IAF. Three ways lead to the same
+values:
 
 * ``sequential``: D passes of the MADE, one coordinate more right after each. The yardstick.
 * ``jacobi``: all coordinates at once from the last sweep's, y ← τ(g; h(y)). After k sweeps the
@@ -22,17 +23,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.inversion.degree_sweep import ONCE, Pullback, Solve, walk
 from baselines.networks.made import MADE
 from baselines.transforms.univariate import pull_back
 from cflows.core.first_order import first_order_only
 from cflows.core.shortcuts import fusible
 
-__all__ = ["INVERSIONS", "cached", "jacobi", "sequential"]
+__all__ = ["ONCE", "Pullback", "Solve", "jacobi", "sequential"]
+
+ONCE = (
+    "the gradient through a cached or jacobi inversion cannot be differentiated again: "
+    'build the layer with inversion="sequential"'
+)
+
+# values (*S), parameters (*S, P) -> images (*S), log-derivatives (*S)
+Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# values, parameters, images, for_images, for_log_dets -> for_values (*S), for_parameters (*S, P)
+Pullback = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def sequential(
-    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
+    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, _: Pullback | None = None
 ) -> tuple[Tensor, Tensor]:
     """D passes: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,)."""
     # Coordinates not reached yet stay at zero: their garbage would grow from pass to pass, and an
@@ -47,7 +57,7 @@ def sequential(
 
 
 def jacobi(
-    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
+    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, _: Pullback | None = None
 ) -> tuple[Tensor, Tensor]:
     """At most D sweeps: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
 
@@ -56,7 +66,7 @@ def jacobi(
     differentiated again.
     """
     if not fusible(given):
-        return sequential(made, given, context, solve, pullback)
+        return sequential(made, given, context, solve)
     weights = made.weights()
 
     def sweep(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,14 +93,14 @@ def _settled(sweep: Callable[[Tensor], Tensor], y: Tensor, most: int) -> Tensor:
     tolerance = 4 * torch.finfo(y.dtype).eps
     y = y.nan_to_num(0.0, 0.0, 0.0)
     for _ in range(most):
-        found = sweep(y)
+        image = sweep(y)
         # What is not exact yet may overflow; where it does, any finite number serves.
-        after = found.nan_to_num(0.0, 0.0, 0.0)
+        after = image.nan_to_num(0.0, 0.0, 0.0)
         moved = ((after - y).abs() > tolerance * (1 + after.abs())).any()
         y = after
         if not bool(moved):
             break
-    return found
+    return image
 
 
 class _FixedPoint(torch.autograd.Function):
@@ -101,14 +111,16 @@ class _FixedPoint(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, slope: Tensor, start: Tensor, most: int) -> Any:
+    def forward(
+        ctx: Any, value: Tensor, slope: Tensor, start: Tensor, most: int
+    ) -> tuple[Tensor, Tensor]:
         ctx.most = most
         ctx.save_for_backward(value, slope, start)
         return value.clone(), slope.clone()
 
     @staticmethod
     @first_order_only(ONCE)
-    def backward(ctx: Any, for_value: Tensor, for_slope: Tensor) -> Any:
+    def backward(ctx: Any, for_value: Tensor, for_slope: Tensor) -> tuple[Tensor | None, ...]:
         value, slope, start = ctx.saved_tensors
 
         def sweep(u: Tensor) -> Tensor:
@@ -116,22 +128,3 @@ class _FixedPoint(torch.autograd.Function):
             return for_value + back
 
         return _settled(sweep, for_value, ctx.most + 1), for_slope, None, None
-
-
-def cached(
-    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
-) -> tuple[Tensor, Tensor]:
-    """One pass: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
-
-    Gradients cannot be differentiated again: a RuntimeError says so. Layers that must be called
-    (``cflows.core.shortcuts``) are called, by D passes.
-    """
-    if not fusible(given) or not made.is_readable:
-        return sequential(made, given, context, solve, pullback)
-    rows = given.reshape(-1, made.features)
-    seen = None if context is None else context.reshape(-1, made.context_features)
-    y, slopes = walk(made, rows, seen, solve, pullback)
-    return y.reshape(given.shape), slopes.sum(0).reshape(given.shape[:-1])
-
-
-INVERSIONS = {"cached": cached, "jacobi": jacobi, "sequential": sequential}

@@ -16,27 +16,41 @@ only what they contribute to each other is done in small steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from baselines.inversion.autoregressive import ONCE, Pullback, Solve, jacobi, sequential
 from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.made import MADE
 from cflows.core.first_order import first_order_only
+from cflows.core.shortcuts import fusible
 
-__all__ = ["ONCE", "Pullback", "Solve", "walk"]
+__all__ = ["INVERSIONS", "cached", "walk"]
 
 UNITS_AT_A_TIME = 96
-ONCE = (
-    "the gradient through a cached or jacobi inversion cannot be differentiated again: "
-    'build the layer with inversion="sequential"'
-)
 
-# given (*S), parameters (*S, P) -> value (*S), log-derivative (*S)
-Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-# given, parameters, value, for_value, for_log_det -> for_given (*S), for_parameters (*S, P)
-Pullback = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+def cached(
+    made: MADE, given: Tensor, context: Tensor | None, solve: Solve, pullback: Pullback
+) -> tuple[Tensor, Tensor]:
+    """One pass: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
+
+    Gradients cannot be differentiated again: a RuntimeError says so. Layers that must be called
+    (``cflows.core.shortcuts``) are called, by D passes.
+    """
+    if not fusible(given) or not made.is_readable:
+        return sequential(made, given, context, solve, pullback)
+    if context is not None:
+        context = context.reshape(-1, made.context_features)
+    y, slopes = walk(made, given.reshape(-1, made.features), context, solve, pullback)
+    return y.reshape(given.shape), slopes.sum(0).reshape(given.shape[:-1])
+
+
+Inversion = Callable[[MADE, Tensor, Tensor | None, Solve, Pullback], tuple[Tensor, Tensor]]
+INVERSIONS: dict[str, Inversion] = {"cached": cached, "jacobi": jacobi, "sequential": sequential}
 
 
 def walk(
@@ -59,12 +73,12 @@ def walk(
     made.evaluations_made += 1
     by_degree = made.degrees.argsort()
     with torch.autocast(given.device.type, enabled=False):
-        layers = made.masked
+        layers, weights = made.masked, made.weights()
+        assert weights is not None
         offset: Tensor = layers[0].bias[:, None]
         if made.context_weight is not None:
             assert context is not None
             offset = offset + made.context_weight @ context.mT
-        weights = [layer.effective() for layer in layers]
         weights[0] = weights[0][:, by_degree]
         # Outputs of one coordinate side by side, coordinates in the order of their degrees.
         shape = (made.outputs, made.features)
@@ -83,19 +97,23 @@ def walk(
 
 
 class _Network:
-    """A MADE with its coordinates in the order of their degrees, and how to walk it."""
+    """A MADE with its coordinates in the order of their degrees, and how to walk it.
+
+    Attributes:
+        depth: how many hidden layers there are.
+        columns: for each layer, before which column the inputs of a degree m = 0..D + 1 begin.
+        edges: for each layer, before which row its units of a degree m = 0..D + 1 begin; the last
+            layer's are parameters of coordinates.
+
+    """
 
     def __init__(self, made: MADE) -> None:
-        self.features = made.features
-        self.outputs = made.outputs
-        self.edges = made.plan().edges
+        hidden, coordinates = made.plan().edges, [max(m - 1, 0) for m in range(made.features + 2)]
+        self.features, self.depth = made.features, len(hidden)
+        self.columns = [coordinates, *hidden]
+        self.edges = [*hidden, [made.outputs * before for before in coordinates]]
         self.activation = FUSED_ACTIVATIONS[made.activation]
-        self.skips = [made.skip(layer) for layer in range(len(self.edges))]
-
-    @property
-    def depth(self) -> int:
-        """How many hidden layers there are."""
-        return len(self.edges)
+        self.skips = [made.skip(layer) for layer in range(self.depth)]
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of degrees p..q-1 that cover 0..D; the last has no hidden unit."""
@@ -105,39 +123,23 @@ class _Network:
             while (
                 q <= self.features
                 and q - p < UNITS_AT_A_TIME
-                and self.most(p, q + 1) <= UNITS_AT_A_TIME
+                and max(edge[q + 1] - edge[p] for edge in self.edges[:-1]) <= UNITS_AT_A_TIME
             ):
                 q += 1
             yield p, q
             p = q
 
-    def most(self, p: int, q: int) -> int:
-        """The largest number of a layer's units with degrees p..q-1."""
-        return max(edge[min(q, self.features)] - edge[p] for edge in self.edges)
-
-    def block(self, layer: int, p: int, q: int) -> slice:
-        """Units of a hidden layer with degrees p..q-1."""
-        edge = self.edges[layer]
-        return slice(edge[min(p, self.features)], edge[min(q, self.features)])
-
     def inputs(self, layer: int, p: int, q: int) -> slice:
         """What a layer reads of degrees p..q-1: coordinates, or units of the layer before."""
-        return self.block(layer - 1, p, q) if layer else slice(max(p - 1, 0), max(q - 1, 0))
+        return slice(self.columns[layer][p], self.columns[layer][q])
 
     def rows(self, layer: int, p: int, q: int) -> slice:
-        """Rows of a layer for degrees p..q-1; of the last layer, for their coordinates."""
-        return self.block(layer, p, q) if layer < self.depth else self.parameters(p, q)
+        """Units of a layer with degrees p..q-1; of the last layer, parameters of coordinates."""
+        return slice(self.edges[layer][p], self.edges[layer][q])
 
     def sizes(self, layer: int, p: int, q: int) -> list[int]:
         """How many of these rows each degree has."""
-        if layer == self.depth:
-            return [self.outputs if m else 0 for m in range(p, q)]
-        edge = self.edges[layer]
-        return [edge[m + 1] - edge[m] if m < self.features else 0 for m in range(p, q)]
-
-    def parameters(self, p: int, q: int) -> slice:
-        """Rows of the last layer for the coordinates of degrees p..q-1."""
-        return slice(max(p - 1, 0) * self.outputs, max(q - 1, 0) * self.outputs)
+        return [after - before for before, after in pairwise(self.edges[layer][p : q + 1])]
 
 
 class _Walk(torch.autograd.Function):
@@ -156,29 +158,25 @@ class _Walk(torch.autograd.Function):
         offset: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        depth, edges = network.depth, network.edges
-        weights, biases = (
-            tensors[: depth + 1],
-            (offset, *(b[:, None] for b in tensors[depth + 1 :])),
-        )
-        count = given.shape[1]
+        depth, count = network.depth, given.shape[1]
+        weights = tensors[: depth + 1]
+        biases = [offset, *(bias[:, None] for bias in tensors[depth + 1 :])]
         needed = any(ctx.needs_input_grad)
         y, slopes = (weights[0].new_zeros(network.features, count) for _ in range(2))
-        before = [weights[0].new_empty(edge[-1], count) for edge in edges]
+        *before, parameters = values = [w.new_empty(len(w), count) for w in weights]
         # What the activation is applied to is kept only for a skip or for the derivative.
         apart = needed or any(skip is not None for skip in network.skips)
         after = [torch.zeros_like(h) for h in before] if apart else before
-        parameters = weights[0].new_empty(weights[-1].shape[0], count)
-        values, sources = [*before, parameters], [y, *after]
+        sources = [y, *after]
         # One view a coordinate, made at once: indexing is what the small steps spend time on.
         given_at, y_at, slope_at = given.unbind(0), y.unbind(0), slopes.unbind(0)
         for p, q in network.chunks():
             rows = [network.rows(layer, p, q) for layer in range(depth + 1)]
-            for layer in range(depth + 1):
+            for layer, r in enumerate(rows):
                 known = network.inputs(layer, 0, p)
-                if rows[layer].stop > rows[layer].start:
-                    torch.addmm(biases[layer][rows[layer]], weights[layer][rows[layer], known],
-                                sources[layer][known], out=values[layer][rows[layer]])  # fmt: skip
+                if r.stop > r.start:
+                    factor, source = weights[layer][r, known], sources[layer][known]
+                    torch.addmm(biases[layer][r], factor, source, out=values[layer][r])
             # What degrees p..q-1 contribute to each other: by layer, a view a degree. Factors span
             # all of them: what is not known yet is finite, and its masked weight is zero.
             own = [network.inputs(layer, p, q) for layer in range(depth + 1)]
@@ -214,7 +212,7 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     @first_order_only(ONCE)
-    def backward(ctx: Any, for_y: Tensor, for_slopes: Tensor) -> Any:
+    def backward(ctx: Any, for_y: Tensor, for_slopes: Tensor) -> tuple[Tensor | None, ...]:
         network: _Network = ctx.network
         depth, most = network.depth, network.features + 1
         given, y, parameters, offset, *rest = ctx.saved_tensors
@@ -225,26 +223,22 @@ class _Walk(torch.autograd.Function):
         for_given = torch.empty_like(given)
         # Cotangents of the layers' values, h and parameters; under a, before a' is multiplied in.
         forms = [*(torch.empty_like(h) for h in before), torch.empty_like(parameters)]
-
-        def gather(source: int, columns: slice, rows: slice) -> Tensor:
-            weight: Tensor = weights[source][rows, columns]
-            return weight.mT @ forms[source][rows]
-
         for p, q in reversed(list(network.chunks())):
-            later = [network.block(layer, q, most) for layer in range(depth)]
-            later.append(network.parameters(q, most))
-            columns = network.inputs(0, p, q)
-            for_y[columns] += gather(0, columns, later[0])
-            for layer in range(depth):
-                columns = network.block(layer, p, q)
-                forms[layer][columns] = gather(layer + 1, columns, later[layer + 1])
+            later = [network.rows(layer, q, most) for layer in range(depth + 1)]
+            for layer, rows in enumerate(later):
+                columns = network.inputs(layer, p, q)
+                image = weights[layer][rows, columns].mT @ forms[layer][rows]
+                if layer:
+                    forms[layer - 1][columns] = image
+                else:
+                    for_y[columns] += image
             for m in reversed(range(p, q)):
-                for layer in reversed(range(depth if m < network.features else 0)):
-                    columns = network.block(layer, m, m + 1)
+                for layer in reversed(range(depth)):
+                    columns = network.rows(layer, m, m + 1)
                     if columns.stop == columns.start:
                         continue
-                    rows = (network.block(layer + 1, m, q) if layer + 1 < depth
-                            else network.parameters(m + 1, q))  # fmt: skip
+                    # Parameters of a coordinate depend on lesser degrees only.
+                    rows = network.rows(layer + 1, m + (layer + 1 == depth), q)
                     form = forms[layer][columns]
                     if rows.stop > rows.start:
                         form.addmm_(weights[layer + 1][rows, columns].mT, forms[layer + 1][rows])
@@ -253,10 +247,10 @@ class _Walk(torch.autograd.Function):
                     if layer in network.skips:
                         form += forms[network.skips.index(layer)][columns]
                 if m:
-                    column, rows = network.inputs(0, m, m + 1), network.block(0, m, q)
+                    column, rows = network.inputs(0, m, m + 1), network.rows(0, m, q)
                     if rows.stop > rows.start:
                         for_y[column].addmm_(weights[0][rows, column].mT, forms[0][rows])
-                    rows = network.parameters(m, m + 1)
+                    rows = network.rows(depth, m, m + 1)
                     for_given[m - 1], for_parameters = ctx.pullback(
                         given[m - 1], parameters[rows].mT, y[m - 1], for_y[m - 1], for_slopes[m - 1]
                     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["FUSED_ACTIVATIONS", "Activation", "check_activation"]
+__all__ = ["FUSED_ACTIVATIONS", "Activation"]
 
 
 class Activation(NamedTuple):
@@ -30,40 +31,25 @@ class Activation(NamedTuple):
     pull_back: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _relu_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward.grad_input(g, a, 0, grad_input=g)  # type: ignore[no-any-return]
-
-
-def _tanh_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
-    return torch.ops.aten.tanh_backward.grad_input(g, a, grad_input=g)  # type: ignore[no-any-return]
-
-
-def _elu(h: Tensor) -> Tensor:
-    return F.elu(h, inplace=True)
-
-
-def _elu_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
-    return g.mul_((a + 1).clamp_(max=1))
-
-
-def _silu(h: Tensor) -> Tensor:
-    return F.silu(h, inplace=True)
-
-
 def _silu_back(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
     gate = torch.sigmoid(h)
     return g.mul_(gate + a * (1 - gate))
 
 
+_elu, _silu, _aten = partial(F.elu, inplace=True), partial(F.silu, inplace=True), torch.ops.aten
 FUSED_ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(torch.relu, torch.relu_, torch.relu_, _relu_back),
-    "tanh": Activation(torch.tanh, torch.tanh_, torch.tanh_, _tanh_back),
-    "elu": Activation(F.elu, _elu, _elu, _elu_back),
+    "relu": Activation(
+        torch.relu,
+        torch.relu_,
+        torch.relu_,
+        lambda g, h, a: _aten.threshold_backward.grad_input(g, a, 0, grad_input=g),
+    ),
+    "tanh": Activation(
+        torch.tanh,
+        torch.tanh_,
+        torch.tanh_,
+        lambda g, h, a: _aten.tanh_backward.grad_input(g, a, grad_input=g),
+    ),
+    "elu": Activation(F.elu, _elu, _elu, lambda g, h, a: g.mul_((a + 1).clamp_(max=1))),
     "silu": Activation(F.silu, _silu, F.silu, _silu_back),
 }
-
-
-def check_activation(name: str) -> None:
-    """Raise a ValueError unless the name is one of ``FUSED_ACTIVATIONS``."""
-    if name not in FUSED_ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(FUSED_ACTIVATIONS)}; got {name!r}")

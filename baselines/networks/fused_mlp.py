@@ -9,11 +9,12 @@ memory traffic and bookkeeping as it is products.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.networks.activations import Activation
@@ -54,18 +55,18 @@ def perceptron(
         offset = offset.reshape(-1, offset.shape[-1])
     parameters = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
     out: Tensor
-    if plain(x) and not torch.is_grad_enabled():
-        out = _evaluated(activation, staircases, flat, offset, *parameters)
-    elif plain(x):
+    if not plain(x):
+        out = _layer_by_layer(activation, flat, offset, *parameters)
+    elif torch.is_grad_enabled():
         out = _Perceptron.apply(activation, staircases, flat, offset, *parameters)  # type: ignore[no-untyped-call]
     else:
-        out = _layer_by_layer(activation, flat, offset, *parameters)
+        out = _evaluated(activation, staircases, flat, offset, parameters)
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def by_calls(
     x: Tensor,
-    layers: Iterable[nn.Module],
+    layers: Iterable[Callable[[Tensor], Tensor]],
     activation: Activation,
     *,
     offset: Tensor | None = None,
@@ -82,12 +83,9 @@ def by_calls(
 def _layer_by_layer(
     activation: Activation, x: Tensor, offset: Tensor | None, *parameters: Tensor
 ) -> Tensor:
-    h = x
-    for number, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
-        h = F.linear(activation.call(h) if number else h, weight, bias)
-        if number == 0 and offset is not None:
-            h = h + offset
-    return h
+    pairs = zip(parameters[::2], parameters[1::2], strict=True)
+    layers = (partial(F.linear, weight=weight, bias=bias) for weight, bias in pairs)
+    return by_calls(x, layers, activation, offset=offset)
 
 
 def _evaluated(
@@ -95,13 +93,19 @@ def _evaluated(
     staircases: Sequence[Staircase | None],
     x: Tensor,
     offset: Tensor | None,
-    *parameters: Tensor,
+    parameters: Sequence[Tensor],
+    hidden: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """Without a gradient: no layer's values outlive the next layer's."""
+    """Outside of a graph; where no h and a(h) are asked for, none outlives the next layer's."""
     h = x
     layers = zip(parameters[::2], parameters[1::2], staircases, strict=True)
     for number, (weight, bias, staircase) in enumerate(layers):
-        h = product(activation.written(h) if number else h, weight, bias, staircase)
+        if number and hidden is not None:
+            hidden.append((h, activation.written(h)))
+            h = hidden[-1][1]
+        elif number:
+            h = activation.written(h)
+        h = product(h, weight, bias, staircase)
         if number == 0 and offset is not None:
             h += offset
     return h
@@ -118,21 +122,14 @@ class _Perceptron(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         ctx.activation, ctx.staircases = activation, staircases
-        before: list[Tensor] = []
-        after = [x]
-        layers = zip(parameters[::2], parameters[1::2], staircases, strict=True)
-        for number, (weight, bias, staircase) in enumerate(layers):
-            h = product(after[-1], weight, bias, staircase)
-            if number == 0 and offset is not None:
-                h += offset
-            if number < len(staircases) - 1:
-                before.append(h)
-                after.append(activation.written(h))
-        ctx.save_for_backward(x, offset, *parameters, *before, *after[1:])
-        return h
+        hidden: list[tuple[Tensor, Tensor]] = []
+        out = _evaluated(activation, staircases, x, offset, parameters, hidden)
+        before, after = zip(*hidden, strict=True) if hidden else ((), ())
+        ctx.save_for_backward(x, offset, *parameters, *before, *after)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         activation, staircases = ctx.activation, ctx.staircases
         depth = len(staircases)
         x, offset, *rest = ctx.saved_tensors
@@ -140,22 +137,20 @@ class _Perceptron(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (None, None, *_again(ctx, gradient, x, offset, *parameters))
         before, after = hidden[: depth - 1], [x, *hidden[depth - 1 :]]
-        found: list[Tensor | None] = []
+        needs_x, needs_offset, *needs = ctx.needs_input_grad[2:]
+        gradients: list[Tensor | None] = []
         for number in reversed(range(depth)):
             staircase, weight = staircases[number], parameters[2 * number]
-            needs_weight, needs_bias = ctx.needs_input_grad[4 + 2 * number : 6 + 2 * number]
-            found.append(gradient.sum(0) if needs_bias else None)
-            found.append(
+            needs_weight, needs_bias = needs[2 * number : 2 * number + 2]
+            gradients.append(gradient.sum(0) if needs_bias else None)
+            gradients.append(
                 gradient_of_weight(gradient, after[number], staircase) if needs_weight else None
             )
             if number:
                 gradient = gradient_of_input(gradient, weight, staircase)
                 gradient = activation.pull_back(gradient, before[number - 1], after[number])
-        for_offset = gradient if ctx.needs_input_grad[3] else None
-        for_x = None
-        if ctx.needs_input_grad[2]:
-            for_x = gradient_of_input(gradient, parameters[0], staircases[0])
-        return None, None, for_x, for_offset, *reversed(found)
+        for_x = gradient_of_input(gradient, parameters[0], staircases[0]) if needs_x else None
+        return None, None, for_x, gradient if needs_offset else None, *reversed(gradients)
 
 
 def _again(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
@@ -167,5 +162,5 @@ def _again(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> list[Tensor | 
         apart = [None if v is None else v.view_as(v) for v in inputs]
         needed = [v for v, need in zip(apart, needs, strict=True) if need and v is not None]
         out = _layer_by_layer(ctx.activation, *apart)  # type: ignore[arg-type]
-        found = iter(torch.autograd.grad(out, needed, gradient, create_graph=True))
-    return [next(found) if need else None for need in needs]
+        gradients = iter(torch.autograd.grad(out, needed, gradient, create_graph=True))
+    return [next(gradients) if need else None for need in needs]

@@ -12,18 +12,22 @@ between hidden layers are then block-triangular, and half of their products need
 
 from __future__ import annotations
 
+import operator
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from baselines.networks.activations import FUSED_ACTIVATIONS, check_activation
+from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.masked_linear import MaskedLinear, Staircase, staircase_of
+from cflows.core.messages import known
 from cflows.core.pickling import Pickled
-from cflows.core.shortcuts import may_be_read, plain
+from cflows.core.shortcuts import may_be_read, plain, unwatched
 
 __all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
 
@@ -39,13 +43,10 @@ def input_degrees(features: int, order: str) -> Tensor:
         order: ``"sequential"``, ``"reversed"``, or ``"random"`` from torch's generator.
 
     """
-    if order == "sequential":
-        return torch.arange(1, features + 1)
-    if order == "reversed":
-        return torch.arange(features, 0, -1)
-    if order == "random":
+    if known("order", order, ORDERS) == "random":
         return torch.randperm(features) + 1
-    raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
+    degrees = torch.arange(1, features + 1)
+    return degrees if order == "sequential" else degrees.flip(0)
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,19 @@ class Plan:
 
     @cached_property
     def edges(self) -> tuple[tuple[int, ...], ...]:
-        """``edges[l][m]`` is how many units of hidden layer l have a degree below m, m = 0..D."""
-        found = []
-        for degrees in self.hidden:
-            counts = [0] * (self.features + 1)
-            for degree in degrees:
-                counts[degree + 1] += 1
-            found.append(tuple(torch.tensor(counts).cumsum(0).tolist()))
-        return tuple(found)
+        """``edges[l][m]`` is how many units of hidden layer l have a degree below m <= D + 1."""
+        return tuple(
+            tuple(bisect_left(degrees, m) for m in range(self.features + 2))
+            for degrees in self.hidden
+        )
 
     @cached_property
     def staircases(self) -> tuple[Staircase | None, ...]:
         """For each layer of the network the blocks that its mask leaves, None for a full one."""
-        between = [
-            staircase_of(before, after, 4) if min(len(before), len(after)) >= STAIRCASE_FROM
-            else None
-            for before, after in zip(self.hidden, self.hidden[1:], strict=False)
-        ]  # fmt: skip
+        between = (
+            staircase_of(*pair, 4) if min(map(len, pair)) >= STAIRCASE_FROM else None
+            for pair in pairwise(self.hidden)
+        )
         return (None, *between, None)
 
 
@@ -116,6 +113,7 @@ class MADE(Pickled):
     """
 
     degrees: Tensor
+    _read: tuple[list[Tensor], list[int], Plan] | None = None
 
     def __init__(
         self,
@@ -130,7 +128,7 @@ class MADE(Pickled):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        check_activation(activation)
+        known("activation", activation, FUSED_ACTIVATIONS)
         if features < 1 or outputs < 1:
             raise ValueError(
                 f"features and outputs must be at least 1, got {features} and {outputs}"
@@ -173,25 +171,40 @@ class MADE(Pickled):
 
     @property
     def is_readable(self) -> bool:
-        """Whether the layers' weights say all; else the layers are called, see ``may_be_read``."""
-        return may_be_read(self.layers, MaskedLinear)
+        """Whether the layers' weights say all; else module and layers are called."""
+        return unwatched([self]) and may_be_read(self.layers, MaskedLinear)
 
     def weights(self) -> list[Tensor] | None:
         """M ∘ W of each layer, for several passes of one call; None where layers are called."""
-        return [layer.effective() for layer in self.masked] if self.is_readable else None
+        if not may_be_read(self.layers, MaskedLinear):
+            return None
+        return [layer.weight * layer.mask for layer in self.masked]
+
+    def __getstate__(self) -> dict[str, object]:
+        # The buffers that were read may since have been replaced, on another device.
+        return {**self.__dict__, "_read": None}
 
     def skip(self, layer: int) -> int | None:
         """The hidden layer whose values are added to this one's, None where there is none."""
         return layer - 2 if self.residual and layer >= 2 and layer % 2 == 0 else None
 
     def plan(self) -> Plan:
-        """Degrees as Python numbers, read from the buffers: one host synchronisation."""
-        buffers = (getattr(self, f"hidden_degrees_{k}") for k in range(len(self.layers) - 1))
-        return _planned(self.features, tuple(tuple(buffer.tolist()) for buffer in buffers))
+        """Degrees as Python numbers; a device is asked anew where their buffers have changed."""
+        buffers = [getattr(self, f"hidden_degrees_{k}") for k in range(len(self.layers) - 1)]
+        versions = [-1 if buffer.is_inference() else buffer._version for buffer in buffers]
+        if self._read is not None:
+            earlier, then, plan = self._read
+            same = versions == then and all(map(operator.is_, buffers, earlier))
+            # What is written past its version, by .data, is noticed where reading is cheap.
+            if same and buffers[0].device.type != "cpu":
+                return plan
+        plan = _planned(self.features, tuple(tuple(buffer.tolist()) for buffer in buffers))
+        self._read = buffers, versions, plan
+        return plan
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """(*B, D), (*B, C) -> ``outputs`` tensors (*B, D), entry i a function of those before i."""
-        return self.parameters_of(x, context).unbind(-1)
+        return self._by_output(x, context, self.weights()).unbind(-1)
 
     def parameters_of(
         self, x: Tensor, context: Tensor | None = None, weights: Sequence[Tensor] | None = None
@@ -204,6 +217,13 @@ class MADE(Pickled):
             weights: of ``weights()``, where one call makes several passes.
 
         """
+        if not unwatched([self]):
+            return torch.stack(self(x, context), dim=-1)
+        return self._by_output(x, context, self.weights() if weights is None else weights)
+
+    def _by_output(
+        self, x: Tensor, context: Tensor | None, weights: Sequence[Tensor] | None
+    ) -> Tensor:
         if not torch.compiler.is_compiling():
             self.evaluations_made += 1
         offset = None
@@ -213,43 +233,25 @@ class MADE(Pickled):
             offset = context @ self.context_weight.mT
             batch = torch.broadcast_shapes(x.shape[:-1], offset.shape[:-1])  # type: ignore[no-untyped-call]
             x, offset = x.expand(*batch, -1), offset.expand(*batch, -1)
-        if weights is None:
-            weights = self.weights()
-        out = (self._residual if self.residual else self._straight)(x, offset, weights)
-        by_output = out.reshape(*x.shape[:-1], self.outputs, self.features)
-        return by_output.mT
-
-    def _straight(
-        self, x: Tensor, offset: Tensor | None, weights: Sequence[Tensor] | None
-    ) -> Tensor:
-        return self._pass(x, slice(None), weights, self._staircases(x), offset)
-
-    def _residual(
-        self, x: Tensor, offset: Tensor | None, weights: Sequence[Tensor] | None
-    ) -> Tensor:
         activation, staircases = FUSED_ACTIVATIONS[self.activation], self._staircases(x)
-        h = self._pass(x, slice(0, 1), weights, staircases, offset)
-        for first in range(1, len(self.layers) - 1, 2):
-            block = slice(first, first + 2)
-            h = h + self._pass(activation.call(h), block, weights, staircases)
-        return self._pass(activation.call(h), slice(-1, None), weights, staircases)
 
-    def _pass(
-        self,
-        x: Tensor,
-        some: slice,
-        weights: Sequence[Tensor] | None,
-        staircases: Sequence[Staircase | None],
-        offset: Tensor | None = None,
-    ) -> Tensor:
-        """Some of the layers, one after the other."""
-        activation, layers = FUSED_ACTIVATIONS[self.activation], self.masked[some]
-        if weights is None:
-            return by_calls(x, layers, activation, offset=offset)
-        biases = [layer.bias for layer in layers]
-        return perceptron(
-            x, weights[some], biases, activation, offset=offset, staircases=staircases[some]
-        )
+        def through(some: slice, h: Tensor, offset: Tensor | None = None) -> Tensor:
+            layers = self.masked[some]
+            if weights is None:
+                return by_calls(h, layers, activation, offset=offset)
+            biases = [layer.bias for layer in layers]
+            return perceptron(
+                h, weights[some], biases, activation, offset=offset, staircases=staircases[some]
+            )
+
+        if self.residual:
+            h = through(slice(0, 1), x, offset)
+            for first in range(1, len(self.layers) - 1, 2):
+                h = h + through(slice(first, first + 2), activation.call(h))
+            out = through(slice(-1, None), activation.call(h))
+        else:
+            out = through(slice(None), x, offset)
+        return out.reshape(*x.shape[:-1], self.outputs, self.features).mT
 
     def _staircases(self, x: Tensor) -> tuple[Staircase | None, ...]:
         # Blocks pay on a CPU, for wide layers; elsewhere nobody need read the degrees.

@@ -38,13 +38,9 @@ class MaskedLinear(nn.Module):
         """Its sizes."""
         return f"inputs={self.mask.shape[1]}, outputs={self.mask.shape[0]}"
 
-    def effective(self) -> Tensor:
-        """M ∘ W, (outputs, inputs)."""
-        return self.weight * self.mask
-
     def forward(self, x: Tensor) -> Tensor:
         """(*B, inputs) -> (*B, outputs)."""
-        return F.linear(x, self.effective(), self.bias)
+        return F.linear(x, self.weight * self.mask, self.bias)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, staircase: Staircase | None) -> Tensor:

@@ -24,8 +24,6 @@ __all__ = [
     "SinhArcsinh",
 ]
 
-BOUND = 5.0  # of log scales, unless another is given
-
 
 class Affine(Bijector):
     """A fixed x_i = loc_i + scale_i z_i, with log|det dx/dz| = Σ_i log scale_i.
@@ -318,7 +316,7 @@ class LeakyReLU(Elementwise):
         return (z < 0).to(z.dtype) * math.log(self.slope)
 
 
-def bounded(raw: Tensor, bound: float = BOUND) -> Tensor:
+def bounded(raw: Tensor, bound: float) -> Tensor:
     """A tanh(s / a): near s for small s, and never past ±a."""
     return bound * torch.tanh(raw / bound)
 

@@ -12,7 +12,7 @@ from zoo import perturbed
 import cflows
 from baselines import IAF, MAF, AutoregressiveAffine
 from baselines.inversion import degree_sweep as walks
-from baselines.inversion.autoregressive import INVERSIONS
+from baselines.inversion.degree_sweep import INVERSIONS
 from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 
 KINDS = {

@@ -227,6 +227,28 @@ def test_wide_layers_leave_out_products_and_change_nothing(hidden_degrees):
     torch.testing.assert_close(torch.cat(f.made(x), dim=-1), h)
 
 
+def test_degrees_on_a_device_are_read_once(monkeypatch):
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+        __torch_function__ = torch._C._disabled_torch_function_impl
+
+    made, reads = MADE(D, hidden=(8, 8), hidden_degrees="random"), []
+    for name, buffer in list(made.named_buffers(recurse=False)):
+        setattr(made, name, buffer.as_subclass(Elsewhere))
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(1) or tolist(self))
+    plan = made.plan()
+    assert len(reads) == 2
+    assert made.plan() is plan
+    assert len(reads) == 2
+    made.load_state_dict(MADE(D, hidden=(8, 8), hidden_degrees="random").state_dict())
+    assert made.plan().hidden == tuple(
+        tuple(tolist(buffer)) for buffer in (made.hidden_degrees_0, made.hidden_degrees_1)
+    )
+    assert len(reads) == 4
+    assert made.__getstate__()["_read"] is None, "no pickle refers to another device"
+
+
 def mog(context: int = 0) -> MADEMoG:
     return perturbed(
         MADEMoG(3, 4, context_features=context, hidden=(12,), order="random", activation="tanh")

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from zoo import perturbed
 
-from baselines import IAF, MAF, NSF, RealNVP, ResidualFlow
+from baselines import IAF, MADE, MAF, NSF, RealNVP, ResidualFlow
 from baselines.networks.masked_linear import MaskedLinear
 from cflows import FFJORD, MLP, FixedGrid
 from cflows.continuous.layers import LAYERS
@@ -82,6 +82,29 @@ def test_hooks_fire_and_change_nothing(name):
     found = flow.log_prob(x, context), flow.bijector(x, context)
     torch.testing.assert_close(found, expected)
     assert fired == set(linears(flow))
+
+
+@pytest.mark.parametrize("name", [name for name in FLOWS if "maf" in name or "auto" in name])
+def test_hooks_of_whole_networks_fire_and_their_answers_are_taken(name):
+    flow = perturbed(FLOWS[name]())
+    x, context = given(flow)
+    expected = flow.log_prob(x, context), flow.bijector(x, context)
+    torch.manual_seed(0)
+    drawn, fired = flow.sample(4, context), []
+    mades = [part for part in flow.modules() if isinstance(part, MADE)]
+    for made in mades:
+        made.register_forward_hook(lambda made, *_: fired.append(made))
+    found = flow.log_prob(x, context), flow.bijector(x, context)
+    torch.testing.assert_close(found, expected)
+    assert set(fired) == set(mades)
+    fired.clear()
+    torch.manual_seed(0)
+    torch.testing.assert_close(flow.sample(4, context), drawn)
+    assert set(fired) == set(mades)
+    for made in mades:
+        made.register_forward_hook(lambda made, inputs, out: tuple(2 * part for part in out))
+    assert not torch.equal(flow.log_prob(x, context), expected[0])
+    torch.testing.assert_close(flow.bijector.inverse(flow.bijector(x, context), context), x)
 
 
 @pytest.mark.parametrize("register", ["register_forward_pre_hook", "register_full_backward_hook"])
