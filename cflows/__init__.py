@@ -18,6 +18,7 @@ from cflows.bijectors.elementwise import (
     LeakyReLU,
     SinhArcsinh,
 )
+from cflows.bijectors.inverse import Inverse
 from cflows.bijectors.normalization import ActNorm, BatchNorm
 from cflows.bijectors.squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from cflows.bijectors.whitening import Whitening
@@ -28,7 +29,7 @@ from cflows.continuous.ode_bijector import ODEBijector
 from cflows.continuous.runge_kutta import SolveStats
 from cflows.continuous.solvers import Adaptive, FixedGrid, Lagged, SolverError
 from cflows.core.base import Base, Normal
-from cflows.core.bijector import Bijector, Chain, Inverse
+from cflows.core.bijector import Bijector, Chain
 from cflows.core.collectives import ProcessError
 from cflows.core.flow import Flow, FlowDistribution, log_likelihood
 from cflows.core.registry import LoadError, register

@@ -25,9 +25,9 @@ from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.mask_split import MaskSplit, coupling_mask
 from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow
+from cflows.core.bijector import may_be_read
 from cflows.core.messages import known
 from cflows.core.pickling import Pickled
-from cflows.core.shortcuts import may_be_read
 
 __all__ = [
     "NETWORKS",

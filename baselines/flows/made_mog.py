@@ -14,8 +14,8 @@ from torch import Tensor
 from baselines.inversion.autoregressive import sequential
 from baselines.inversion.degree_sweep import walk
 from baselines.networks.made import MADE
-from baselines.transforms.univariate import bounded
 from cflows import Base
+from cflows.core.bijector import bounded
 
 __all__ = ["MADEMoG"]
 

@@ -28,8 +28,8 @@ from baselines.networks.lipschitz import LipschitzMLP
 from cflows import Bijector, Chain, Flow
 from cflows.continuous.divergence import PROBES, draw_probes
 from cflows.continuous.fields import FrozenMLP, Linearized, pushforward
+from cflows.core.bijector import fusible
 from cflows.core.first_order import first_order, first_order_only
-from cflows.core.shortcuts import fusible
 
 __all__ = [
     "LOG_DETS",

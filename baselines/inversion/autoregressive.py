@@ -25,8 +25,8 @@ from torch import Tensor
 
 from baselines.networks.made import MADE
 from baselines.transforms.univariate import pull_back
+from cflows.core.bijector import fusible
 from cflows.core.first_order import first_order_only
-from cflows.core.shortcuts import fusible
 
 __all__ = ["ONCE", "Pullback", "Solve", "jacobi", "sequential"]
 

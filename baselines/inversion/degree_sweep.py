@@ -25,8 +25,8 @@ from torch import Tensor
 from baselines.inversion.autoregressive import ONCE, Pullback, Solve, jacobi, sequential
 from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.made import MADE
+from cflows.core.bijector import fusible
 from cflows.core.first_order import first_order_only
-from cflows.core.shortcuts import fusible
 
 __all__ = ["INVERSIONS", "cached", "walk"]
 
@@ -39,7 +39,7 @@ def cached(
     """One pass: y (*B, D) and Σ_d log|dy_d/dg_d| (*B,).
 
     Gradients cannot be differentiated again: a RuntimeError says so. Layers that must be called
-    (``cflows.core.shortcuts``) are called, by D passes.
+    (``cflows.core.bijector``) are called, by D passes.
     """
     if not fusible(given) or not made.is_readable:
         return sequential(made, given, context, solve, pullback)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cflows.core.shortcuts import may_read
+from cflows.core.bijector import may_read
 
 __all__ = ["InversionError", "InversionStatus", "monotone_root", "tanh_root"]
 

@@ -24,7 +24,7 @@ from baselines.networks.masked_linear import (
     gradient_of_weight,
     product,
 )
-from cflows.core.shortcuts import plain
+from cflows.core.bijector import plain
 
 __all__ = ["by_calls", "perceptron"]
 

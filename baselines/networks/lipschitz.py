@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from cflows.continuous.fields import FrozenMLP
 from cflows.continuous.layers import ACTIVATIONS, Activation
+from cflows.core.bijector import fusible, may_be_read
 from cflows.core.pickling import Pickled
-from cflows.core.shortcuts import fusible, may_be_read
 
 __all__ = ["CONTRACTIVE", "LipSwish", "LipschitzMLP", "spectral_bound"]
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.masked_linear import MaskedLinear, Staircase, staircase_of
+from cflows.core.bijector import may_be_read, plain, unwatched
 from cflows.core.messages import known
 from cflows.core.pickling import Pickled
-from cflows.core.shortcuts import may_be_read, plain, unwatched
 
 __all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
 

@@ -15,18 +15,15 @@ import torch
 from torch import Tensor
 
 from cflows import register
-from cflows.core.shortcuts import plain
+from cflows.core.bijector import BOUND, bounded, plain
 
 __all__ = [
     "Additive",
     "AffineScale",
     "Transformer",
     "UnivariateTransform",
-    "bounded",
     "pull_back",
 ]
-
-BOUND = 5.0  # a, of log scales
 
 
 class UnivariateTransform(ABC):
@@ -167,11 +164,6 @@ class Additive(UnivariateTransform):
     def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """x - μ, 0."""
         return x - parameters.squeeze(-1), torch.zeros_like(x)
-
-
-def bounded(raw: Tensor) -> Tensor:
-    """α = a tanh(s / a): near s for small s, and never past ±a."""
-    return BOUND * torch.tanh(raw / BOUND)
 
 
 def _scale_and_shift(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from cflows.core.bijector import Bijector, within
+from cflows.core.bijector import Bijector
+from cflows.core.within import within
 
 __all__ = ["Bounded"]
 

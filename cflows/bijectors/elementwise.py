@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from cflows.core.bijector import Bijector, within
-from cflows.core.shortcuts import may_read
+from cflows.core.bijector import BOUND, Bijector, bounded, may_read
+from cflows.core.within import within
 
 __all__ = [
     "Affine",
@@ -211,7 +211,7 @@ class ElementwiseAffine(Elementwise):
 
     """
 
-    def __init__(self, features: int, *, bound: float = 5.0) -> None:
+    def __init__(self, features: int, *, bound: float = BOUND) -> None:
         super().__init__(features)
         if not bound > 0:
             raise ValueError(f"bound must be positive, got {bound}")
@@ -314,11 +314,6 @@ class LeakyReLU(Elementwise):
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
         """Log slope below zero, 0 above."""
         return (z < 0).to(z.dtype) * math.log(self.slope)
-
-
-def bounded(raw: Tensor, bound: float) -> Tensor:
-    """A tanh(s / a): near s for small s, and never past ±a."""
-    return bound * torch.tanh(raw / bound)
 
 
 def _next_to(end: float, step: int, dtype: torch.dtype) -> float:

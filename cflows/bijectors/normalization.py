@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cflows.core.bijector import Bijector
+from cflows.core.bijector import Bijector, may_read
 from cflows.core.collectives import moments
-from cflows.core.shortcuts import may_read
 
 __all__ = ["ActNorm", "BatchNorm"]
 

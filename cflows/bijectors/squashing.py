@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cflows.bijectors.elementwise import Elementwise
-from cflows.core.bijector import Inverse
+from cflows.bijectors.inverse import Inverse
 
 __all__ = ["Exp", "Log", "Logit", "Sigmoid", "Softplus", "Softsign", "Tanh"]
 

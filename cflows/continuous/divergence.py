@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from cflows.continuous.fields import MLP, FrozenMLP, Linearized, Local, pushforward
 from cflows.continuous.foreign import ModuleLocal, TransformedLocal, recomputed
-from cflows.core.shortcuts import recorded, transformed, unwatched
+from cflows.core.bijector import recorded, transformed, unwatched
 
 __all__ = [
     "DIVERGENCES",

@@ -30,9 +30,9 @@ from cflows.continuous.layers import (
     TimeLayer,
     matvec,
 )
+from cflows.core.bijector import may_be_read, unwatched
 from cflows.core.messages import known
 from cflows.core.pickling import Pickled
-from cflows.core.shortcuts import may_be_read, unwatched
 
 __all__ = ["CONTEXTS", "MLP", "FrozenMLP", "Local", "computed_once", "declared_size"]
 

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from cflows.continuous.fields import Local
-from cflows.core.shortcuts import recorded
+from cflows.core.bijector import recorded
 
 __all__ = ["ForeignField", "ModuleLocal", "TransformedLocal"]
 

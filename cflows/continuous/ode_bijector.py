@@ -26,10 +26,9 @@ from cflows.continuous.penalties import PENALTIES
 from cflows.continuous.runge_kutta import RightHandSide, Slope, SolveStats, Stage
 from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
 from cflows.continuous.stages import at_stages, slope
-from cflows.core.bijector import Bijector
+from cflows.core.bijector import Bijector, exported, may_read, recorded, transformed
 from cflows.core.messages import known
 from cflows.core.modes import claimed
-from cflows.core.shortcuts import exported, may_read, recorded, transformed, uncompiled
 
 __all__ = ["ODEBijector"]
 
@@ -289,7 +288,9 @@ class ODEBijector(Bijector):
     ) -> tuple[Tensor, Tensor | None]:
         if recorded() and not (exported() or isinstance(self.solver, FixedGrid)):
             # Steps that follow the values are no graph: such a solve is left as it is.
-            return uncompiled(self._solved, start, context, span, traced)
+            solved: Callable[..., tuple[Tensor, Tensor | None]]
+            solved = torch.compiler.disable(self._solved)  # type: ignore[no-untyped-call]
+            return solved(start, context, span, traced)
         return self._solved(start, context, span, traced)
 
     def _solved(

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from cflows.continuous.runge_kutta import Grid, RightHandSide, SolveStats
 from cflows.continuous.tableaus import TABLEAUS
+from cflows.core.bijector import exported, transformed
 from cflows.core.first_order import first_order_only, refused
 from cflows.core.messages import known
 from cflows.core.registry import register
-from cflows.core.shortcuts import exported, transformed
 
 __all__ = [
     "ADAPTIVE",

@@ -7,6 +7,7 @@ A base is a module with ``log_prob(z, context)``, ``sample(shape, context)`` and
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -124,3 +125,11 @@ def _store(module: nn.Module, name: str, value: Tensor, learnable: bool) -> None
 def _batch(context: Tensor | None) -> tuple[int, ...]:
     """*B, which a base without context of its own takes from the flow's."""
     return () if context is None else tuple(context.shape[:-1])
+
+
+def leading(sample_shape: int | Iterable[int]) -> tuple[int, ...]:
+    """A shape of draws as a tuple; an int n means (n,)."""
+    try:
+        return tuple(sample_shape)  # type: ignore[arg-type]
+    except TypeError:
+        return (int(sample_shape),)  # type: ignore[arg-type]

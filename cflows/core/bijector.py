@@ -8,23 +8,36 @@ Probabilistic Modeling and Inference", section 2.1.
 from __future__ import annotations
 
 import functools
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.distributions import constraints
+from torch.nn.modules import module as every_module
 
 from cflows.core.pickling import Pickled
-from cflows.core.shortcuts import may_read
 
-__all__ = ["Bijector", "Chain", "Inverse"]
+__all__ = [
+    "Bijector",
+    "Chain",
+    "bounded",
+    "exported",
+    "fusible",
+    "may_be_read",
+    "may_read",
+    "plain",
+    "recorded",
+    "refuse_low_precision",
+    "transformed",
+    "unwatched",
+]
 
+BOUND = 5.0  # of log scales, unless another is given
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-_NOTED = threading.local()
 
 T = TypeVar("T")
 
@@ -226,53 +239,9 @@ class Chain(Bijector):
             yield part, context if part.context_features else None
 
 
-class Inverse(Bijector):
-    """The same map the other way round: ``Inverse(f).forward`` is ``f.inverse``.
-
-    Args:
-        bijector: f.
-
-    Example:
-        >>> import torch
-        >>> from cflows import Exp, Inverse
-        >>> Inverse(Exp(1))(torch.tensor([1.0]))
-        tensor([0.])
-
-    """
-
-    def __init__(self, bijector: Bijector) -> None:
-        super().__init__(bijector.features, bijector.context_features)
-        self.bijector = bijector
-
-    @property
-    def codomain(self) -> constraints.Constraint:
-        """The domain of f."""
-        return self.bijector.domain
-
-    @property
-    def domain(self) -> constraints.Constraint:
-        """The codomain of f."""
-        return self.bijector.codomain
-
-    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """f⁻¹(z)."""
-        return self.bijector.inverse(z, context)
-
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """f(x)."""
-        return self.bijector.forward(x, context)
-
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """f⁻¹(z) and its log-determinant."""
-        return self.bijector.inverse_and_log_det(z, context)
-
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """f(x) and its log-determinant."""
-        return self.bijector.forward_and_log_det(x, context)
+def bounded(raw: Tensor, bound: float = BOUND) -> Tensor:
+    """A tanh(s / a): near s for small s, and never past ±a."""
+    return bound * torch.tanh(raw / bound)
 
 
 def _of_last(ranges: Iterable[constraints.Constraint]) -> constraints.Constraint:
@@ -295,48 +264,6 @@ def refuse_low_precision(name: str, dtype: torch.dtype | None) -> None:
         )
 
 
-@contextmanager
-def setting_aside() -> Iterator[list[Tensor]]:
-    """Within a block ``within`` refuses nothing: it appends which rows lie outside, (*B,) each."""
-    before, _NOTED.rows = getattr(_NOTED, "rows", None), []
-    try:
-        yield _NOTED.rows
-    finally:
-        _NOTED.rows = before
-
-
-def within(
-    x: Tensor, inside: Tensor, middle: Tensor | float, message: str, *, check: bool
-) -> Tensor:
-    """x, whose entries must be inside of a map's range.
-
-    What lies outside is refused where ``check`` asks for it and numbers may be read, and left as it
-    is elsewhere. In a block of ``setting_aside`` it is noted by row, and ``middle`` takes its
-    place, so that neither NaN nor a gradient comes of it.
-
-    Args:
-        x: (*B, D).
-        inside: which entries are, (*B, D).
-        middle: a point inside, broadcastable to x.
-        message: of the error; ``{value:g}`` in it is the first entry outside.
-        check: whether to look; asking costs a host synchronisation.
-
-    Raises:
-        ValueError: an entry is outside.
-
-    """
-    # First, since the compiler does not see through what a thread keeps.
-    if torch.compiler.is_compiling():
-        return x
-    noted = getattr(_NOTED, "rows", None)
-    if noted is not None:
-        noted.append(~inside.all(-1))
-        return torch.where(inside, x, middle)
-    if check and may_read(x) and not bool(inside.all()):
-        raise ValueError(message.format(value=x[~inside][0].item()))
-    return x
-
-
 def _check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -347,3 +274,103 @@ def _check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
             f"{name} must have shape (*B, {size}), {symbol} = {size} its last dimension; "
             f"got {tuple(value.shape)}"
         )
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jacrev, ...) is at work.
+
+    Each value stands for many there, or is differentiated by rules that torch.autograd.grad does
+    not know; a tensor that is kept outlives its transform.
+    """
+    return torch._C._are_functorch_transforms_active()
+
+
+def recorded() -> bool:
+    """Whether the operations are recorded, by torch.compile or torch.export, to be run later."""
+    return torch.compiler.is_compiling()
+
+
+def exported() -> bool:
+    """Whether torch.export records."""
+    # torch 2.6 has no such question: there a compilation is told from an export by nothing.
+    ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return bool(ask())
+
+
+def may_read(value: Tensor) -> bool:
+    """Whether a check may ask a tensor for its numbers: not while something traces or transforms.
+
+    Under torch.func's transforms, torch.compile, torch.export, torch.jit.trace and make_fx, within
+    the capture of a CUDA graph, and for tensors without numbers (meta, fake), checks of values are
+    left out: what they would refuse becomes NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from cflows.core.bijector import may_read
+        >>> may_read(torch.ones(2)), may_read(torch.ones(2, device="meta"))
+        (True, False)
+
+    """
+    # First, since the compiler sees through no question below.
+    if torch.compiler.is_compiling():
+        return False
+    return not (
+        torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or value.is_meta
+        or isinstance(value, FakeTensor)
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or (value.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def fusible(x: Tensor) -> bool:
+    """Whether a custom ``torch.autograd.Function`` may stand for several operations on x.
+
+    torch.func, compilation and tracing, and forward differentiation, have a rule of their own for
+    each operation: they see no custom Function.
+    """
+    return may_read(x) and forward_ad._current_level < 0
+
+
+def plain(x: Tensor) -> bool:
+    """Whether neither autocast nor a transform asks for torch's own operations."""
+    return fusible(x) and not torch.is_autocast_enabled(x.device.type)
+
+
+def may_be_read(layers: Iterable[nn.Module], kind: type[nn.Module]) -> bool:
+    """Whether the layers' weights say all that a call of them would do.
+
+    Not so where a hook watches the calls or computes the weights (``weight_norm``, ``prune``, the
+    older ``spectral_norm``), nor for another class in a layer's place (low-rank adapters, quantised
+    layers). ``torch.nn.utils.parametrize`` may be read.
+
+    Args:
+        layers: which.
+        kind: what they were built as; a subclass with a forward of its own is another class.
+
+    Example:
+        >>> from torch import nn
+        >>> from cflows.core.bijector import may_be_read
+        >>> layer = nn.Linear(2, 3)
+        >>> _ = layer.register_forward_hook(lambda *_: None)
+        >>> may_be_read([nn.Linear(2, 3)], nn.Linear), may_be_read([layer], nn.Linear)
+        (True, False)
+
+    """
+    parts, forward = list(layers), kind.forward
+    return unwatched(parts) and all(
+        isinstance(part, kind) and type(part).forward is forward and "forward" not in part.__dict__
+        for part in parts
+    )
+
+
+def unwatched(modules: Iterable[nn.Module]) -> bool:
+    """Whether no hook, of these modules or of all, would notice that they are not called."""
+    return not every_module._has_any_global_hook() and not any(  # type: ignore[no-untyped-call]
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        for module in modules
+    )

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from cflows.core.bijector import setting_aside
+from cflows.core.base import leading
 from cflows.core.density import Density
 from cflows.core.modes import in_mode
+from cflows.core.within import setting_aside
 
-__all__ = ["FlowDistribution", "leading"]
+__all__ = ["FlowDistribution"]
 
 
 class FlowDistribution(Distribution):
@@ -138,11 +139,3 @@ class FlowDistribution(Distribution):
     def _leading(self, sample_shape: Any) -> tuple[int, ...]:
         batch = self.batch_shape if self.context is None else ()
         return (*leading(sample_shape), *batch)
-
-
-def leading(sample_shape: Any) -> tuple[int, ...]:
-    """A shape of draws as a tuple; an int n means (n,)."""
-    try:
-        return tuple(sample_shape)
-    except TypeError:
-        return (int(sample_shape),)

@@ -14,14 +14,13 @@ from torch.distributions import Distribution
 
 from cflows.core.arrays import Array, as_tensor
 from cflows.core.atomic_write import write_whole
-from cflows.core.base import Normal
-from cflows.core.bijector import Bijector, refuse_low_precision
+from cflows.core.base import Normal, leading
+from cflows.core.bijector import Bijector, may_read, refuse_low_precision
 from cflows.core.collectives import agree_on_steps
-from cflows.core.distribution import FlowDistribution, leading
+from cflows.core.distribution import FlowDistribution
 from cflows.core.flow_file import packed
 from cflows.core.modes import evaluating
 from cflows.core.pickling import Pickled
-from cflows.core.shortcuts import may_read
 from cflows.core.trajectory import trajectory
 
 __all__ = ["Flow", "FlowDistribution", "evaluating", "log_likelihood"]

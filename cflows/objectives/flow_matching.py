@@ -14,9 +14,8 @@ from torch import Tensor
 
 from cflows.continuous.fields import MLP
 from cflows.continuous.ode_bijector import ODEBijector
-from cflows.core.bijector import Bijector, Chain
+from cflows.core.bijector import Bijector, Chain, may_read
 from cflows.core.density import Density
-from cflows.core.shortcuts import may_read
 from cflows.objectives.base import Batch, Objective, weighted_mean
 
 __all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]

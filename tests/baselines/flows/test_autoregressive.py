@@ -5,7 +5,7 @@ import torch
 from zoo import perturbed
 
 from baselines import IAF, MADE, MAF, AutoregressiveAffine
-from cflows.bijectors.elementwise import BOUND, bounded
+from cflows.core.bijector import BOUND, bounded
 
 D = 5
 

@@ -7,7 +7,7 @@ from zoo import FLOWS, cases, perturbed
 
 from baselines import PlanarFlow
 from cflows import ActNorm, Affine, Chain, Flow, Sigmoid
-from cflows.core.shortcuts import may_read
+from cflows.core.bijector import may_read
 
 
 def test_may_read_knows_what_goes_on():
