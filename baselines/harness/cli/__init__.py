@@ -55,8 +55,8 @@ def _what_is_left(options: argparse.Namespace) -> str:
     if options.name == "fit":
         if options.checkpoint is None:
             return "nothing was written; with --checkpoint PATH it could go on"
-        from baselines.harness.estimator import commands
+        from baselines.harness.estimator.fit import goes_on
 
-        if not commands.goes_on(options.checkpoint):
+        if not goes_on(options.checkpoint):
             return f"nothing was trained yet, the same command begins anew:\n  {options.command}"
     return f"nothing is lost: the same command goes on where it stopped:\n  {options.command}"

@@ -12,8 +12,7 @@ __all__ = ["fit", "sample", "score"]
 
 def fit(options: argparse.Namespace) -> None:
     """Train a model on a table and write its file."""
-    from baselines.harness.estimator import commands
-    from baselines.harness.estimator.task import Task
+    from baselines.harness.estimator.fit import Task, train
 
     task = filled(
         Task,
@@ -23,25 +22,19 @@ def fit(options: argparse.Namespace) -> None:
         columns=options.columns or None,
     )
     with torchrun.joined(task.device):
-        commands.train(task)
+        train(task)
 
 
 def score(options: argparse.Namespace) -> None:
     """Write the log-density of each row."""
-    from baselines.harness.estimator import commands
+    from baselines.harness.estimator import apply
 
-    commands.score(options.model, options.data, options.out, options.device, options.context)
+    apply.score(options.model, options.data, options.out, options.device, options.context)
 
 
 def sample(options: argparse.Namespace) -> None:
     """Write rows drawn from a model."""
-    from baselines.harness.estimator import commands
+    from baselines.harness.estimator import apply
 
-    commands.sample(
-        options.model,
-        options.n,
-        options.out,
-        options.seed or 0,
-        options.device,
-        options.context,
-    )
+    seed = options.seed or 0
+    apply.sample(options.model, options.n, options.out, seed, options.device, options.context)

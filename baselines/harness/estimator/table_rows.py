@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from baselines.harness.data.streams import Stream, Streamed
 from baselines.harness.experiment import checks
 from cflows import Affine, standardise
 
-__all__ = ["Rows", "Source", "open_rows"]
+__all__ = ["Rows", "Source", "at_most", "open_rows"]
 
 AT_ONCE = 100_000
 
@@ -47,29 +48,25 @@ class Source:
     ) -> None:
         self.rows, self.context, self.weights = rows, tuple(context), weights
         self.columns = tuple(c for c in rows.columns if c not in context and c != weights)
-        self._places = [rows.columns.index(name) for name in self.columns]
-        self._context_places = [rows.columns.index(name) for name in self.context]
-        self.context_map: Affine | None = None
-        if self.context:
-            self.context_map = self._standard()
+        self.context_map = self._standard() if self.context else None
 
     def _standard(self) -> Affine:
         """The map of the context, which only moves what is constant."""
         still = _still(self.rows, self.context)
         vary = [i for i, name in enumerate(self.context) if name not in still]
-        loc = self._spaced("train", lambda n: n)[0, self._context_places]
+        loc = self._spaced("train", lambda n: n, self.context)[0]
         scale = torch.ones(len(self.context))
         if vary:
-            fitted = standardise(self._whole([self._context_places[i] for i in vary]))
+            fitted = standardise(self._whole([self.context[i] for i in vary]))
             loc[vary], scale[vary] = fitted.loc, fitted.scale
         return Affine(loc, scale)
 
     def train(self) -> tuple[Tensor | Stream, Tensor | Stream | None]:
         """The training rows as ``cflows.fit`` takes them, their context standardised."""
-        x = self._whole(self._places)
+        x = self._whole(self.columns)
         if self.context_map is None:
             return x, None
-        context = self._whole(self._context_places)
+        context = self._whole(self.context)
         if isinstance(context, Tensor):
             return x, self.context_map.inverse(context)
         loc, scale = self.context_map.loc.numpy(), self.context_map.scale.numpy()
@@ -84,19 +81,13 @@ class Source:
         """
         if self.weights is None:
             return None
-        at = self.rows.columns.index(self.weights)
-        if isinstance(self.rows, Streamed):
-            part = self.rows.part(name, [at])
-            chosen = np.arange(0, len(part), distance(len(part)))
-            pieces = range(0, len(chosen), AT_ONCE)  # whole rows are read for the one column
-            values = np.concatenate([part[chosen[first : first + AT_ONCE]] for first in pieces])
-            found = torch.from_numpy(values[:, 0])
-        else:
-            found = self._spaced(name, distance)[:, at]
-        if not bool((found > 0).any()):
-            raise DataError(f"{self.rows.source}: no {name} row has a positive weight in the "
-                            f"column {self.weights!r}; give more rows that count")  # fmt: skip
-        return found
+        weights = self._spaced(name, distance, [self.weights])[:, 0]
+        if not bool((weights > 0).any()):
+            raise DataError(
+                f"{self.rows.source}: no {name} row has a positive weight in the column "
+                f"{self.weights!r}; give more rows that count"
+            )
+        return weights
 
     def few(self, name: SplitName, distance: Callable[[int], int]) -> Rows:
         """Rows of a split, evenly spaced, in the units of the table.
@@ -106,9 +97,8 @@ class Source:
             distance: from the number of rows to that between two of them.
 
         """
-        values = self._spaced(name, distance)
-        context = values[:, self._context_places] if self.context else None
-        return values[:, self._places], context
+        context = self._spaced(name, distance, self.context) if self.context else None
+        return self._spaced(name, distance, self.columns), context
 
     def standardised(self, rows: Rows) -> Rows:
         """The same rows with the context as ``train`` gives it."""
@@ -117,20 +107,31 @@ class Source:
             return x, None
         return x, self.context_map.inverse(context)
 
-    def _spaced(self, name: SplitName, distance: Callable[[int], int]) -> Tensor:
-        if isinstance(self.rows, Streamed):
-            part = self.rows.part(name, range(len(self.rows.columns)))
-            return torch.from_numpy(part[:: distance(len(part))])
-        split = getattr(self.rows, name)
-        return torch.from_numpy(np.array(split[:: distance(len(split))], np.float32))
+    def _spaced(
+        self, name: SplitName, distance: Callable[[int], int], columns: Sequence[str]
+    ) -> Tensor:
+        positions = [self.rows.columns.index(column) for column in columns]
+        if not isinstance(self.rows, Streamed):
+            split = getattr(self.rows, name)
+            return torch.from_numpy(split[:: distance(len(split)), positions].astype(np.float32))
+        part = self.rows.part(name, positions)
+        chosen = np.arange(0, len(part), distance(len(part)))
+        pieces = range(0, len(chosen), AT_ONCE)  # whole rows are read for some columns
+        return torch.from_numpy(np.concatenate([part[chosen[i : i + AT_ONCE]] for i in pieces]))
 
-    def _whole(self, places: Sequence[int]) -> Tensor | Stream:
+    def _whole(self, columns: Sequence[str]) -> Tensor | Stream:
+        positions = [self.rows.columns.index(column) for column in columns]
         if isinstance(self.rows, Streamed):
-            return self.rows.part("train", places)
+            return self.rows.part("train", positions)
         values = self.rows.train
-        if len(places) < len(self.rows.columns):
-            values = values[:, places]
+        if len(columns) < len(self.rows.columns):
+            values = values[:, positions]
         return torch.from_numpy(values).float()
+
+
+def at_most(rows: int) -> Callable[[int], int]:
+    """The distance between two of the rows that ``few`` takes, for so many of them at most."""
+    return lambda n: math.ceil(n / rows)
 
 
 def open_rows(
@@ -159,8 +160,10 @@ def open_rows(
     context = tuple(dict.fromkeys(context))
     spared = context if weights is None else (*context, weights)
     if weights in context:
-        raise DataError(f"{name}: the column {weights!r} is named by --context and --weights; "
-                        "leave it out of one")  # fmt: skip
+        raise DataError(
+            f"{name}: the column {weights!r} is named by --context and --weights; leave it out of "
+            "one"
+        )
     rows: Dataset | Streamed | None = None
     if name not in data.names():
         rows = stream(Path(name), dequantise=dequantise, spared=spared, columns=columns, drop=drop)

@@ -1,0 +1,312 @@
+"""One model of the user's own: trained on a table.
+
+A model's file is a ``TableFlow``: the flow ends in the map that was fitted to the training rows, so
+that densities and samples are in the file's units, and it keeps the column names. All that is
+written is written beside its place and renamed: it is there whole, or as it was before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from baselines.harness.data import Dataset, Width
+from baselines.harness.data.bounds import Bounds, bounded, refuse_unknown, within
+from baselines.harness.data.streams import Stream
+from baselines.harness.estimator.apply import refuse_output
+from baselines.harness.estimator.summary import SHOWN_ROWS, print_draws, print_scores
+from baselines.harness.estimator.table_rows import Source, at_most, open_rows
+from baselines.models import registry
+from baselines.models.model import ModelError
+from cflows import Bijector, Flow, TableFlow, TrainingError, behind, standardise, whiten
+from cflows.core.atomic_write import STDOUT, companion, refuse_unwritable, target
+from cflows.core.collectives import leads
+from cflows.core.flow_file import packed
+from cflows.core.registry import again, configuration_of
+from cflows.training.checkpoint import exists, refuse_unusable
+from cflows.training.pipeline import Choice, begun, fit_behind
+from cflows.training.preprocessing import extent
+from cflows.training.rows import Data, rows_for
+from cflows.training.schedules import NO_GAIN, for_few_rows
+
+__all__ = ["Task", "goes_on", "train"]
+
+FLOOR = 1e-6  # a direction of a thousandth of the largest spread: what float32 still inverts
+VALIDATION_ROWS = 2000
+VALIDATIONS = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """What ``cflows fit`` was asked for.
+
+    Attributes:
+        model: a name that ``registry.find`` knows.
+        data: a registered name, or a file.
+        out: the model's file.
+        depth: layers or blocks; None for the deepest setting of a comparison.
+        steps: optimiser steps at most; None for the model's own, or for none where seconds are
+            given.
+        seconds: training seconds at most, those of the choice of a map included.
+        seed: of the first weights and of the training.
+        preprocess: ``"auto"``, ``"standardise"``, ``"whiten"`` or ``"none"``.
+        device: ``"cpu"`` or ``"cuda"``.
+        checkpoint: a path, or None.
+        quick: the model's few steps in place of its own.
+        context: columns that are given to the model and not modelled.
+        weights: the column that says how much each row counts, and is not modelled; or None.
+        dequantise: noise for quantised columns, as ``data.files.read`` takes it.
+        bounds: of columns, by name.
+        columns: the columns to model, or None for all; likewise.
+        drop: columns to leave out; likewise.
+
+    """
+
+    model: str
+    data: str
+    out: Path
+    depth: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    seed: int = 0
+    preprocess: str = "auto"
+    device: str = "cpu"
+    checkpoint: Path | None = None
+    quick: bool = False
+    context: Sequence[str] = ()
+    weights: str | None = None
+    dequantise: Width | None = None
+    bounds: Bounds = field(default_factory=dict)
+    columns: Sequence[str] | None = None
+    drop: Sequence[str] = ()
+
+
+def train(task: Task) -> None:
+    """Train a model behind a fixed map, save it and print what it is worth.
+
+    Raises:
+        ModelError: an unknown model, or one that cannot be built for these columns.
+        DataError: the rows cannot be used.
+        LoadError: the checkpoint is not one of this run.
+        OSError: a file cannot be written; found out before the training.
+        TrainingError: the training came to no end.
+
+    """
+    model = registry.find(task.model)
+    _refuse_outputs(task)
+    rows = open_rows(
+        task.data,
+        context=task.context,
+        weights=task.weights,
+        dequantise=task.dequantise,
+        columns=task.columns,
+        drop=task.drop,
+    )
+    refuse_unknown([rows.columns], task.bounds)
+    bounds = bounded(within(rows.rows, rows.columns, task.bounds))
+    depth = max(model.depths) if task.depth is None else task.depth
+    train_rows = rows.train()
+    own_steps = model.quick_steps if task.quick else model.steps
+    usual, learning_rate = for_few_rows(own_steps, model.learning_rate, len(train_rows[0]))
+    steps = task.steps
+    if steps is None and (task.seconds is None or task.quick):
+        steps = usual
+
+    def build(data_end: Bijector | None) -> Flow:
+        return behind(_core(task, rows, depth), data_end)
+
+    # A model that cannot be built, or kept, says so before the first map is tried.
+    core = build(None)
+    if leads():
+        _refuse_unkeepable(core, task)
+        for note in rows.rows.notes:
+            print(f"cflows: {note}", file=sys.stderr)
+        if isinstance(rows.rows, Dataset) and rows.rows.note:
+            print(rows.rows.note)
+
+    def seldom(n: int) -> int:
+        return max(1, n // VALIDATION_ROWS)
+
+    validation_rows = rows.standardised(rows.few("validation", seldom))
+    rows.weights_of("test", at_most(SHOWN_ROWS))  # refused now, not afterwards
+    weights = rows.weights_of("train", lambda _: 1)
+    validation_weights = rows.weights_of("validation", seldom)
+    choice_file, run = None, ""
+    if task.checkpoint is not None:
+        choice_file = _choice_beside(task.checkpoint)
+        sums = (
+            of if of is None else float(of.double().sum()) for of in (weights, validation_weights)
+        )
+        settings = [model.objective, learning_rate, task.seed, *sums]
+        run = _identity(build(bounds), (train_rows, validation_rows), settings)
+    done = fit_behind(
+        build,
+        train_rows,
+        validation_rows,
+        task.preprocess,
+        maps={
+            "whiten": partial(_whitened, weights=weights),
+            "standardise": partial(standardise, weights=weights),
+        },
+        bounds=bounds,
+        steps=steps,
+        seconds=task.seconds,
+        choice_file=choice_file,
+        run=run,
+        tell=_tell_choice,
+        own={
+            "validate_every": None if steps is None else max(1, steps // VALIDATIONS),
+            "checkpoint": task.checkpoint,
+        },
+        objective=model.objective,
+        patience=model.patience,
+        learning_rate=learning_rate,
+        warmup=model.warmup_of(steps),
+        seed=task.seed,
+        device=task.device,
+        progress=sys.stderr.isatty(),
+        weights=weights,
+        validation_weights=validation_weights,
+    )
+    if not leads():
+        return
+    own = rows.context_map
+    loc, scale = (None, None) if own is None else (own.loc, own.scale)
+    ends = extent(train_rows[0])
+    flow = TableFlow(
+        done.flow.bijector, done.flow.base, rows.columns, rows.context, loc, scale, ends
+    ).to(task.device)
+    history = done.history
+    _keep(flow, task)
+    name = "no preprocessing" if done.name == "none" else done.name
+    print(
+        f"{model.label}, {model.counted(depth)}, {name}: {history.steps} steps in "
+        f"{history.seconds:.1f} s, ended by {history.stopped}; the state of step "
+        f"{history.best_step} is kept"
+    )
+    if history.gain == 0:
+        print(f"cflows: {NO_GAIN}", file=sys.stderr)
+    print_scores(flow, rows)
+    print_draws(flow, rows, task.seed, task.device)
+    print(f"the model: {task.out}")
+
+
+def goes_on(checkpoint: Path) -> bool:
+    """Whether the same command would go on where one that was interrupted has stopped."""
+    return exists(checkpoint) or begun(_choice_beside(checkpoint))
+
+
+def _core(task: Task, rows: Source, depth: int) -> Flow:
+    if depth < 1:
+        raise ModelError(f"{task.model} needs a depth of at least 1, got {depth}")
+    features = len(rows.columns)
+    try:
+        core = registry.preset(task.model, features, depth, task.seed)
+        return _conditional(core, task, len(rows.context)) if rows.context else core
+    except ValueError as error:
+        raise ModelError(
+            f"{task.model} cannot be built for {features} columns at depth {depth}: {error}"
+        ) from error
+
+
+def _conditional(core: Flow, task: Task, features: int) -> Flow:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(task.seed)
+            return again(core, context_features=features)
+    except TypeError as error:
+        raise ModelError(f"{task.model} takes no context; leave --context out") from error
+
+
+def _tell_choice(choice: Choice) -> None:
+    if leads():
+        scores = ", ".join(f"{value:.3f} ({name})" for name, value in choice.scores.items())
+        print(f"validation log-likelihood after a few steps: {scores}")
+
+
+def _choice_beside(checkpoint: Path) -> Path:
+    """Where the choice of the map is kept for a training of that checkpoint."""
+    return companion(checkpoint, ".map")
+
+
+def _identity(core: Flow, data: Sequence[Data], settings: Sequence[object]) -> str:
+    """What two runs share where one may take over the other's choice: all but when they end."""
+    model = [configuration_of(part) for part in (core, core.bijector, core.base)]
+    rows = [rows_for(core, part, "the rows").fingerprint() for part in data]
+    return hashlib.sha256(json.dumps([model, rows, settings]).encode()).hexdigest()
+
+
+def _whitened(rows: Tensor | Stream, weights: Tensor | None) -> Bijector:
+    """Whitening with a floor, whose warning becomes a line of the command."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        fitted = whiten(rows, FLOOR, weights=weights)
+    for warning in caught:
+        print(f"cflows: {warning.message}", file=sys.stderr)
+    return fitted
+
+
+def _refuse_outputs(task: Task) -> None:
+    """Find out before the work that a model or its checkpoint could not be written."""
+    refuse_output(task.out, task.data)
+    if target(task.out) == STDOUT:
+        raise OSError(f"{task.out}: a model is no text to be printed; name a file")
+    if task.checkpoint is not None:
+        refuse_output(task.checkpoint, task.data, task.out)
+        if target(task.out) in map(target, (task.checkpoint, _choice_beside(task.checkpoint))):
+            raise FileExistsError(f"{task.out}: cannot be the checkpoint too; name another file")
+        refuse_unusable(task.checkpoint)
+
+
+def _refuse_unkeepable(core: Flow, task: Task) -> None:
+    """Find out before the training that its model could not be kept: for its class, or for room."""
+    try:
+        size = len(packed(core))
+    except TypeError as error:
+        raise ModelError(f"{task.model} cannot be saved: {error}") from error
+    try:
+        refuse_unwritable(task.out, size)
+    except OSError as error:
+        reason = f"{task.out}: {_reason(error, task.out)}; the model takes about {size:,} bytes"
+        folder = tempfile.gettempdir()
+        try:
+            refuse_unwritable(Path(folder) / "model", size)
+        except OSError:
+            raise OSError(reason) from error
+        remedy = "make room before the training ends, or it will be kept in"
+        print(f"cflows: {reason}: {remedy} {folder}", file=sys.stderr)
+
+
+def _keep(flow: Flow, task: Task) -> None:
+    """Save a trained model; where that fails, in the temporary folder, and say so as an error."""
+    try:
+        flow.save(task.out)
+    except OSError as error:
+        kept = f"its training is kept in {task.checkpoint}: the same command goes on from there"
+        if task.checkpoint is None or not exists(task.checkpoint):
+            kept = "the model could not be kept in the temporary folder either"
+        with contextlib.suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix="cflows-"))
+            try:
+                flow.save(folder / "model.flow")
+                kept = f"the model was kept in {folder / 'model.flow'}"
+            except OSError:
+                folder.rmdir()
+        raise TrainingError(f"{task.out}: {_reason(error, task.out)}; {kept}") from error
+
+
+def _reason(error: OSError, out: Path) -> str:
+    """What went wrong, in words that do not name the file again."""
+    return error.strerror.lower() if error.strerror else str(error).removeprefix(f"{out}: ")
