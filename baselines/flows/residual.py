@@ -286,7 +286,7 @@ def series_log_det(local: Linearized, probes: Tensor, weights: Sequence[float]) 
             neumann = neumann + weight * power
     if not torch.is_grad_enabled():
         return value
-    surrogate = (neumann * local.product(probes)).sum((0, -1))
+    surrogate = (neumann * local.products(probes)).sum((0, -1))
     return value + first_order(surrogate - surrogate.detach(), ONCE_SERIES)
 
 

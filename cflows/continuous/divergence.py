@@ -22,34 +22,35 @@ the integrand would be noise in time, and an adaptive solver would shrink its st
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from cflows.continuous.fields import MLP, FrozenMLP, Linearized, Local, pushforward
-from cflows.continuous.foreign import ModuleLocal, TransformedLocal, recomputed
+from cflows.continuous.fields import MLP, FrozenMLP, Local
+from cflows.continuous.foreign import ForeignField, ModuleLocal, TransformedLocal
+from cflows.continuous.penalties import rates
+from cflows.continuous.stages import Slope
 from cflows.core.bijector import recorded, transformed, unwatched
 
 __all__ = [
     "DIVERGENCES",
     "PROBES",
     "Local",
+    "at_stages",
     "draw_probes",
     "exact_is_cheap",
     "is_perceptron",
     "linearize",
     "orthonormal_probes",
+    "slope",
     "value_and_divergence",
 ]
 
 DIVERGENCES = ("auto", "exact", "hutchinson", "hutch++")
 PROBES = ("rademacher", "gaussian")
-CHUNK = 2**24
-"""Numbers that one chunk of tangents may hold."""
 
 
 def value_and_divergence(
@@ -89,6 +90,35 @@ def value_and_divergence(
     return local.finished(local.value), local.finished(divergence)
 
 
+def at_stages(
+    field: nn.Module, times: Tensor, context: Tensor | None, end_time: Tensor
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """T f(sT, x, context) at each s of ``times`` (S,): S functions of the states x (N, D) alone."""
+    if is_perceptron(field):
+        return field.at(times * end_time, context, scale=end_time)
+    return (ForeignField(field, t, context, end_time) for t in (times * end_time).unbind())
+
+
+def slope(
+    field: Callable[[Tensor], Tensor],
+    x: Tensor,
+    traced: bool,
+    probes: Tensor | None,
+    penalties: tuple[str, ...],
+    spare: Tensor,
+    end_time: Tensor,
+) -> Slope:
+    """Velocity (N, D) and rates (N, m) in the state's dtype; m = 0 gives None."""
+    if not traced:
+        return field(x).to(x.dtype), None
+    local = linearize(field, x)
+    parts = [local.trace(probes)]
+    if penalties:
+        parts += rates(penalties, local, probes, spare, end_time)
+    rate = parts[0].unsqueeze(1) if len(parts) == 1 else torch.stack(parts, dim=1)
+    return local.finished(local.value.to(x.dtype)), local.finished(rate.to(x.dtype))
+
+
 def linearize(f: Callable[[Tensor], Tensor], x: Tensor) -> Local:
     """A field at one time, seen near its states.
 
@@ -99,52 +129,13 @@ def linearize(f: Callable[[Tensor], Tensor], x: Tensor) -> Local:
 
     """
     if isinstance(f, FrozenMLP):
-        return PerceptronLocal(f.linearize(x))
+        return f.linearize(x)
     if transformed() or recorded():
         return TransformedLocal(f, x)
     keep = torch.is_grad_enabled()
     if not (keep and x.requires_grad):
         x = x.detach().requires_grad_()
     return ModuleLocal(f, x, keep)
-
-
-@dataclass(frozen=True)
-class PerceptronLocal(Local):
-    """A perceptron, by the factors of its Jacobian."""
-
-    factors: Linearized
-
-    @property
-    def value(self) -> Tensor:  # type: ignore[override]
-        """f(x)."""
-        return self.factors.value
-
-    def products(self, vectors: Tensor) -> Tensor:
-        """J v."""
-        return self.factors.product(vectors)
-
-    def diagonal(self) -> Tensor:
-        """Diagonal of J, by D tangents."""
-        diagonal = _diagonal(self.factors.weights, self.factors.diagonals, self.value.shape[0])
-        return diagonal if self.factors.residual is None else diagonal - self.factors.residual
-
-    def exact_trace(self) -> Tensor:
-        """Tr J in closed form, or by as many tangents as the narrowest layer has units."""
-        weights, diagonals = self.factors.weights, self.factors.diagonals
-        shared = diagonals[-1] is None and all(weight.dim() == 2 for weight in weights)
-        if shared and len(weights) == 2 and diagonals[0] is not None:
-            inner, outer = weights
-            trace = diagonals[0] @ (inner * outer.mT).sum(-1)
-        elif shared and len(weights) == 3 and diagonals[0] is not None:
-            inner, middle, outer = weights
-            pairing = middle * (inner @ outer).mT
-            assert diagonals[1] is not None
-            trace = ((diagonals[1] @ pairing) * diagonals[0]).sum(-1)
-        else:
-            trace = _diagonal(*_narrowest_first(weights, diagonals), self.value.shape[0]).sum(-1)
-        if self.factors.residual is None:
-            return trace
-        return trace - self.value.shape[-1] * self.factors.residual
 
 
 def is_perceptron(field: object) -> TypeGuard[MLP]:
@@ -221,33 +212,3 @@ def exact_is_cheap(field: nn.Module, rows: int | None, probes: int = 1) -> bool:
     else:
         trace = float(min(widths) * (one_pass - sizes[0]))
     return one_pass + trace <= 1.5 * one_pass * (1 + probes)
-
-
-def _narrowest_first(
-    weights: list[Tensor], diagonals: list[Tensor | None]
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """The factors turned round, as a trace allows, to begin and end at the narrowest layer."""
-    widths = [weight.shape[-1] for weight in weights]
-    start = widths.index(min(widths))
-    return weights[start:] + weights[:start], diagonals[start:] + diagonals[:start]
-
-
-def _diagonal(weights: list[Tensor], diagonals: list[Tensor | None], rows: Any) -> Tensor:
-    """Diagonal of diag(d_L) W_L ... diag(d_1) W_1, (N, size), by tangents in chunks."""
-    size = weights[0].shape[-1]
-    basis = torch.eye(size, dtype=weights[0].dtype, device=weights[0].device).unsqueeze(1)
-    widest = max(weight.shape[-2] for weight in weights)
-    step = max(1, CHUNK // max(1, rows * widest))
-
-    def chunk(first: int) -> Tensor:
-        # One row of tangents for all states: (k, 1, size), and its image is (k, N, size).
-        image = pushforward(weights, diagonals, basis[first : first + step])
-        return image[..., first : first + step].diagonal(dim1=0, dim2=2)
-
-    if isinstance(rows, torch.SymInt) or step >= size:  # an exported program serves any number
-        return chunk(0)
-    recompute = torch.is_grad_enabled()
-    return torch.cat(
-        [recomputed(chunk, first) if recompute else chunk(first) for first in range(0, size, step)],
-        dim=-1,
-    )

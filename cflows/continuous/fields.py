@@ -8,18 +8,15 @@ Jacobian in factors.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 from cflows.continuous.layers import (
     ACTIVATIONS,
@@ -34,10 +31,11 @@ from cflows.core.bijector import may_be_read, unwatched
 from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 
-__all__ = ["CONTEXTS", "MLP", "FrozenMLP", "Local", "computed_once", "declared_size"]
+__all__ = ["CONTEXTS", "MLP", "FrozenMLP", "Linearized", "Local", "pushforward", "recomputed"]
 
 CONTEXTS = ("additive", "gate")
-_KEPT = threading.local()
+CHUNK = 2**24
+"""Numbers that one chunk of tangents may hold."""
 
 
 class MLP(Pickled):
@@ -254,29 +252,6 @@ class FrozenMLP:
         return value if self.residual is None else value - self.residual * x
 
 
-@dataclass(frozen=True)
-class Linearized:
-    """f(x) and ∂f/∂x = diag(d_L) W_L ... diag(d_1) W_1 - r I.
-
-    Attributes:
-        value: f(x), (*B, D).
-        weights: W_l.
-        diagonals: d_l, (*B, H_l); None for ones.
-        residual: r, or None for zero.
-
-    """
-
-    value: Tensor
-    weights: list[Tensor]
-    diagonals: list[Tensor | None]
-    residual: Tensor | None = None
-
-    def product(self, tangent: Tensor) -> Tensor:
-        """(∂f/∂x) v for v (k, *B, D)."""
-        image = pushforward(self.weights, self.diagonals, tangent)
-        return image if self.residual is None else image - self.residual * tangent
-
-
 class Local:
     """A field near its states: its value, and what its Jacobian does.
 
@@ -296,11 +271,11 @@ class Local:
         raise TypeError
 
     def exact_trace(self) -> Tensor:
-        """Tr J, (N,)."""
+        """tr J, (N,)."""
         return self.diagonal().sum(-1)
 
     def trace(self, probes: Tensor | None) -> Tensor:
-        """Tr J, exactly or as Σ_k v_kᵀ J v_k: (N,)."""
+        """tr J, exactly or as Σ_k v_kᵀ J v_k: (N,)."""
         if probes is None:
             return self.exact_trace()
         return (probes * self.products(probes)).sum((0, -1))
@@ -308,6 +283,54 @@ class Local:
     def finished(self, value: Tensor) -> Tensor:
         """The value without the graph that only served to differentiate."""
         return value
+
+
+@dataclass(frozen=True)
+class Linearized(Local):
+    """f(x) and ∂f/∂x = diag(d_L) W_L ... diag(d_1) W_1 - r I.
+
+    Attributes:
+        value: f(x), (*B, D).
+        weights: W_l.
+        diagonals: d_l, (*B, H_l); None for ones.
+        residual: r, or None for zero.
+
+    """
+
+    value: Tensor
+    weights: list[Tensor]
+    diagonals: list[Tensor | None]
+    residual: Tensor | None = None
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """J v for v (k, *B, D)."""
+        image = pushforward(self.weights, self.diagonals, vectors)
+        return image if self.residual is None else image - self.residual * vectors
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of J, by D tangents."""
+        diagonal = _diagonal(self.weights, self.diagonals, self.value.shape[0])
+        return diagonal if self.residual is None else diagonal - self.residual
+
+    def exact_trace(self) -> Tensor:
+        """tr J in closed form, or by as many tangents as the narrowest layer has units."""
+        weights, (first, *others) = self.weights, self.diagonals
+        shared = self.diagonals[-1] is None and all(weight.dim() == 2 for weight in weights)
+        if shared and len(weights) == 2 and first is not None:
+            inner, outer = weights
+            trace = first @ (inner * outer.mT).sum(-1)
+        elif shared and len(weights) == 3 and first is not None and others[0] is not None:
+            inner, middle, outer = weights
+            trace = ((others[0] @ (middle * (inner @ outer).mT)) * first).sum(-1)
+        else:
+            # The factors turned round, as a trace allows, to begin and end at the narrowest layer.
+            widths = [weight.shape[-1] for weight in weights]
+            k = widths.index(min(widths))
+            turned = weights[k:] + weights[:k], self.diagonals[k:] + self.diagonals[:k]
+            trace = _diagonal(*turned, self.value.shape[0]).sum(-1)
+        if self.residual is None:
+            return trace
+        return trace - self.value.shape[-1] * self.residual
 
 
 def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: Tensor) -> Tensor:
@@ -319,46 +342,33 @@ def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: 
     return tangent
 
 
-@contextmanager
-def computed_once(field: nn.Module) -> Iterator[None]:
-    """Within a block each parametrised weight (spectral norm) of a field is computed once.
-
-    For this thread alone. ``torch.nn.utils.parametrize.cached`` has one store for the process: what
-    another thread computed without a graph, or before a step of the optimiser, would be taken.
-    """
-    for part in field.modules():
-        if parametrize.is_parametrized(part):
-            for name in getattr(part, "parametrizations"):  # noqa: B009, mypy takes it for a tensor
-                # Of this instance alone: torch made the class for it.
-                weight = vars(type(part))[name]
-                if not isinstance(weight, _KeptWeight):
-                    setattr(type(part), name, _KeptWeight(weight.fget, weight.fset))
-    outer = getattr(_KEPT, "weights", None)
-    _KEPT.weights = {} if outer is None else outer
-    try:
-        yield
-    finally:
-        _KEPT.weights = outer
+def recomputed(function: Callable[..., Tensor], *arguments: object) -> Tensor:
+    """The function's value, computed again on the way back."""
+    value: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return value
 
 
-class _KeptWeight(property):
-    def __get__(self, module: Any, owner: type | None = None) -> Any:
-        # First, since the compiler does not see through what a thread keeps.
-        kept = None if torch.compiler.is_compiling() else getattr(_KEPT, "weights", None)
-        if kept is None or module is None:
-            return super().__get__(module, owner)
-        key = id(module), self.fget
-        if key not in kept:
-            kept[key] = super().__get__(module, owner)
-        return kept[key]
+def _diagonal(
+    weights: list[Tensor], diagonals: list[Tensor | None], rows: int | torch.SymInt
+) -> Tensor:
+    """Diagonal of diag(d_L) W_L ... diag(d_1) W_1, (N, size), by tangents in chunks."""
+    size = weights[0].shape[-1]
+    basis = torch.eye(size, dtype=weights[0].dtype, device=weights[0].device).unsqueeze(1)
+    widest = max(weight.shape[-2] for weight in weights)
+    # An exported program serves any number of rows.
+    whole = isinstance(rows, torch.SymInt)
+    step = size if whole else max(1, CHUNK // max(1, rows * widest))
 
+    def chunk(first: int) -> Tensor:
+        # One row of tangents for all states: (k, 1, size), and its image is (k, N, size).
+        image = pushforward(weights, diagonals, basis[first : first + step])
+        return image[..., first : first + step].diagonal(dim1=0, dim2=2)
 
-def declared_size(field: nn.Module, name: str) -> int:
-    """``features`` or ``context_features`` of a field; a TypeError where it has none."""
-    size = getattr(field, name, 0 if name == "context_features" else None)
-    if not isinstance(size, int):
-        raise TypeError(f"the field {type(field).__name__} needs an integer attribute `{name}`")
-    return size
+    if step >= size:
+        return chunk(0)
+    parts = range(0, size, step)
+    recompute = torch.is_grad_enabled()
+    return torch.cat([recomputed(chunk, k) if recompute else chunk(k) for k in parts], dim=-1)
 
 
 def _divided(weight: Tensor, slope: Tensor | None) -> Tensor:

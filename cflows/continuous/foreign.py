@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
+from torch.nn.modules.batchnorm import _NormBase
 
-from cflows.continuous.fields import Local
+from cflows.continuous.fields import Local, recomputed
 from cflows.core.bijector import recorded
 
 __all__ = ["ForeignField", "ModuleLocal", "TransformedLocal"]
@@ -21,13 +20,7 @@ __all__ = ["ForeignField", "ModuleLocal", "TransformedLocal"]
 CHUNK = 2**21
 """Of the states' size, for a module whose inner layers may be many times as wide."""
 
-_KERNELS: list[tuple[Callable[[], bool], Callable[[bool], None]]] = [
-    (
-        getattr(torch.backends.cuda, f"{name}_sdp_enabled"),
-        getattr(torch.backends.cuda, f"enable_{name}_sdp"),
-    )
-    for name in ("flash", "mem_efficient", "cudnn", "math")
-]
+KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 _LOCK = threading.Lock()
 _OPEN: list[list[bool]] = []
 """For each block of ``twice_differentiable`` that is open in a thread, what was on before them."""
@@ -49,7 +42,7 @@ class ForeignField:
 
 
 class ModuleLocal(Local):
-    """Any module, by vector-Jacobian products."""
+    """A module of unknown make, by vector-Jacobian products."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor, keep: bool) -> None:
         self.f, self.x, self.keep = f, x, keep
@@ -65,22 +58,29 @@ class ModuleLocal(Local):
         return products[0] if len(products) == 1 else torch.cat(products)
 
     def _products(self, vectors: Tensor) -> Tensor:
-        with torch.enable_grad():
-            # One product runs faster without the batching.
-            batched = len(vectors) > 1
-            (products,) = torch.autograd.grad(
-                self.value,
-                self.x,
-                vectors if batched else vectors[0],
-                create_graph=self.keep,
-                retain_graph=True,
-                is_grads_batched=batched,
-                materialize_grads=True,
-            )
-        return products if batched else products.unsqueeze(0)
+        # One product runs faster without the batching.
+        if len(vectors) > 1:
+            # torch cannot batch the gradient of some layers, of GroupNorm say.
+            with suppress(RuntimeError):
+                return self._pulled_back(vectors, batched=True)
+        products = [self._pulled_back(vector, batched=False) for vector in vectors]
+        return products[0].unsqueeze(0) if len(products) == 1 else torch.stack(products)
+
+    @torch.enable_grad()
+    def _pulled_back(self, vectors: Tensor, batched: bool) -> Tensor:
+        (products,) = torch.autograd.grad(
+            self.value,
+            self.x,
+            vectors,
+            create_graph=self.keep,
+            retain_graph=True,
+            is_grads_batched=batched,
+            materialize_grads=True,
+        )
+        return products
 
     def diagonal(self) -> Tensor:
-        """Diagonal of J, by D products in chunks."""
+        """The diagonal of J, by D products in chunks."""
         size = self.x.shape[-1]
         basis = torch.eye(size, dtype=self.x.dtype, device=self.x.device).unsqueeze(1)
         step = _at_once(self.x)
@@ -105,13 +105,14 @@ class ModuleLocal(Local):
 
 
 class TransformedLocal(Local):
-    """Any module where torch.autograd.grad cannot be called: in torch.func and compilation."""
+    """The same where torch.autograd.grad cannot be called: in torch.func and compilation."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.x = x
+        _refuse_statistics(getattr(f, "field", None))
         with twice_differentiable():
-            pulled: Any = torch.func.vjp(f, x)
-        self.value, self.pull_back = pulled
+            pulled = torch.func.vjp(f, x)
+        self.value, self.pull_back = pulled[:2]
 
     def products(self, vectors: Tensor) -> Tensor:
         """vᵀ J."""
@@ -119,7 +120,7 @@ class TransformedLocal(Local):
         return products
 
     def diagonal(self) -> Tensor:
-        """Diagonal of J, by D products."""
+        """The diagonal of J, by D products."""
         basis = torch.eye(self.x.shape[-1], dtype=self.x.dtype, device=self.x.device)
         products = self.products(basis.unsqueeze(1).expand(-1, *self.x.shape))
         return products.diagonal(dim1=0, dim2=2)
@@ -137,7 +138,8 @@ def twice_differentiable() -> Iterator[None]:
         return
     # The same as sdpa_kernel at a tenth of its time, which every stage of a solve would pay.
     with _LOCK:
-        before = _OPEN[0] if _OPEN else [enabled() for enabled, _ in _KERNELS]
+        enabled = [getattr(torch.backends.cuda, f"{name}_sdp_enabled") for name in KERNELS]
+        before = _OPEN[0] if _OPEN else [ask() for ask in enabled]
         _OPEN.append(before)
         _switch([False, False, False, True])
     try:
@@ -150,14 +152,18 @@ def twice_differentiable() -> Iterator[None]:
 
 
 def _switch(wanted: Sequence[bool]) -> None:
-    for (_, enable), each in zip(_KERNELS, wanted, strict=True):
-        enable(each)
+    for name, state in zip(KERNELS, wanted, strict=True):
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(state)
 
 
-def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The function's value, computed again on the way back."""
-    value: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return value
+def _refuse_statistics(field: nn.Module | None) -> None:
+    """Layers that count the batch write to their buffers, which torch.func does not let them."""
+    for name, part in () if field is None else field.named_modules():
+        if isinstance(part, _NormBase) and part.training and part.track_running_stats:
+            raise RuntimeError(
+                f"the field's {name} ({type(part).__name__}) updates its statistics, which "
+                "torch.func does not allow: call eval(), or build it with track_running_stats=False"
+            )
 
 
 def _at_once(x: Tensor) -> int:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from cflows.core.pickling import Pickled
 
@@ -23,8 +28,11 @@ __all__ = [
     "SquashLayer",
     "TimeFeatures",
     "TimeLayer",
+    "computed_once",
     "matvec",
 ]
+
+_KEPT = threading.local()
 
 
 class Activation(nn.Module):
@@ -304,6 +312,40 @@ def matvec(weight: Tensor, h: Tensor) -> Tensor:
     if weight.dim() == 2:
         return h @ weight.mT
     return (weight @ h.unsqueeze(-1)).squeeze(-1)
+
+
+@contextmanager
+def computed_once(field: nn.Module) -> Iterator[None]:
+    """Within a block each parametrised weight (spectral norm) of a field is computed once.
+
+    For this thread alone. ``torch.nn.utils.parametrize.cached`` has one store for the process: what
+    another thread computed without a graph, or before a step of the optimiser, would be taken.
+    """
+    for part in field.modules():
+        if parametrize.is_parametrized(part):
+            for name in getattr(part, "parametrizations"):  # noqa: B009, mypy takes it for a tensor
+                # Of this instance alone: torch made the class for it.
+                weight = vars(type(part))[name]
+                if not isinstance(weight, _KeptWeight):
+                    setattr(type(part), name, _KeptWeight(weight.fget, weight.fset))
+    outer = getattr(_KEPT, "weights", None)
+    _KEPT.weights = {} if outer is None else outer
+    try:
+        yield
+    finally:
+        _KEPT.weights = outer
+
+
+class _KeptWeight(property):
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        # First, since the compiler does not see through what a thread keeps.
+        kept = None if torch.compiler.is_compiling() else getattr(_KEPT, "weights", None)
+        if kept is None or module is None:
+            return super().__get__(module, owner)
+        key = id(module), self.fget
+        if key not in kept:
+            kept[key] = super().__get__(module, owner)
+        return kept[key]
 
 
 def _uniform(*shape: int) -> nn.Parameter:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,16 @@ from torch import Tensor, nn
 from cflows.continuous.divergence import (
     DIVERGENCES,
     PROBES,
+    at_stages,
     draw_probes,
     exact_is_cheap,
     orthonormal_probes,
+    slope,
 )
-from cflows.continuous.fields import computed_once, declared_size
+from cflows.continuous.layers import computed_once
 from cflows.continuous.penalties import PENALTIES
-from cflows.continuous.runge_kutta import RightHandSide, Slope, SolveStats, Stage
 from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
-from cflows.continuous.stages import at_stages, slope
+from cflows.continuous.stages import RightHandSide, Slope, SolveStats, Stage
 from cflows.core.bijector import Bijector, exported, may_read, recorded, transformed
 from cflows.core.messages import known
 from cflows.core.modes import claimed
@@ -109,7 +109,7 @@ class ODEBijector(Bijector):
         bfloat16: bool = False,
         compiled: bool = False,
     ) -> None:
-        super().__init__(declared_size(field, "features"), declared_size(field, "context_features"))
+        super().__init__(*_sizes(field))
         if not 0 < end_time < math.inf:
             raise ValueError(f"end_time must be positive and finite, got {end_time}")
         if not 0 <= steer < end_time:
@@ -118,10 +118,6 @@ class ODEBijector(Bijector):
         for name, count in (("probes", probes), ("evaluation_probes", evaluation_probes)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        known("probe", probe, PROBES)
-        known("gradient", gradient, GRADIENTS)
-        for name in penalties:
-            known("penalties", name, PENALTIES)
         if gradient == "adjoint" and not isinstance(training_solver, Adaptive):
             raise ValueError(
                 'gradient="adjoint" needs training_solver=Adaptive(...): a grid is differentiated '
@@ -137,13 +133,11 @@ class ODEBijector(Bijector):
         self.evaluation_divergence = known(
             "evaluation_divergence", evaluation_divergence, DIVERGENCES
         )
-        self.probe = probe
-        self.probes = probes
-        self.evaluation_probes = evaluation_probes
-        self.training_solver = training_solver
-        self.evaluation_solver = evaluation_solver
-        self.gradient = gradient
-        self.penalties = tuple(penalties)
+        self.probe = known("probe", probe, PROBES)
+        self.probes, self.evaluation_probes = probes, evaluation_probes
+        self.training_solver, self.evaluation_solver = training_solver, evaluation_solver
+        self.gradient = known("gradient", gradient, GRADIENTS)
+        self.penalties = tuple(known("penalties", name, PENALTIES) for name in penalties)
         self.steer = steer
         self.low_precision = bfloat16
         self.stats = SolveStats()
@@ -153,7 +147,7 @@ class ODEBijector(Bijector):
         self._slope = torch.compile(slope) if compiled else slope
         self._reviewed = True
         self._warned = False
-        self._override: dict[str, Any] = {}
+        self._override: tuple[Solver | None, str | None] = (None, None)
         self._collected: dict[int, dict[str, Tensor]] = {}  # by thread
 
     @property
@@ -165,8 +159,7 @@ class ODEBijector(Bijector):
     def solver(self) -> Solver:
         """The solver in force."""
         default = self.training_solver if self.training else self.evaluation_solver
-        solver: Solver = self._override.get("solver", default)
-        return solver
+        return self._override[0] or default
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data; no divergence is computed."""
@@ -204,30 +197,28 @@ class ODEBijector(Bijector):
 
         """
         start, context = self.broadcast(start, context)
-        places = [start]
+        states = [start]
         for ends in pairwise(times):
-            places.append(self._flow(places[-1], context, ends, traced=False)[0])
-        return torch.stack(places)
+            states.append(self._flow(states[-1], context, ends, traced=False)[0])
+        return torch.stack(states)
 
     @contextmanager
     def override(
         self, *, solver: Solver | None = None, divergence: str | None = None
     ) -> Iterator[None]:
         """Use this solver and this divergence within a block, in training and in evaluation."""
-        given: dict[str, Any] = {}
-        if solver is not None:
-            given["solver"] = solver
         if divergence is not None:
-            given["divergence"] = known("divergence", divergence, DIVERGENCES)
-        with claimed([self], "_override", self._override | given):
+            known("divergence", divergence, DIVERGENCES)
+        before = self._override
+        with claimed([self], "_override", (solver or before[0], divergence or before[1])):
             yield
 
     @contextmanager
-    def collecting(self, found: dict[str, Tensor]) -> Iterator[None]:
-        """Within a block, add the penalties (*B,) of this thread's solves to ``found``, by name."""
+    def collecting(self, totals: dict[str, Tensor]) -> Iterator[None]:
+        """Within a block, add the penalties (*B,) of this thread's solves, by name."""
         thread = threading.get_ident()
         before = self._collected.get(thread)
-        self._collected[thread] = found
+        self._collected[thread] = totals
         try:
             yield
         finally:
@@ -266,11 +257,11 @@ class ODEBijector(Bijector):
             )
         return value <= 10 * solver.tolerance
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # What torch compiled is no function that an unpickler could find.
         return {**self.__dict__, "_slope": None} if self._is_compiled else self.__dict__
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self._is_compiled:
             self._slope = torch.compile(slope)
@@ -301,15 +292,20 @@ class ODEBijector(Bijector):
                 f"a solve needs float32 or float64, got {start.dtype}; for speed, bfloat16=True "
                 "runs the field's matrix products alone in low precision"
             )
+        if not (self._reviewed or transformed() or exported()):
+            self.review()
         batch = start.shape[:-1]
         x = start.reshape(-1, self.features)
+        parameters: list[tuple[Tensor, Tensor]] = [(p, p) for p in self.parameters()]
         if context is not None:
-            context = context.reshape(x.shape[0], self.context_features)
+            context = outer = context.reshape(x.shape[0], self.context_features)
+            if self.gradient == "adjoint" and self._is_adaptive():
+                # It may depend on the parameters, whose gradient through it is the outer graph's.
+                context = outer.detach().requires_grad_(outer.requires_grad)
+            parameters.append((outer, context))
         collected = self._collected.get(threading.get_ident()) if self._collected else None
         penalties = self.penalties if traced and collected is not None else ()
         watched = may_read(x)
-        if not (self._reviewed or transformed() or exported()):
-            self.review()
         stats = SolveStats()
         if watched:
             self.stats = stats
@@ -322,7 +318,7 @@ class ODEBijector(Bijector):
                 span=span,
                 steps=self.steps,
                 gradient=self.gradient,
-                parameters=[*self.parameters(), *([] if context is None else [context])],
+                parameters=parameters,
                 stats=stats,
             )
         # An integer that changes at each call would have torch.compile begin anew each time.
@@ -360,41 +356,45 @@ class ODEBijector(Bijector):
             for field in at_stages(self.field, times, context, end):
                 yield partial(stage, field, end)
 
-        def stage(field: Any, end: Tensor, state: Tensor) -> Slope:
-            with self._precision(x):
+        def stage(field: Callable[[Tensor], Tensor], end: Tensor, state: Tensor) -> Slope:
+            # An outer autocast stays in force otherwise.
+            low = self.low_precision
+            with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
                 return self._slope(field, state, traced, probes, penalties, spare, end)
 
-        def first() -> Any:
+        def first() -> Callable[[Tensor], Tensor]:
             return next(at_stages(self.field, x.new_full((1,), start), context, end_time()))
 
         probes = self._draw(x, first) if traced else None
         spare = draw_probes(x, self.probe) if penalties and probes is None else x
         return at
 
-    def _precision(self, x: Tensor) -> Any:
-        if not self.low_precision:
-            return nullcontext()
-        return torch.autocast(x.device.type, dtype=torch.bfloat16)
-
-    def _scheme(self, rows: int) -> str:
-        """How the divergence is taken: ``"exact"``, ``"hutchinson"`` or ``"hutch++"``."""
-        default = self.divergence if self.training else self.evaluation_divergence
-        scheme: str = self._override.get("divergence", default)
+    def _draw(self, x: Tensor, first: Callable[[], Callable[[Tensor], Tensor]]) -> Tensor | None:
+        """Probes for a solve that begins at x with the field ``first()``; None: the exact trace."""
+        scheme, count = self.evaluation_divergence, self.evaluation_probes
+        if self.training:
+            scheme, count = self.divergence, self.probes
+        scheme = self._override[1] or scheme
         if scheme == "auto":
             # Of one row among many, or of a program for any number, nobody knows the batch.
-            of_batch = None if transformed() or exported() else rows
-            cheap = exact_is_cheap(self.field, of_batch, self._probes())
-            scheme = "exact" if cheap else "hutchinson"
-        return scheme
-
-    def _probes(self) -> int:
-        return self.probes if self.training else self.evaluation_probes
-
-    def _draw(self, x: Tensor, first: Callable[[], Any]) -> Tensor | None:
-        """Probes for a solve that begins at x with the field ``first()``; None: the exact trace."""
-        scheme = self._scheme(x.shape[0])
+            rows = None if transformed() or exported() else x.shape[0]
+            scheme = "exact" if exact_is_cheap(self.field, rows, count) else "hutchinson"
         if scheme == "exact":
             return None
         if scheme == "hutch++":
-            return orthonormal_probes(first(), x, self.probe, max(2, self._probes()))
-        return draw_probes(x, self.probe, self._probes())
+            return orthonormal_probes(first(), x, self.probe, max(2, count))
+        return draw_probes(x, self.probe, count)
+
+    def _is_adaptive(self) -> bool:
+        """Whether the next solve is by torchdiffeq."""
+        solver = self.solver
+        return isinstance(solver, Adaptive) or (isinstance(solver, Lagged) and self.steps == 0)
+
+
+def _sizes(field: nn.Module) -> tuple[int, int]:
+    """D and C of a field; a TypeError where it declares them otherwise than as integers."""
+    sizes = getattr(field, "features", None), getattr(field, "context_features", 0)
+    for name, size in zip(("features", "context_features"), sizes, strict=True):
+        if not isinstance(size, int):
+            raise TypeError(f"the field {type(field).__name__} needs an integer attribute `{name}`")
+    return sizes  # type: ignore[return-value]

@@ -13,17 +13,17 @@ error on the device, and lets it choose the number of steps of the next solve.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from cflows.continuous.runge_kutta import Grid, RightHandSide, SolveStats
-from cflows.continuous.tableaus import TABLEAUS
+from cflows.continuous.adaptive import ADAPTIVE, FIXED_STEP, Adaptive, System
+from cflows.continuous.stages import RightHandSide, Slope, SolverError, SolveStats, Stage
+from cflows.continuous.tableaus import TABLEAUS, Tableau
 from cflows.core.bijector import exported, transformed
-from cflows.core.first_order import first_order_only, refused
 from cflows.core.messages import known
 from cflows.core.registry import register
 
@@ -41,74 +41,8 @@ __all__ = [
     "solve",
 ]
 
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED_STEP = (
-    "euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams",
-    "fixed_adams",
-)  # fmt: skip
 SIZES = (2, 4, 6, 8, 12, 16, 24, 32)
 GRADIENTS = ("backprop", "checkpoint", "adjoint")
-ONCE = (
-    "the gradient of an adjoint solve cannot be differentiated again: build the flow with "
-    'gradient="backprop"'
-)
-NO_GRADIENT = (
-    "a solve by scipy_solver cannot be differentiated: name a method of torchdiffeq's own, such as "
-    'Adaptive("dopri5")'
-)
-
-
-class SolverError(RuntimeError):
-    """A solve that did not reach its end; the message names the time, the work and the remedy."""
-
-
-@register
-@dataclass(frozen=True)
-class Adaptive:
-    """Step control by torchdiffeq (Chen 2018), the error a maximum over rows.
-
-    A step is accepted where, for every row on its own, the estimated error of x (root mean square
-    over D) and of each integral is within atol + rtol |y|. So a row's answer does not depend on the
-    rows beside it, beyond the tolerance.
-
-    Args:
-        method: a name of torchdiffeq's registry: one of ``ADAPTIVE``; one of ``FIXED_STEP``, which
-            takes steps of ``step_size`` and heeds no tolerance; or ``"scipy_solver"``, SciPy's
-            LSODA on the CPU and without gradient.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        max_nfe: evaluations after which the solve ends in a SolverError.
-        step_size: of the methods in ``FIXED_STEP``, as a part of [0, 1].
-
-    Example:
-        >>> from cflows import Adaptive
-        >>> Adaptive("dopri5", rtol=1e-4, atol=1e-5).tightened(2).rtol
-        5e-05
-
-    """
-
-    method: str = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    max_nfe: int = 20_000
-    step_size: float | None = None
-
-    def __post_init__(self) -> None:
-        known("method", self.method, (*ADAPTIVE, *FIXED_STEP, "scipy_solver"))
-        if min(self.rtol, self.atol) < 0 or self.rtol + self.atol <= 0 or self.max_nfe < 1:
-            raise ValueError(f"tolerances and max_nfe must be positive: {self}")
-        if (self.step_size is not None) != (self.method in FIXED_STEP):
-            raise ValueError(
-                f"step_size is needed by {', '.join(FIXED_STEP)}, and by no other method: {self}"
-            )
-        if self.step_size is not None and not 0 < self.step_size <= 1:
-            raise ValueError(f"step_size must lie in (0, 1], got {self.step_size}")
-
-    def tightened(self, factor: float = 10.0) -> Adaptive:
-        """The same with tolerances, or steps, smaller by ``factor``."""
-        if self.step_size is not None:
-            return replace(self, step_size=self.step_size / factor)
-        return replace(self, rtol=self.rtol / factor, atol=self.atol / factor)
 
 
 @register
@@ -208,7 +142,7 @@ def solve(
     span: tuple[float, float] = (0.0, 1.0),
     steps: int = SIZES[3],
     gradient: str = "backprop",
-    parameters: Sequence[Tensor] = (),
+    parameters: Sequence[tuple[Tensor, Tensor]] = (),
     stats: SolveStats | None = None,
 ) -> tuple[Tensor, Tensor | None, SolveStats]:
     """Integrate from one end of a span of s to the other.
@@ -224,14 +158,15 @@ def solve(
         gradient: ``"backprop"`` through the steps; ``"checkpoint"``, the same with each step of a
             grid computed again on the way back, which keeps memory flat; ``"adjoint"``, a second
             adaptive solve backwards (Chen et al. 2018), with a seminorm (Kidger et al. 2021).
-        parameters: the tensors whose gradient the adjoint is to find.
+        parameters: the tensors whose gradient the adjoint is to find, each with what ``rhs`` reads
+            in its place: itself, or a detached copy where it depends on another of them.
         stats: where to write what was done, also where the solve fails; by default a new one.
 
     Returns:
         x at the end (N, D); the integrals (N, m) or None; what was done.
 
     Raises:
-        SolverError: the solve left the numbers, its steps vanished, or max_nfe was passed.
+        SolverError: the state is not finite, the steps vanished, or max_nfe was passed.
         RuntimeError: an adaptive solve within a torch.func transform or torch.export.
 
     """
@@ -248,138 +183,117 @@ def solve(
                 "torch.export do not show it: build the flow with a FixedGrid solver, or call it "
                 'under flow.using(solver=FixedGrid("dopri5", 16))'
             )
-        system = _System(rhs, x.shape[1], integrals, solver, span, stats)
+        system = System(rhs, x.shape[1], integrals, solver, span, stats)
         y = torch.cat([x, x.new_zeros(len(x), integrals)], dim=1) if integrals else x
         y = system.solved(y, parameters, gradient == "adjoint")
-        x, total = y[:, : x.shape[1]], y[:, x.shape[1] :] if integrals else None
-    else:
-        lagged = isinstance(solver, Lagged)
-        count = steps if lagged else solver.steps  # type: ignore[union-attr]
-        # What estimates the error of many solves at once would outlive the transform.
-        estimates = lagged and not (transformed() or exported())
-        grid = Grid(TABLEAUS[solver.method], count, span, estimates, stats)
-        x, total = grid.solved(rhs, x, recompute=gradient == "checkpoint")
+        return y[:, : x.shape[1]], y[:, x.shape[1] :] if integrals else None, stats
+    # What estimates the error of many solves at once would outlive the transform.
+    estimates = isinstance(solver, Lagged) and not (transformed() or exported())
+    steps = solver.steps if isinstance(solver, FixedGrid) else steps
+    recompute = gradient == "checkpoint" and torch.is_grad_enabled()
+    x, total = _on_grid(rhs, x, TABLEAUS[solver.method], steps, span, stats, estimates, recompute)
     return x, total, stats
 
 
-class _System:
-    """The state and its integrals as one tensor (N, D + m), as torchdiffeq takes it."""
-
-    def __init__(
-        self,
-        rhs: RightHandSide,
-        features: int,
-        integrals: int,
-        solver: Adaptive,
-        span: tuple[float, float],
-        stats: SolveStats,
-    ) -> None:
-        self.rhs, self.features, self.integrals = rhs, features, integrals
-        self.solver, self.start, self.length = solver, span[0], span[1] - span[0]
-        self.stats = stats
-        self.backward = False
-        self.last: Tensor | None = None
-
-    def __call__(self, u: Tensor, y: Tensor) -> Tensor:
-        """dy/du with s = a + (b - a) u: torchdiffeq always runs upwards, over u in [0, 1]."""
-        self.last = u
-        if self.stats.nfe + self.stats.nfe_backward >= self.solver.max_nfe:
-            raise self._failure("max_nfe was reached")
-        if self.backward:
-            self.stats.nfe_backward += 1
+def _on_grid(
+    rhs: RightHandSide,
+    x: Tensor,
+    tableau: Tableau,
+    steps: int,
+    span: tuple[float, float],
+    stats: SolveStats,
+    estimates: bool,
+    recompute: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """A loop over equal steps; all that is known beforehand stays on the Python side."""
+    h = (span[1] - span[0]) / steps
+    times = [span[0] + (k + c) * h for k in range(steps) for c in tableau.c]
+    times += [span[1]] if estimates else []
+    # One transfer for the whole solve.
+    stages = iter(rhs(torch.tensor(times, dtype=x.dtype, device=x.device)))
+    total: Tensor | None = None
+    estimate = _Estimate(tableau.e, h) if estimates else None
+    for _ in range(steps):
+        step = [next(stages) for _ in tableau.c]
+        if recompute:
+            x, gained, slopes = checkpoint(
+                _stepped, tableau, h, step, x, use_reentrant=False, preserve_rng_state=False
+            )
+            # Kept for the estimate alone: with a graph they would hold the step's memory.
+            slopes = [(v.detach(), None if r is None else r.detach()) for v, r in slopes]
         else:
-            self.stats.nfe += 1
-        (stage,) = self.rhs((self.start + self.length * u).reshape(1))
-        slope, rate = stage(y[:, : self.features])
-        return self.length * (slope if rate is None else torch.cat([slope, rate], dim=1))
+            x, gained, slopes = _stepped(tableau, h, step, x)
+        if gained is not None:
+            total = gained if total is None else total + gained
+        if estimate is not None:
+            estimate.add(slopes)
+    stats.nfe, stats.accepted = len(times), steps
+    if estimate is not None:
+        with torch.no_grad():
+            estimate.close(next(stages)(x))
+            stats.error = estimate.of_solve(x, total)
+    return x, total
 
-    def _count_steps(self) -> None:
-        """Have torchdiffeq tell of each step; methods of fixed steps warn of such a wish."""
 
-        def accept(*_: Any) -> None:
-            self.stats.accepted += 1
+def _stepped(
+    tableau: Tableau, h: float, stages: list[Stage], x: Tensor
+) -> tuple[Tensor, Tensor | None, list[Slope]]:
+    """The state after a step, what it adds to the integrals, and its slopes."""
+    slopes: list[Slope] = []
+    for stage, earlier in zip(stages, tableau.a, strict=True):
+        slopes.append(stage(_advanced(x, slopes, earlier, h)))
+    gained = _combined([rate for _, rate in slopes if rate is not None], tableau.b, h)
+    return _advanced(x, slopes, tableau.b, h), gained, slopes
 
-        def reject(*_: Any) -> None:
-            self.stats.rejected += 1
 
-        self.callback_accept_step, self.callback_reject_step = accept, reject
+class _Estimate:
+    """The embedded error of a solve, a step behind: it waits for the slope of the step's end."""
 
-    def norm(self, y: Tensor) -> Tensor:
-        """The largest row: root mean square of the state, magnitude of the first integral."""
-        state = y[:, : self.features].square().mean(1).sqrt()
-        if not self.integrals:
-            return state.amax()
-        return torch.maximum(state, y[:, self.features].abs()).amax()
+    def __init__(self, weights: tuple[float, ...], h: float) -> None:
+        self.weights, self.h = weights, h
+        self.open: list[Slope] = []
+        self.errors: list[Tensor] = []  # of x and, where there is one, of the first integral, (N,)
 
-    def solved(self, y: Tensor, parameters: Sequence[Tensor], adjoint: bool) -> Tensor:
-        """Y at u = 1, from y at u = 0, with a gradient in y and in the parameters."""
-        from torchdiffeq import odeint, odeint_adjoint  # half a second, at the first such solve
+    @torch.no_grad()
+    def add(self, slopes: list[Slope]) -> None:
+        """Take a step's slopes; the first of them closes the step before."""
+        if self.open:
+            self.close(slopes[0])
+        self.open = slopes
 
-        solver = self.solver
-        ends = torch.tensor([0.0, 1.0], dtype=y.dtype, device=y.device)
-        options: dict[str, Any] = {"norm": self.norm}
-        if solver.method in ADAPTIVE:
-            # Without it the last step overshoots the end, and the answer is interpolated.
-            options["step_t"] = ends[1:]
-            self._count_steps()
-        elif solver.method in FIXED_STEP:
-            # Adams methods of the default order, 12, are unstable at any step worth taking.
-            options = {"step_size": solver.step_size}
-            options |= {"max_order": 4} if "adams" in solver.method else {}
-        else:
-            options = {"solver": "LSODA"}
-        settings: dict[str, Any] = {
-            "rtol": solver.rtol, "atol": solver.atol, "method": solver.method, "options": options,
-        }  # fmt: skip
-        method: Callable[..., Tensor] = odeint
-        needed = [p for p in parameters if p.requires_grad]
-        if adjoint:
-            settings["adjoint_params"] = tuple(needed)
-            back = {"step_t": ends[:1]} if solver.method in ADAPTIVE else options
-            settings["adjoint_options"] = back | {"norm": "seminorm"}
-            method = odeint_adjoint
-        try:
-            if adjoint and torch.is_grad_enabled():
-                end: Tensor = _Adjoint.apply(  # type: ignore[no-untyped-call]
-                    lambda y: method(self, y, ends, **settings)[-1], y, *needed
-                )
-            else:
-                end = method(self, y, ends, **settings)[-1]
-        except AssertionError as error:
-            # torchdiffeq's way of saying that its step vanished, or left the numbers.
-            raise self._failure(f"the step vanished ({error})") from None
-        self.backward = True
-        if solver.method == "scipy_solver" and torch.is_grad_enabled():
-            return refused([end.detach()], [y, *needed], NO_GRADIENT)[0]
-        return end
-
-    def _failure(self, reason: str) -> SolverError:
-        self.stats.status = reason
-        u = 0.0 if self.last is None else float(self.last.detach())
-        return SolverError(
-            f"{reason} at s = {self.start + self.length * u:.4g} of [0, 1] after "
-            f"{self.stats.nfe + self.stats.nfe_backward} evaluations ({self.solver}): the field is "
-            "stiff or not finite there; train with a penalty or a smaller learning rate, check the "
-            "inputs for outliers, or raise the tolerance or max_nfe"
+    @torch.no_grad()
+    def close(self, end: Slope) -> None:
+        """Add the errors of the open step, given the slope of its end."""
+        slopes = [*self.open, end]
+        velocity = _combined([slope for slope, _ in slopes], self.weights, self.h)
+        rate = _combined([r[:, 0] for _, r in slopes if r is not None], self.weights, self.h)
+        assert velocity is not None
+        errors = [velocity.square().mean(1).sqrt(), *([] if rate is None else [rate.abs()])]
+        self.errors = (
+            [a + b for a, b in zip(self.errors, errors, strict=True)] if self.errors else errors
         )
 
+    def of_solve(self, x: Tensor, total: Tensor | None) -> Tensor:
+        """The 99 % quantile over rows, not a number where any row is not one; a scalar."""
+        sizes = [x.square().mean(1).sqrt(), *([] if total is None else [total[:, 0].abs()])]
+        relative = [e / (1 + size) for e, size in zip(self.errors, sizes, strict=True)]
+        error = relative[0] if total is None else torch.maximum(*relative)
+        worst = error.topk(math.ceil(0.01 * error.shape[0])).values[-1]
+        return worst + 0 * error.sum()
 
-class _Adjoint(torch.autograd.Function):
-    """A solve with a backward pass of its own, kept apart so that a second one is refused."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, solve: Callable[[Tensor], Tensor], y: Tensor, *parameters: Tensor
-    ) -> Tensor:
-        with torch.enable_grad():
-            ctx.start = y.detach().requires_grad_()
-            ctx.end = solve(ctx.start)
-        ctx.save_for_backward(y, *parameters)
-        return ctx.end.detach()  # type: ignore[no-any-return]
+def _advanced(x: Tensor, slopes: list[Slope], weights: tuple[float, ...], h: float) -> Tensor:
+    """x + h Σ_i weight_i velocity_i."""
+    for (slope, _), weight in zip(slopes, weights, strict=True):
+        if weight:
+            x = x.add(slope, alpha=h * weight)
+    return x
 
-    @staticmethod
-    @first_order_only(ONCE)
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        inputs = (ctx.start, *ctx.saved_tensors[1:])
-        found = torch.autograd.grad(ctx.end, inputs, gradient, retain_graph=True, allow_unused=True)
-        return None, *found
+
+def _combined(slopes: list[Tensor], weights: tuple[float, ...], h: float) -> Tensor | None:
+    """h Σ_i weight_i slope_i; None of no slopes."""
+    total: Tensor | None = None
+    for slope, weight in zip(slopes, weights, strict=bool(slopes)):
+        if weight:
+            total = slope * (h * weight) if total is None else total.add(slope, alpha=h * weight)
+    return total

@@ -1,46 +1,53 @@
-"""A field at the stages of a solve: its velocity, and the rates that are integrated beside it."""
+"""What a solver asks of a field, and what it tells of a solve."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cflows.continuous.divergence import is_perceptron, linearize
-from cflows.continuous.foreign import ForeignField
-from cflows.continuous.penalties import rates
-from cflows.continuous.runge_kutta import Slope
+__all__ = ["RightHandSide", "Slope", "SolveStats", "SolverError", "Stage"]
 
-__all__ = ["at_stages", "slope"]
+Slope = tuple[Tensor, Tensor | None]
+"""dx/ds (N, D), and dq/ds (N, m) or None."""
+Stage = Callable[[Tensor], Slope]
+RightHandSide = Callable[[Tensor], Iterable[Stage]]
+"""Times (S,) -> S functions of the state (N, D).
 
-
-def at_stages(
-    field: nn.Module, times: Tensor, context: Tensor | None, end_time: Tensor
-) -> Iterator[Any]:
-    """T f(sT, x, context) at each s of ``times`` (S,): S functions of the states x (N, D) alone."""
-    if is_perceptron(field):
-        return field.at(times * end_time, context, scale=end_time)
-    return (ForeignField(field, t, context, end_time) for t in (times * end_time).unbind())
+A grid asks for all its times at once, so that what depends on time alone is computed in one go.
+"""
 
 
-def slope(
-    field: Any,
-    x: Tensor,
-    traced: bool,
-    probes: Tensor | None,
-    penalties: tuple[str, ...],
-    spare: Tensor,
-    end_time: Tensor,
-) -> Slope:
-    """Velocity (N, D) and rates (N, m) in the state's dtype; m = 0 gives None."""
-    if not traced:
-        velocity: Tensor = field(x)
-        return velocity.to(x.dtype), None
-    local = linearize(field, x)
-    found = [local.trace(probes)]
-    if penalties:
-        found += rates(penalties, local, probes, spare, end_time)
-    rate = found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, dim=1)
-    return local.finished(local.value.to(x.dtype)), local.finished(rate.to(x.dtype))
+class SolverError(RuntimeError):
+    """A solve that did not reach its end; the message names the time, the work and the remedy."""
+
+
+@dataclass
+class SolveStats:
+    """What a solve did.
+
+    Attributes:
+        nfe: evaluations of the right-hand side.
+        nfe_backward: those of the adjoint's solve; backpropagation needs none.
+        accepted: steps taken.
+        rejected: steps tried and thrown away.
+        error: the estimate of ``Lagged``, a scalar on the device; None for others.
+        status: ``"ok"``, ``"adaptive"`` where ``Lagged`` gave up its grids, or why it stopped.
+
+    Example:
+        >>> import torch
+        >>> from cflows import MLP, FixedGrid, ODEBijector
+        >>> flow = ODEBijector(MLP(2), evaluation_solver=FixedGrid("rk4", steps=8)).eval()
+        >>> _ = flow(torch.zeros(1, 2))
+        >>> flow.stats.nfe, flow.stats.status
+        (32, 'ok')
+
+    """
+
+    nfe: int = 0
+    nfe_backward: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    error: Tensor | None = None
+    status: str = "ok"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from zoo import ForeignField, perturbed
 
-from cflows import MLP, Adaptive, Flow, ODEBijector
+from cflows import MLP, Adaptive, FixedGrid, Flow, ODEBijector
 from cflows.continuous.divergence import (
     draw_probes,
     exact_is_cheap,
@@ -321,7 +321,7 @@ def test_tangents_go_in_chunks_with_the_same_answer_and_gradient(monkeypatch):
     t = torch.tensor(0.3, dtype=torch.float64)
     results = []
     for chunk in (2**24, 2 * N * 7):
-        monkeypatch.setattr("cflows.continuous.divergence.CHUNK", chunk)
+        monkeypatch.setattr("cflows.continuous.fields.CHUNK", chunk)
         f.zero_grad()
         _, trace = value_and_divergence(f, t, x)
         trace.square().sum().backward()
@@ -334,11 +334,11 @@ def test_tangents_go_in_chunks_with_the_same_answer_and_gradient(monkeypatch):
 
 def test_the_narrowest_layer_bounds_the_tangents(monkeypatch):
     seen = []
-    from cflows.continuous import divergence
+    from cflows.continuous import fields
 
-    original = divergence.pushforward
+    original = fields.pushforward
     monkeypatch.setattr(
-        divergence,
+        fields,
         "pushforward",
         lambda weights, diagonals, v: seen.append(len(v)) or original(weights, diagonals, v),
     )
@@ -488,3 +488,44 @@ def test_attention_can_be_differentiated_twice(probe):
     if not probe:
         expected = jacobians(f, t, x, None).diagonal(dim1=1, dim2=2).sum(-1)
         torch.testing.assert_close(trace, expected, rtol=1e-4, atol=1e-4)
+
+
+class Normed(nn.Module):
+    """A field with a norm between its layers."""
+
+    features = 4
+
+    def __init__(self, norm):
+        super().__init__()
+        self.inner, self.norm, self.outer = nn.Linear(5, 8), norm, nn.Linear(8, 4)
+
+    def forward(self, t, x, context=None):
+        h = self.inner(torch.cat([x, t.expand(len(x), 1)], 1))
+        return self.outer(torch.tanh(self.norm(h)))
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.GroupNorm(4, 8), nn.LayerNorm(8)])
+def test_layers_whose_gradients_torch_cannot_batch(norm):
+    f = perturbed(Normed(norm))
+    x, t = torch.randn(N, 4, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    _, trace = value_and_divergence(f, t, x)
+    gradient = torch.autograd.grad(trace.sum(), f.inner.weight)[0]
+    expected = jacobians(f, t, x, None).diagonal(dim1=1, dim2=2).sum(-1)
+    torch.testing.assert_close(trace, expected, rtol=1e-9, atol=1e-9)
+    probes = torch.eye(4).double().unsqueeze(1).expand(4, N, 4)
+    one_by_one = sum(value_and_divergence(f, t, x, None, v[None])[1].sum() for v in probes)
+    torch.testing.assert_close(torch.autograd.grad(one_by_one, f.inner.weight)[0], gradient)
+
+
+def test_norms_that_follow_the_batch_are_refused_by_transforms():
+    flow = Flow(ODEBijector(Normed(nn.BatchNorm1d(8)), evaluation_solver=FixedGrid("rk4", 2)))
+    score = torch.func.grad(lambda x: flow.log_prob(x).sum())
+    x = torch.randn(N, 4)
+    with flow.using(solver=FixedGrid("rk4", 2)):
+        with pytest.raises(
+            RuntimeError, match=r"norm \(BatchNorm1d\) updates.*call eval"
+        ) as caught:
+            score(x)
+        assert "\n" not in str(caught.value)
+        flow.eval()
+        assert score(x).isfinite().all()

@@ -22,7 +22,7 @@ from cflows import (
     load,
     log_likelihood,
 )
-from cflows.continuous import ode_bijector, stages
+from cflows.continuous import divergence, ode_bijector
 from cflows.continuous.foreign import ModuleLocal
 from cflows.continuous.solvers import solve
 from cflows.continuous.tableaus import TABLEAUS
@@ -159,7 +159,7 @@ def test_sampling_computes_no_divergence(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("a divergence was computed")
 
-    monkeypatch.setattr(stages, "linearize", refuse)
+    monkeypatch.setattr(divergence, "linearize", refuse)
     monkeypatch.setattr(ode_bijector, "draw_probes", refuse)
     model = flow()
     model.sample(5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -272,3 +274,22 @@ def test_compiled_field_agrees(device):
     compiled = perturbed(FFJORD(3, hidden=(8, 8), ode={"compiled": True}), torch.float32, device)
     compiled.load_state_dict(plain.state_dict())
     torch.testing.assert_close(compiled.log_prob(x), plain.log_prob(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_the_adjoint_of_a_compiled_field_takes_batches_of_several_sizes(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    settings = {"training_solver": Adaptive("dopri5", 1e-3, 1e-3), "gradient": "adjoint"}
+    flows = [
+        perturbed(FFJORD(3, hidden=(8, 8), ode={"compiled": compiled}, **settings)).train()
+        for compiled in (True, False)
+    ]
+    flows[0].load_state_dict(flows[1].state_dict())
+    for rows in (6, 9):
+        x = torch.randn(rows, 3, dtype=torch.float64)
+        for flow in flows:
+            flow.zero_grad()
+            flow.log_prob(x).sum().backward()
+        for compiled, plain in zip(*(flow.parameters() for flow in flows), strict=True):
+            torch.testing.assert_close(compiled.grad, plain.grad)

@@ -296,6 +296,26 @@ def test_all_gradients_agree(foreign):
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize("solver", [TIGHT, FixedGrid("rk4", 40)])
+def test_gradients_agree_where_state_and_context_depend_on_the_field(foreign, solver):
+    found = []
+    for gradient in ("backprop", "adjoint"):
+        torch.manual_seed(0)
+        field = ForeignField(3, 2) if foreign else MLP(3, context_features=2, hidden=(8, 8))
+        ode = perturbed(ODEBijector(field, training_solver=TIGHT, gradient=gradient)).train()
+        weight = next(p for p in field.parameters() if p.dim() == 2)
+        torch.manual_seed(1)
+        x = torch.randn(6, len(weight), dtype=torch.float64) @ weight[:, :3]
+        context = torch.randn(6, len(weight), dtype=torch.float64) @ weight[:, 1:3]
+        with ode.override(solver=solver, divergence="exact"):
+            z, log_det = ode.inverse_and_log_det(x, context)
+        (z.square().sum() + log_det.sum()).backward()
+        found.append([p.grad for p in ode.parameters()])
+    for gradient, expected in zip(*found, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+
+
 # The kernel's ru_maxrss would count the parent, whose memory a child has until it is replaced.
 PEAK = """
 import re, torch
