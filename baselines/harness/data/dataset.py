@@ -52,6 +52,8 @@ class Dataset:
         known_checksum: the checksum, where it was computed when the rows were stored.
         notes: what a user should be warned of, a line each.
         pixels: how rows were made from whole-numbered pixels; None where they were not.
+        order: the number, counted from 0, that each row has in its file, those to train first, then
+            to validate and to test; None where these follow one another.
 
     Raises:
         DataError: a split is not of real numbers, or not of shape (N, D) with D = len(columns).
@@ -75,6 +77,7 @@ class Dataset:
     known_checksum: str = ""
     notes: tuple[str, ...] = ()
     pixels: Pixels | None = None
+    order: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for rows in self.splits:

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from baselines.harness.data import quantised
 from baselines.harness.data.arrays import mapped_npy, read_npy, read_npz
-from baselines.harness.data.choice import places, refuse_unusable
-from baselines.harness.data.columnar import from_frame, is_frame, read_feather, read_parquet
+from baselines.harness.data.choice import indices, refuse_constant, refuse_unusable
 from baselines.harness.data.dataset import DataError, Dataset, Matrix
-from baselines.harness.data.inputs import STANDARD, Input, kind_of, unpacked
+from baselines.harness.data.frames import from_frame, is_frame, read_columnar
 from baselines.harness.data.quantised import Width
-from baselines.harness.data.rows import MIN_ROWS, SPLITS, RawTable, Split, numbered
+from baselines.harness.data.rows import MIN_ROWS, SPLITS, Choose, RawTable, Split, numbered
+from baselines.harness.data.sources import Input, is_once, kind_of, label, unpacked
 from baselines.harness.data.streams import Streamed
 from baselines.harness.data.text import read_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = [
-    "MIN_ROWS",
-    "STREAMED_BYTES",
-    "Source",
-    "is_once",
-    "is_supported",
-    "read",
-    "stream",
-    "table",
-]
+__all__ = ["STREAMED_BYTES", "Source", "is_supported", "read", "stream", "table"]
 
 Source: TypeAlias = "str | Path | DataFrame"
 
 STREAMED_BYTES = 2**28
-WHOLE = 2.0**53  # from which on float64 does not hold every whole number
 TEXT = (".csv", ".tsv", ".txt", ".dat", ".data")
-LICENCE = "not stated: the user's own file"
 
 
 def read(
@@ -94,30 +83,46 @@ def read(
         ((40, 3), (5, 3), (5, 3), ('x0', 'x1', 'x2'))
 
     """
-    found = _open(path)
     name = "DataFrame" if is_frame(path) else Path(str(path)).name
-    path = _shown(path)
-    table = found.take(places(path, found.columns, columns, drop, spared))
-    _refuse_few(path, table)
-    refuse_unusable(path, table)
-    n = len(table.values)
-    looked_at = table.values[:: -(-n // quantised.EXAMINED)]
-    notes, noise = _remedied(path, table.columns, looked_at, spared, dequantise)
-    values = table.values
+    source = _label(path)
+    raw = _open(path, lambda names: indices(source, names, columns, drop, spared))
+    n = len(raw.values)
+    if raw.sizes is None and n < MIN_ROWS:
+        raise DataError(
+            f"{source}: too few rows ({n}) to split into training, validation and test; "
+            f"give at least {MIN_ROWS}"
+        )
+    for split, size in zip(SPLITS, raw.sizes or (), strict=False):
+        if size < 2:
+            raise DataError(f"{source}: {split!r} has too few rows ({size}); give at least 2")
+    refuse_unusable(source, raw)
+    looked_at = raw.values[:: -(-n // quantised.EXAMINED)]
+    notes, noise = _remedied(source, raw.columns, looked_at, spared, dequantise)
+    values = raw.values
     if noise is not None:
         values = values + noise * quantised.uniform(np.arange(n), len(noise), seed)
-    train, validation, test = _split(values, table.sizes, seed)
-    _refuse_constant(path, train, table.columns, spared)
+    parts = _order(n, raw.sizes, seed)
+    train, validation, test = (values[part] for part in parts)
+    still = {
+        column: train[0, i]
+        for i, column in enumerate(raw.columns)
+        if column not in spared and (train[:, i] == train[0, i]).all()
+    }
+    refuse_constant(source, still, len(train))
+    if raw.booleans:
+        columns_read = ", ".join(map(repr, raw.booleans))
+        notes = (f"{source}: false and true are read as 0 and 1: {columns_read}", *notes)
     return Dataset(
         name,
         train,
         validation,
         test,
-        columns=table.columns,
-        source=path,
-        licence=LICENCE,
+        columns=raw.columns,
+        source=source,
+        licence="not stated: the user's own file",
         kind="file",
-        notes=(*table.notes, *_converted(path, table), *notes),
+        notes=(*raw.notes, *notes),
+        order=np.concatenate(parts),
     )
 
 
@@ -143,17 +148,17 @@ def stream(
         return None
     if path.stat().st_size <= STREAMED_BYTES or (array := mapped_npy(path)) is None:
         return None
-    kept = places(path, numbered(array.shape[1]), columns, drop, spared)
-    found = Streamed(path, array, Split(len(array), seed), seed, kept, spared)
-    looked_at = found.every(quantised.EXAMINED)
-    found.notes, noise = _remedied(str(path), found.columns, looked_at, spared, dequantise)
+    kept = indices(path, numbered(array.shape[1]), columns, drop, spared)
+    rows = Streamed(path, array, Split(len(array), seed), seed, kept, spared)
+    looked_at = rows.every(quantised.EXAMINED)
+    rows.notes, noise = _remedied(str(path), rows.columns, looked_at, spared, dequantise)
     if noise is not None:
-        found.add_noise(noise)
-    return found
+        rows.add_noise(noise)
+    return rows
 
 
 def table(
-    path: Source, choose: Callable[[Sequence[str]], Sequence[int]] | None = None
+    path: Source, choose: Choose = lambda names: range(len(names))
 ) -> tuple[Matrix, tuple[str, ...]]:
     r"""Read every row of a file in its order, with the column names: (N, D), D names.
 
@@ -161,8 +166,8 @@ def table(
 
     Args:
         path: the file, or a ``DataFrame``.
-        choose: from the names of the columns to the places of those that are wanted; the others may
-            hold anything. None for all.
+        choose: from the names of the columns to the indices of those that are wanted; the others
+            may hold anything. By default all are.
 
     Raises:
         DataError: as ``read``, for what is not a table of finite numbers.
@@ -176,14 +181,12 @@ def table(
         (array([[70. ,  1.7]]), ('weight', 'height'))
 
     """
-    found = _open(path)
-    path = _shown(path)
-    if not len(found.values):
-        raise DataError(f"{path}: holds no rows; give at least one")
-    if choose is not None:
-        found = found.take(choose(found.columns))
-    refuse_unusable(path, found)
-    return found.values, found.columns
+    source = _label(path)
+    raw = _open(path, choose)
+    if not len(raw.values):
+        raise DataError(f"{source}: holds no rows; give at least one")
+    refuse_unusable(source, raw)
+    return raw.values, raw.columns
 
 
 def is_supported(path: str | Path) -> bool:
@@ -200,41 +203,24 @@ def is_supported(path: str | Path) -> bool:
     return path.suffix.lower() in (*TEXT, *_READERS)
 
 
-def is_once(path: object) -> bool:
-    """Return whether this can be read once and no more: standard input, or a pipe.
-
-    Example:
-        >>> is_once("-"), is_once("rows.csv")
-        (True, False)
-
-    """
-    if is_frame(path):
-        return False
-    place = Path(str(path))
-    return place == STANDARD or (os.path.exists(place) and not (place.is_file() or place.is_dir()))
+def _label(path: Source) -> str:
+    return "the DataFrame" if is_frame(path) else label(path)
 
 
-def _shown(path: Source) -> str:
-    """What messages call a source."""
-    if is_frame(path):
-        return "the DataFrame"
-    return "standard input" if Path(str(path)) == STANDARD else str(path)
-
-
-def _open(given: Source) -> RawTable:
-    if is_frame(given):
-        return from_frame(given)
-    path = Path(str(given))
+def _open(source: Source, choose: Choose) -> RawTable:
+    if is_frame(source):
+        return from_frame(source, choose)
+    path = Path(str(source))
     try:
         if not is_once(path):
             _refuse_path(path)
-        source = Input(path)
-        start = source.start()
+        content = Input(path)
+        start = content.start()
         if not start:
             raise DataError(
-                f"{source}: the file is empty; give at least {MIN_ROWS} rows of numbers"
+                f"{content}: the file is empty; give at least {MIN_ROWS} rows of numbers"
             )
-        return _reader(source, start)(source)
+        return _reader(content, start)(content, choose)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
@@ -257,15 +243,10 @@ def _refuse_path(path: Path) -> None:
         )
 
 
-def _reader(source: Input, start: bytes) -> Callable[[Input], RawTable]:
-    """What reads the content: by its first bytes, which may say more than the name.
-
-    Raises:
-        DataError: it is something else than the name says, and no table that can be read.
-
-    """
+def _reader(source: Input, start: bytes) -> Callable[[Input, Choose], RawTable]:
+    """What reads the content: by its first bytes, which may say more than the name."""
     suffix, kind = source.path.suffix.lower(), kind_of(start)
-    if source.is_file and suffix in (".npy", ".npz"):
+    if source.content is None and suffix in (".npy", ".npz"):
         return _READERS[suffix]
     if kind == "gzip":
         with unpacked(source) as inner:
@@ -274,89 +255,45 @@ def _reader(source: Input, start: bytes) -> Callable[[Input], RawTable]:
         return read_text
     if f".{kind}" in _READERS:
         return _READERS[f".{kind}"]
-    if not source.is_file and start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
+    if source.content is not None and start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
         return read_npy if start.startswith(b"\x93NUMPY") else read_npz
     if kind:
-        raise DataError(f"{source}: holds {kind}, whatever its name says; save it as .csv, or give "
-                        "it the name of what it is")  # fmt: skip
+        raise DataError(
+            f"{source}: holds {kind}, whatever its name says; save it as .csv, or give it the name "
+            "of what it is"
+        )
     return _READERS.get(suffix, read_text)
 
 
-def _split(
-    values: Matrix, sizes: tuple[int, int, int] | None, seed: int
-) -> tuple[Matrix, Matrix, Matrix]:
+def _order(n: int, sizes: tuple[int, int, int] | None, seed: int) -> list[npt.NDArray[np.int64]]:
+    """The numbers of the rows to train, validate and test."""
     if sizes is not None:
-        train, validation, test = np.split(values, np.cumsum(sizes[:2]))
-        return train, validation, test
-    split = Split(len(values), seed)
+        return np.split(np.arange(n), np.cumsum(sizes[:2]))
+    split = Split(n, seed)
     rng = np.random.default_rng([seed, 1])  # not the stream that the split was drawn from
-    validation, test = (values[rng.permutation(split.rows(name))] for name in SPLITS[1:])
-    return values[split.rows("train")], validation, test
+    return [split.rows("train"), *(rng.permutation(split.rows(name)) for name in SPLITS[1:])]
 
 
 def _remedied(
-    path: str,
+    source: str,
     columns: Sequence[str],
     looked_at: Matrix,
     spared: Sequence[str],
     dequantise: Width | None,
 ) -> tuple[tuple[str, ...], quantised.Vector | None]:
     """What is to be warned of, and the width of each column's noise or None."""
-    found = [
+    repeats = [
         quantised.Repeats() if name in spared else column
         for name, column in zip(columns, quantised.repeats_of(looked_at), strict=True)
     ]
-    noise = None if dequantise is None else quantised.widths(found, dequantise)
+    noise = None if dequantise is None else quantised.widths(repeats, dequantise)
     noise = noise if noise is not None and noise.any() else None
-    return quantised.notes(path, columns, looked_at, found, dequantise), noise
+    return quantised.notes(source, columns, looked_at, repeats, dequantise), noise
 
 
-def _converted(path: str, table: RawTable) -> tuple[str, ...]:
-    if not table.booleans:
-        return ()
-    names = ", ".join(repr(table.columns[place]) for place in table.booleans)
-    return (f"{path}: false and true are read as 0 and 1: {names}",)
-
-
-def _refuse_few(path: str, table: RawTable) -> None:
-    n = len(table.values)
-    if table.sizes is None and n < MIN_ROWS:
-        raise DataError(
-            f"{path}: too few rows ({n}) to split into training, validation and test; "
-            f"give at least {MIN_ROWS}"
-        )
-    for name, size in zip(SPLITS, table.sizes or (), strict=False):
-        if size < 2:
-            raise DataError(f"{path}: {name!r} has too few rows ({size}); give at least 2")
-
-
-def _refuse_constant(
-    path: str, train: Matrix, columns: tuple[str, ...], spared: Sequence[str]
-) -> None:
-    still = [
-        name
-        for name, values in zip(columns, train.T, strict=True)
-        if name not in spared and (values == values[0]).all()
-    ]
-    if not still:
-        return
-    value = train[0, columns.index(still[0])]
-    where = f"in all {len(train)} rows of the training split"
-    option = f"drop the column (--drop {' '.join(map(shlex.quote, still))})"
-    if abs(value) >= WHOLE:
-        raise DataError(
-            f"{path}: column {still[0]!r} is {value:g} {where} as float64 holds it: values so "
-            f"large must differ by more than {np.spacing(abs(value)):g}; {option} or subtract a "
-            "constant where it was written"
-        )
-    others = f"; so are {', '.join(map(repr, still[1:]))}" if still[1:] else ""
-    raise DataError(f"{path}: column {still[0]!r} is constant, {value:g} {where}, and has no "
-                    f"density{others}; {option}")  # fmt: skip
-
-
-_READERS: dict[str, Callable[[Input], RawTable]] = {
+_READERS: dict[str, Callable[[Input, Choose], RawTable]] = {
     ".npy": read_npy,
     ".npz": read_npz,
-    ".parquet": read_parquet,
-    ".feather": read_feather,
+    ".parquet": partial(read_columnar, kind="parquet"),
+    ".feather": partial(read_columnar, kind="feather"),
 }

@@ -17,10 +17,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from baselines.harness.data import cifar, files, mnist, pictures, published, sklearn_images, toys
-from baselines.harness.data.columnar import is_frame
 from baselines.harness.data.dataset import DataError, Dataset, Entry
 from baselines.harness.data.files import Source
+from baselines.harness.data.frames import is_frame
 from baselines.harness.data.quantised import Width
+from baselines.harness.data.sources import is_once
 from cflows.core.messages import nearest
 
 __all__ = ["entry", "load", "names"]
@@ -65,7 +66,7 @@ def load(
             name, seed=seed, dequantise=dequantise, spared=spared, columns=columns, drop=drop
         )
 
-    if is_frame(name) or files.is_once(name):
+    if is_frame(name) or is_once(name):
         return read()
     text = str(name)
     exists = os.path.exists(text)  # where Path.exists raises for a name too long to be a path

@@ -3,68 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from baselines.harness.data.dataset import SPLITS, Matrix, SplitName
 
-__all__ = ["BLOCK", "MIN_ROWS", "SPLITS", "Fault", "RawTable", "Split", "SplitName", "numbered"]
+__all__ = [
+    "BLOCK",
+    "MIN_ROWS",
+    "SPLITS",
+    "Choose",
+    "Fault",
+    "RawTable",
+    "Split",
+    "SplitName",
+    "numbered",
+    "tidy",
+]
 
 MIN_ROWS = 20  # so that validation and test have two rows each
 BLOCK = 10
 
 Numbers = npt.NDArray[np.int64]
+Choose: TypeAlias = Callable[[Sequence[str]], Sequence[int]]
+"""From the names of a table's columns to the indices of those that are wanted."""
 
 
 class Fault(NamedTuple):
     """Why a column cannot be used.
 
     Attributes:
-        what: the first place and what it holds, as in ``is nan in line 7``.
+        row: the first that has the fault.
+        what: where that is and what it holds, as in ``is nan in line 7``.
         remedy: what would be right, beside leaving the column out.
 
     """
 
+    row: int
     what: str
     remedy: str
 
 
 @dataclass(frozen=True, eq=False)
 class RawTable:
-    """The rows of a file.
+    """The rows of a file, of the columns that are wanted.
 
     Attributes:
         values: (N, D); NaN throughout in columns that have a fault.
         columns: D names.
-        place: where a row stands in the file, for messages.
+        where: where a row stands in the file, for messages.
         sizes: rows of training, validation and test, which then stand in this order; None where
             the file leaves the split to us.
-        faults: of columns whose fields are no numbers, by their places.
-        booleans: places of the columns that hold false and true, as 0 and 1.
+        faults: of columns whose fields are no numbers, by their indices.
+        booleans: names of the columns that hold false and true, as 0 and 1.
         notes: what a user should know of how the file was read.
 
     """
 
     values: Matrix
     columns: tuple[str, ...]
-    place: Callable[[int], str]
+    where: Callable[[int], str]
     sizes: tuple[int, int, int] | None = None
     faults: Mapping[int, Fault] = field(default_factory=dict)
-    booleans: tuple[int, ...] = ()
+    booleans: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    def take(self, places: Sequence[int]) -> RawTable:
-        """The same rows of some columns."""
-        if list(places) == list(range(len(self.columns))):
-            return self
-        faults = {i: self.faults[place] for i, place in enumerate(places) if place in self.faults}
-        names = tuple(self.columns[place] for place in places)
-        booleans = tuple(i for i, place in enumerate(places) if place in self.booleans)
-        return replace(self, values=self.values[:, places], columns=names, faults=faults,
-                       booleans=booleans)  # fmt: skip
 
 
 class Split:
@@ -101,22 +106,26 @@ class Split:
         k = np.arange(self.size(name)) if chosen is None else chosen.astype(np.int64)
         if name != "train":
             return self.held_out(name, k)
-        block, place = np.divmod(k, BLOCK - 2)
-        block = np.minimum(block, self.blocks)
-        place = k - (BLOCK - 2) * block
+        block = np.minimum(k // (BLOCK - 2), self.blocks)
+        within = k - (BLOCK - 2) * block
         whole = block < self.blocks  # the others lie behind the last ten
         held_out = np.stack([part[block[whole]] for part in self._held_out.values()])
         for gone in np.sort(held_out, axis=0):
-            place[whole] += place[whole] >= gone
-        found: Numbers = BLOCK * block + place
-        return found
+            within[whole] += within[whole] >= gone
+        numbers: Numbers = BLOCK * block + within
+        return numbers
 
     def held_out(self, name: SplitName, blocks: Numbers) -> Numbers:
         """Where the rows of validation or test stand that come from these blocks of ten."""
-        found: Numbers = BLOCK * blocks + self._held_out[name][blocks]
-        return found
+        numbers: Numbers = BLOCK * blocks + self._held_out[name][blocks]
+        return numbers
 
 
 def numbered(features: int) -> tuple[str, ...]:
     """Names for columns that have none: x0, x1, ..."""
     return tuple(f"x{i}" for i in range(features))
+
+
+def tidy(name: object) -> str:
+    """A column's name in one line, with single blanks, so that messages and options can hold it."""
+    return " ".join(str(name).split())

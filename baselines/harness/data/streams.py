@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from baselines.harness.data.choice import refuse_constant
 from baselines.harness.data.dataset import DataError, Matrix
 from baselines.harness.data.quantised import uniform
 from baselines.harness.data.rows import BLOCK, SPLITS, Split, SplitName, numbered
+from cflows.core.arrays import Array
 from cflows.training.sources import drop_pages, read_scattered
 
 __all__ = ["Stream", "Streamed", "Summary"]
@@ -39,7 +41,7 @@ class Streamed:
         array: its rows, (N, D), real numbers.
         split: of the N rows.
         seed: of the noise.
-        places: which of the array's columns are used; None for all.
+        indices: which of the array's columns are used; None for all.
         spared: names of columns that may be constant, such as a context.
 
     Attributes:
@@ -55,16 +57,16 @@ class Streamed:
     def __init__(
         self,
         path: Path,
-        array: npt.NDArray[Any],
+        array: Array,
         split: Split,
         seed: int,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         spared: Sequence[str] = (),
     ) -> None:
         self.path, self.array, self.split, self.seed = path, array, split, seed
         names = numbered(array.shape[1])
-        self.places = list(range(len(names)) if places is None else places)
-        self.columns, self.source = tuple(names[place] for place in self.places), str(path)
+        self.indices = list(range(len(names)) if indices is None else indices)
+        self.columns, self.source = tuple(names[i] for i in self.indices), str(path)
         self.still: tuple[str, ...] = ()
         self.summary = self.check(spared)
         self.notes: tuple[str, ...] = ()
@@ -102,11 +104,13 @@ class Streamed:
             start, end = int(part[0]), int(part[-1]) + 1
             if end - start < 2 * len(part):
                 values[first : first + len(part)] = self.array[start:end][part - start][
-                    :, self.places
+                    :, self.indices
                 ]
                 drop_pages(self.array)
             else:
-                values[first : first + len(part)] = read_scattered(self.array, part)[:, self.places]
+                values[first : first + len(part)] = read_scattered(self.array, part)[
+                    :, self.indices
+                ]
         return values
 
     def check(self, spared: Sequence[str] = ()) -> Summary:
@@ -117,7 +121,9 @@ class Streamed:
 
         """
         d = len(self.columns)
-        one = self.array[self.split.rows("train", np.array([0]))[0]][self.places].astype(np.float64)
+        one = self.array[self.split.rows("train", np.array([0]))[0]][self.indices].astype(
+            np.float64
+        )
         largest, change, sums, squares = np.zeros((4, d))
         varies = np.zeros(d, bool)
         for first, values in self.chunks():
@@ -131,19 +137,18 @@ class Streamed:
                 exact -= one
                 sums, squares = sums + exact.sum(0), squares + (exact**2).sum(0)
         self.still = tuple(n for n, v in zip(self.columns, varies, strict=True) if not v)
-        if not set(self.still) <= set(spared):
-            column = next(i for i, n in enumerate(self.columns) if n in {*self.still} - {*spared})
-            raise DataError(
-                f"{self.path}: column {self.columns[column]!r} is constant, {one[column]:g} in all "
-                f"{self.split.size('train')} rows of the training split, and has no density; drop "
-                f"the column (--drop {self.columns[column]})"
-            )
+        constant = {
+            name: value
+            for name, value in zip(self.columns, one.tolist(), strict=True)
+            if name in self.still and name not in spared
+        }
+        refuse_constant(self.path, constant, self.split.size("train"))
         with np.errstate(over="ignore", invalid="ignore"):
             mean = sums / len(self.array)
             spread = np.sqrt(np.maximum(squares / len(self.array) - mean**2, 0))
             return Summary(largest, one + mean, spread, change)
 
-    def _refuse_not_finite(self, first: int, values: npt.NDArray[Any]) -> None:
+    def _refuse_not_finite(self, first: int, values: Array) -> None:
         finite = np.isfinite(values)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
@@ -154,18 +159,17 @@ class Streamed:
 
     def _held_out(self, first: int, count: int) -> npt.NDArray[np.int64]:
         blocks = np.arange(first // BLOCK, min((first + count) // BLOCK, self.split.blocks))
-        found = [self.split.held_out(name, blocks) - first for name in SPLITS[1:]]
-        return np.concatenate(found)
+        return np.concatenate([self.split.held_out(name, blocks) for name in SPLITS[1:]]) - first
 
     @property
     def _size(self) -> int:
         """Rows of a chunk: whole blocks of the split."""
         return max(1, CHUNK // len(self.columns) // BLOCK) * BLOCK
 
-    def chunks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def chunks(self) -> Iterator[tuple[int, Array]]:
         """The file's rows as they are, some at a time, with the number of the first."""
         for first in range(0, len(self.array), self._size):
-            yield first, np.array(self.array[first : first + self._size])[:, self.places]
+            yield first, np.array(self.array[first : first + self._size])[:, self.indices]
             drop_pages(self.array)
 
 
@@ -200,5 +204,4 @@ class Stream:
         if isinstance(chosen, slice):
             chosen = np.arange(*chosen.indices(len(self)))
         rows = self.table.rows(self.table.split.rows(self.name, chosen))
-        found: Single = ((rows[:, self.columns] - self.loc) / self.scale).astype(np.float32)
-        return found
+        return ((rows[:, self.columns] - self.loc) / self.scale).astype(np.float32)

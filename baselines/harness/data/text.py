@@ -6,23 +6,27 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
 
-from baselines.harness.data.columnar import MISSING, columns_of, is_number, pandas_for
 from baselines.harness.data.dataset import DataError
-from baselines.harness.data.inputs import Input, unpacked
-from baselines.harness.data.rows import MIN_ROWS, RawTable, numbered
+from baselines.harness.data.frames import MISSING, columns_of, is_number, pandas_for
+from baselines.harness.data.rows import MIN_ROWS, Choose, RawTable, numbered, tidy
+from baselines.harness.data.sources import Input, unpacked
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["read_text"]
 
 MARKS = ";\t|, "  # a row of numbers holds only the delimiter and perhaps decimal commas
 COMMENTS = ("#", "%")
+REMARK = re.compile(r"[#%]+\s")  # "#6" may be a row's name
 LOOKED_AT = 12  # records, behind the comments
 NAMELESS = ("", "Unnamed: 0")  # the second is what pandas makes of the first
 
@@ -43,8 +47,9 @@ class _Layout:
         skipped: lines in front of the first row.
         head: the line that says how many columns there are.
         width: how many.
-        names: of the columns, or () where they have none.
+        names: of the columns, "" where one has none.
         short: whether the header lacks the name of the first column, as R writes it.
+        ended: whether the first rows have nothing behind their last delimiter.
 
     """
 
@@ -53,16 +58,12 @@ class _Layout:
     skipped: int
     head: int
     width: int
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
     short: bool = False
+    ended: bool = False
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """The line and the fields of each row, as they are: slow, and only for messages.
-
-        Raises:
-            DataError: the csv module cannot split it.
-
-        """
+        """The line and the fields of each row, as they are: slow."""
         with _opened(self.source, self.skipped) as text:
             lines = (_single(line) for line in text) if self.delimiter == " " else text
             reader = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True)
@@ -71,22 +72,26 @@ class _Layout:
                 try:
                     fields = next(reader, None)
                 except csv.Error as error:
-                    raise DataError(f"{self.source}: line {number} is not comma-separated values: "
-                                    f"{error}") from error  # fmt: skip
+                    raise DataError(
+                        f"{self.source}: line {number} is not comma-separated values: {error}"
+                    ) from error
                 if fields is None:
                     return
                 if len(fields) > 1 or "".join(fields).strip():
                     yield number, fields
 
-    def place(self, row: int) -> str:
+    def row(self, i: int) -> tuple[int, list[str]]:
+        """One of these."""
+        return next(islice(self.rows(), i, None))
+
+    def where(self, i: int) -> str:
         """Where a row stands in the file."""
-        return f"line {next(islice(self.rows(), row, None))[0]}"
+        return f"line {self.row(i)[0]}"
 
     def refuse_ragged(self) -> None:
         """Raise for the first row that has another number of fields than the head."""
         for number, fields in self.rows():
-            blank = not "".join(fields).strip()
-            if len(fields) != self.width and not blank:
+            if len(fields) != self.width and "".join(fields).strip():
                 raise self.ragged(number, fields)
 
     def ragged(self, number: int, fields: list[str]) -> DataError:
@@ -96,14 +101,40 @@ class _Layout:
                 f"{self.source}: line {number} is a comment, {fields[0][:40]!r}; delete it: "
                 "comments may stand at the top alone"
             )
-        width = self.width - self.short
         return DataError(
             f"{self.source}: line {number} splits at {self.delimiter!r} into {len(fields)}, line "
-            f"{self.head} into {width}; give every row the same columns"
+            f"{self.head} into {self.width - self.short}; give every row the same columns"
         )
 
+    def frame(self, types: Mapping[int, type], only: list[int] | None = None) -> DataFrame | None:
+        """What pandas reads, of some columns; None where rows are too long, or of other types."""
+        pandas = pandas_for(self.source)
+        settings = {}
+        if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
+            settings["float_precision"] = "round_trip"  # the default since is as exact
+        with _opened(self.source, self.skipped) as text, warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            try:
+                return pandas.read_csv(
+                    text,
+                    sep=r"\s+" if self.delimiter == " " else self.delimiter,
+                    header=None,
+                    names=range(self.width),
+                    usecols=only,
+                    index_col=False,
+                    dtype=types,
+                    na_filter=False,
+                    skipinitialspace=True,
+                    low_memory=False,
+                    **settings,
+                )
+            except UnicodeDecodeError:
+                raise
+            except (ValueError, pandas.errors.ParserWarning):  # ParserError is a ValueError
+                return None
 
-def read_text(source: Input) -> RawTable:
+
+def read_text(source: Input, choose: Choose) -> RawTable:
     """Read a text table whole, packed by gzip or not.
 
     Its first row is a header if it has a field that is neither a number nor missing, except where
@@ -116,117 +147,83 @@ def read_text(source: Input) -> RawTable:
         OSError: it cannot be read.
 
     """
-    pandas = pandas_for(source)
     try:
         layout = _layout(source)
-        table = _parsed(pandas, layout)
+        names, note = _without_labels(layout, _without_an_end(layout))
+        indices = list(names)
+        chosen = [indices[i] for i in choose(list(names.values()))]
+        return replace(_parsed(layout, {i: names[i] for i in chosen}), notes=note)
     except UnicodeDecodeError:
         raise _not_utf8(source) from None
     except csv.Error as error:
         raise DataError(f"{source}: not comma-separated values: {error}") from error
-    return _without_labels(_without_an_end(table, layout), layout)
 
 
-def _parsed(pandas: Any, layout: _Layout) -> RawTable:
-    """Read all as float64, fast; where that fails, each column as what it is."""
-    # What pandas cannot read in this way is read again as text, to find the first bad field.
-    frame = _frame(pandas, layout, dtype=np.float64)
-    if frame is not None:
-        values = np.ascontiguousarray(frame.to_numpy())
-        return RawTable(values, _names(layout), layout.place)
-    frame = _frame(pandas, layout, low_memory=False)
-    if frame is None:
+def _parsed(layout: _Layout, names: dict[int, str]) -> RawTable:
+    """Read columns as float64, fast; where that fails, each as what it is, to name the fault."""
+    others = dict.fromkeys(set(range(layout.width)) - set(names), str)
+    frame = layout.frame({**others, **dict.fromkeys(names, np.float64)})
+    exact = frame is not None
+    if frame is None and (frame := layout.frame(others)) is None:
         layout.refuse_ragged()
-        raise DataError(f"{layout.source}: cannot be parsed; write plain numbers split at one "
-                        "delimiter")  # fmt: skip
-    series = [frame.iloc[:, i] for i in range(layout.width)]
-    texts = [pandas.api.types.is_string_dtype(column.dtype) for column in series]
-    places = np.arange(len(frame))
-    if all(texts):  # where a row may be blank but for its delimiters
-        places = _filled(frame)
-        series = [column.iloc[places] for column in series]
-    if texts[-1] and (series[-1] == "").any():
+        raise DataError(
+            f"{layout.source}: cannot be parsed; write plain numbers split at one delimiter"
+        )
+    texts = [i for i, dtype in enumerate(frame.dtypes) if dtype.kind == "O"]
+    if len(texts) == layout.width:  # rows at the end may be blank but for their delimiters
+        filled = np.flatnonzero((frame.astype(object) != "").any(axis=1))
+        frame = frame.iloc[: 1 + filled[-1]] if len(filled) else frame
+    if layout.width - 1 in texts and not layout.ended and (frame[layout.width - 1] == "").any():
         layout.refuse_ragged()
-    return columns_of(
-        _names(layout),
-        series,
-        len(places),
-        lambda i: layout.place(int(places[i])),
+    if exact:
+        values = np.ascontiguousarray(frame[[*names]].to_numpy(np.float64))
+        return RawTable(values, tuple(names.values()), layout.where)
+    table = columns_of(names, frame, layout.where)
+    if table.faults:
+        number, fields = layout.row(min(fault.row for fault in table.faults.values()))
+        if REMARK.match(fields[0]):
+            raise layout.ragged(number, fields)
+    return table
+
+
+def _without_an_end(layout: _Layout) -> dict[int, str]:
+    """The columns' names by index, without what stands behind a delimiter that ends each row."""
+    last, names = layout.width - 1, layout.names
+    ended = layout.ended and last and (layout.short or not names[-1])
+    if ended and all(not fields[-1].strip() for _, fields in layout.rows()):
+        # A header that is not ended so is short no more.
+        names = names[1:] if layout.short else names[:-1]
+    stand_in = numbered(len(names))
+    return {i: name or stand_in[i] for i, name in enumerate(names)}
+
+
+def _without_labels(
+    layout: _Layout, names: dict[int, str]
+) -> tuple[dict[int, str], tuple[str, ...]]:
+    """The same without a first column that has no name and counts the rows or labels them."""
+    nameless = layout.short or (layout.names[0] in NAMELESS and any(layout.names))
+    if not nameless or len(names) < max(2, layout.width):
+        return names, ()
+    frame = layout.frame({}, only=[0])
+    if frame is None:  # the whole says what is wrong
+        return names, ()
+    texts = frame[0].astype(str).str.strip()
+    held = frame[0][texts != ""]
+    numbers = pandas_for(layout.source).to_numeric(held, errors="coerce").to_numpy(np.float64)
+    named = ~texts[held.index].str.lower().isin(("nan", *MISSING)).to_numpy()
+    if (np.isnan(numbers) & named).any():
+        what = "labels"
+    elif len(set(numbers)) == len(numbers) > 0 and (numbers == np.abs(np.floor(numbers))).all():
+        what = "counts"
+    elif layout.short:
+        raise layout.ragged(*layout.row(0))
+    else:
+        return names, ()
+    note = (
+        f"{layout.source}: the first column has no name and {what} the rows: it is left out; to "
+        "keep it, give it a name"
     )
-
-
-def _filled(frame: Any) -> Any:
-    """The places of the rows down to the last that holds anything, or of all where none does."""
-    empty = np.ones(len(frame), bool)
-    for i in range(frame.shape[1]):
-        empty &= (frame.iloc[:, i].astype(object) == "").to_numpy()
-    return np.arange(len(frame) if empty.all() else 1 + np.flatnonzero(~empty)[-1])
-
-
-def _frame(pandas: Any, layout: _Layout, **settings: Any) -> Any:
-    """What pandas reads, or None where the fields are not what the settings say, or too many."""
-    if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
-        settings["float_precision"] = "round_trip"  # the default since is as exact
-    with _opened(layout.source, layout.skipped) as text, warnings.catch_warnings():
-        warnings.simplefilter("error", pandas.errors.ParserWarning)
-        try:
-            return pandas.read_csv(
-                text,
-                sep=r"\s+" if layout.delimiter == " " else layout.delimiter,
-                header=None,
-                names=range(layout.width),
-                index_col=False,
-                na_filter=False,
-                skipinitialspace=True,
-                **settings,
-            )
-        except UnicodeDecodeError:
-            raise
-        except (ValueError, pandas.errors.ParserWarning):  # ParserError is a ValueError
-            return None
-
-
-def _names(layout: _Layout) -> tuple[str, ...]:
-    stand_in = numbered(layout.width)
-    return tuple(name or x for name, x in zip(layout.names or stand_in, stand_in, strict=True))
-
-
-def _without_an_end(table: RawTable, layout: _Layout) -> RawTable:
-    """Leave out what stands behind a delimiter that ends each row: nothing."""
-    last = layout.width - 1
-    if last < 1 or last not in table.faults or not _is_blank(layout, table):
-        return table
-    if layout.short:  # the rows are ended so, the header is not
-        return replace(table.take(range(last)), columns=layout.names[1:])
-    return table if layout.names and layout.names[-1] else table.take(range(last))
-
-
-def _is_blank(layout: _Layout, table: RawTable) -> bool:
-    if not table.faults[layout.width - 1].what.startswith("has no value"):
-        return False
-    return all(not fields[-1].strip() for _, fields in layout.rows())
-
-
-def _without_labels(table: RawTable, layout: _Layout) -> RawTable:
-    """Leave out a first column without a name that counts the rows or labels them."""
-    nameless = layout.short or (layout.names and layout.names[0] in NAMELESS)
-    if not nameless or len(table.columns) < 2 or len(table.columns) < layout.width:
-        return table
-    what = "labels"
-    if 0 not in table.faults:
-        first = table.values[:, 0]
-        whole = bool((first == np.floor(first)).all() and (first >= 0).all())
-        what = "counts" if whole and len(np.unique(first)) == len(first) else ""
-    elif table.faults[0].what.startswith("has no value"):
-        what = ""
-    if not what and layout.short:
-        raise layout.ragged(*next(layout.rows()))
-    if not what:
-        return table
-    kept = table.take(range(1, len(table.columns)))
-    note = (f"{layout.source}: the first column has no name and {what} the rows: it is left out; "
-            "to keep it, give it a name")  # fmt: skip
-    return replace(kept, notes=(note,))
+    return {i: name for i, name in names.items() if i}, (note,)
 
 
 # The layout ---------------------------------------------------------------------------------------
@@ -237,12 +234,11 @@ def _layout(source: Input) -> _Layout:
     records: list[_Line] = []
     mark = ""
     with _opened(source, 0) as text:
-        lines = _lines(text)
-        for line in lines:
-            stripped = line.text.strip()
-            if not records and not mark and re.fullmatch(r'"?sep=(.)"?', stripped, re.IGNORECASE):
-                mark = stripped.strip('"')[4]
-            elif not records and stripped.startswith(COMMENTS):
+        for line in _lines(text):
+            told = re.fullmatch(r'"?sep=(.)"?', line.text.strip(" \r\n"), re.IGNORECASE)
+            if told and not records and not mark:
+                mark = told[1]
+            elif not records and line.text.strip().startswith(COMMENTS):
                 comments.append(line)
             else:
                 records.append(line)
@@ -253,28 +249,35 @@ def _layout(source: Input) -> _Layout:
         raise DataError(f"{source}: the file is blank; give at least {MIN_ROWS} rows of numbers")
     if not records:  # a header that looks like a comment, and no more
         raise DataError(f"{source}: no rows below the header; give at least {MIN_ROWS}")
-    mark = mark or _delimiter(records)
+    plain = [r for r in records if not REMARK.match(r.text)] or records
+    mark = mark or _delimiter(plain)
     fields = [_fields(record, mark) for record in records]
     rows = _header_rows(fields)
+    ended = all(not record[-1].strip() for record in fields[rows:])
     if rows == 1 and not _is_header(fields):
-        names = _commented(comments, fields[0], mark)
+        ended = ended and not fields[0][-1].strip()
+        width = len(fields[0])
+        names = _commented(comments, width, mark) or ("",) * width
         skipped = records[0].number - 1
-        return _Layout(source, mark, skipped, records[0].number, len(fields[0]), names)
+        return _Layout(source, mark, skipped, records[0].number, width, names, ended=ended)
     if rows == len(fields):
         raise DataError(f"{source}: no rows below the header; give at least {MIN_ROWS}")
-    names = tuple(
-        " ".join(" ".join(part).split()) for part in zip(*fields[: max(1, rows - 1)], strict=True)
-    )
+    names = tuple(tidy(" ".join(p)) for p in zip(*fields[: max(1, rows - 1)], strict=True))
     if rows > 1:  # the first column's are the names of the levels
         names = ("", *names[1:])
-    names = (names[0].lstrip("#% "), *names[1:])
-    head, first = records[0], fields[rows]
+    below = list(zip(records[rows:], fields[rows:], strict=True))
+    line, first = next((pair for pair in below if pair[0] in plain), below[0])
     short = len(first) == len(names) + 1
-    if short:
-        names = ("", *names)
-    layout = _Layout(source, mark, records[rows - 1].end, head.number, len(names), names, short)
+    if short and re.fullmatch(r"[+-]?\d+,\d+", line.text.strip()) and len(names) == 1:
+        raise DataError(
+            f"{source}: line {line.number} holds {line.text.strip()!r} under one name; write "
+            "numbers with a decimal point, or name both columns"
+        )
+    names = ("", *names) if short else names
+    head, skipped = records[0].number, records[rows - 1].end
+    layout = _Layout(source, mark, skipped, head, len(names), names, short, ended)
     if len(first) != layout.width:
-        raise layout.ragged(records[rows].number, first)
+        raise layout.ragged(line.number, first)
     return layout
 
 
@@ -285,9 +288,9 @@ def _delimiter(records: list[_Line]) -> str:
     """
     first, second = records[0], records[:2][-1]
     sample = re.sub(r'"[^"]*"', "", second.text).strip(" \r\n")
-    found = [mark for mark in MARKS if mark in sample]
-    alike = (m for m in found if len(_fields(first, m)) == len(_fields(second, m)))
-    return next(alike, found[0] if found else ",")
+    marks = [mark for mark in MARKS if mark in sample]
+    alike = (m for m in marks if len(_fields(first, m)) == len(_fields(second, m)))
+    return next(alike, marks[0] if marks else ",")
 
 
 def _is_header(fields: list[list[str]]) -> bool:
@@ -320,14 +323,14 @@ def _header_rows(fields: list[list[str]]) -> int:
     return 1
 
 
-def _commented(comments: list[_Line], first: list[str], mark: str) -> tuple[str, ...]:
+def _commented(comments: list[_Line], width: int, mark: str) -> tuple[str, ...]:
     """The names in the last comment, where it has as many as the first row has fields."""
     if not comments:
         return ()
     text = comments[-1].text.strip().lstrip("#% ")
-    names = [name.strip() for name in _fields(comments[-1]._replace(text=text), mark)]
+    names = tuple(map(tidy, _fields(comments[-1]._replace(text=text), mark)))
     # Other words than names would be names for good.
-    return tuple(names) if len(names) == len(first) and not any(map(is_number, names)) else ()
+    return names if len(names) == width and not any(map(is_number, names)) else ()
 
 
 # Lines --------------------------------------------------------------------------------------------
@@ -380,5 +383,5 @@ def _not_utf8(source: Input) -> DataError:
         try:
             file.read().decode("utf-8")
         except UnicodeDecodeError as error:
-            where = error.start
-    return DataError(f"{source}: not UTF-8 text (byte {where}); save it with the encoding UTF-8")
+            position = error.start
+    return DataError(f"{source}: not UTF-8 text (byte {position}); save it with the encoding UTF-8")

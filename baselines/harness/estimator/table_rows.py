@@ -14,9 +14,9 @@ from torch import Tensor
 from baselines.harness import data
 from baselines.harness.data import DataError, Dataset
 from baselines.harness.data.choice import refuse_unknown
-from baselines.harness.data.files import is_once, stream
+from baselines.harness.data.files import stream
 from baselines.harness.data.quantised import Width
-from baselines.harness.data.rows import SPLITS, SplitName
+from baselines.harness.data.rows import SplitName
 from baselines.harness.data.streams import Stream, Streamed
 from baselines.harness.experiment import checks
 from cflows import Affine, standardise
@@ -193,16 +193,17 @@ def _still(rows: Dataset | Streamed, names: Sequence[str]) -> tuple[str, ...]:
 
 def _refuse_negative(name: str, rows: Dataset | Streamed, weights: str) -> None:
     """Name the first row of a file, in its order, whose weight is below zero."""
-    at = rows.columns.index(weights)
+    at, order = rows.columns.index(weights), None
     if isinstance(rows, Streamed):
         values = np.concatenate([chunk[:, at] for _, chunk in rows.chunks()])
-    elif name in data.names() or is_once(name):
-        values = np.concatenate([getattr(rows, split)[:, at] for split in SPLITS])
     else:
-        values = data.table(Path(name), lambda names: [names.index(weights)])[0][:, 0]
-    if (values < 0).any():
-        row = int((values < 0).argmax())
+        values, order = np.concatenate([part[:, at] for part in rows.splits]), rows.order
+    negative = np.flatnonzero(values < 0)
+    if len(negative):
+        numbers = negative if order is None else order[negative]
+        row = int(numbers.argmin())
         raise DataError(
-            f"{name}: the weight {weights!r} is {values[row]:g} in row {row + 1}, a "
-            "header not counted; weights must not be negative: drop or mend this row"
+            f"{name}: the weight {weights!r} is {values[negative[row]]:g} in row "
+            f"{numbers[row] + 1}, a header not counted; weights must not be negative: drop or mend "
+            "this row"
         )

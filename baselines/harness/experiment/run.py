@@ -22,7 +22,7 @@ import torch
 import cflows
 from baselines.harness import data
 from baselines.harness.data import Width
-from baselines.harness.data.files import is_once
+from baselines.harness.data.sources import is_once
 from baselines.harness.executors import slurm
 from baselines.harness.executors.process_pool import Killed, side_by_side
 from baselines.harness.experiment import cell as cells

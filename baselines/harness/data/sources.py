@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from typing import IO, cast
 
 from baselines.harness.data.dataset import DataError
 
-__all__ = ["STANDARD", "Input", "kind_of", "unpacked"]
+__all__ = ["Input", "is_once", "kind_of", "label", "unpacked"]
 
-STANDARD = Path("-")
+STANDARD = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 START = 300  # bytes that are looked at
 MAGIC = (
     (b"\x1f\x8b", "gzip"),
@@ -37,11 +38,33 @@ MAGIC = (
 )
 
 
+def is_once(path: object) -> bool:
+    """Return whether this can be read once and no more: standard input, or a pipe.
+
+    Example:
+        >>> is_once("-"), is_once("rows.csv")
+        (True, False)
+
+    """
+    text = str(path)
+    return text in STANDARD or (
+        os.path.exists(text) and not (os.path.isfile(text) or os.path.isdir(text))
+    )
+
+
+def label(path: object) -> str:
+    """What messages call a path."""
+    return "standard input" if str(path) in STANDARD else str(path)
+
+
 class Input:
     """A file, or what a pipe or standard input (``-``) gives, which is read once and kept.
 
     Args:
         path: of what there is.
+
+    Attributes:
+        content: what can be read once and no more; else None, and the name says what it is.
 
     Raises:
         DataError: standard input is closed.
@@ -51,22 +74,17 @@ class Input:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._content: bytes | None = None
-        if path == STANDARD:
+        self.content: bytes | None = None
+        if str(path) in STANDARD:
             if sys.stdin is None:
                 raise DataError("standard input is closed; name a file")
-            self._content = sys.stdin.buffer.read()
+            self.content = sys.stdin.buffer.read()
         elif not path.is_file():
-            self._content = path.read_bytes()
+            self.content = path.read_bytes()
 
-    @property
-    def is_file(self) -> bool:
-        """Whether it can be read again, and its name says what it is."""
-        return self._content is None
-
-    def open(self, mode: str = "rb") -> IO[bytes]:
+    def open(self) -> IO[bytes]:
         """Open it at its start."""
-        return self.path.open("rb") if self._content is None else io.BytesIO(self._content)
+        return self.path.open("rb") if self.content is None else io.BytesIO(self.content)
 
     def start(self) -> bytes:
         """Its first bytes."""
@@ -74,7 +92,7 @@ class Input:
             return file.read(START)
 
     def __str__(self) -> str:
-        return "standard input" if self.path == STANDARD else str(self.path)
+        return label(self.path)
 
 
 def kind_of(start: bytes) -> str:
@@ -97,12 +115,7 @@ def kind_of(start: bytes) -> str:
 
 @contextmanager
 def unpacked(source: Input) -> Iterator[IO[bytes]]:
-    """Open an input at its start, unpacked where it is a gzip archive.
-
-    Raises:
-        DataError: the archive is damaged.
-
-    """
+    """Open an input at its start, unpacked where it is gzip's; DataError where that is damaged."""
     with source.open() as file:
         if kind_of(file.read(START)) != "gzip":
             file.seek(0)
