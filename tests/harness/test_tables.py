@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+import subprocess
 import sys
 import types
 
@@ -65,6 +66,8 @@ def without_labels(text):
         ("a,b,c\n" + BODY.replace("\n", ",\n"), "abc"),
         ("a,b,c\n" + BODY + "\t\n", "abc"),
         ("a,b,c\n" + BODY + "  \n,,\n", "abc"),
+        ("sep=\t\na\tb\tc\n" + BODY.replace(",", "\t"), "abc"),
+        ('"% a","b  of\tx",c\n' + BODY, ("a", "b of x", "c")),
         ("net,1,1,2\nhemi,l,r,l\n,,,\n" + without_labels(BODY), ("1 l", "1 r", "2 l")),
     ],
 )
@@ -92,6 +95,11 @@ def test_a_column_that_counts_the_rows_is_told_of(tmp_path):
         (gzip.compress(b"PK\x03\x04"), "a gzip archive of a zip archive"),
         (("id,b\n" + "".join(f"{10**18 + i},{i * i}\n" for i in range(40))).encode(), "by more"),
         (("a,b,c\n" + BODY + "# end\n").encode(), "line 62 is a comment"),
+        (("a,b,c\n# kg,m,s\n" + BODY).encode(), "line 2 is a comment, '# kg'; delete it"),
+        (("a,b,c\n# units: kg m s\n" + BODY).encode(), "line 2 is a comment, '# units: kg m s'"),
+        (("a,b,c\n# in kg,m,s,-\n" + BODY).encode(), "line 2 is a comment, '# in kg'; delete"),
+        (("a,b,c\n" + BODY + "% a,b,c\n" + BODY).encode(), "line 62 is a comment, '% a'"),
+        (b"x\n" + b"".join(b"%d,%d\n" % (i, i * i) for i in range(40)), "line 2 holds '0,0' under"),
         (b"a,b\n1,NA\n2,\n3,4\n" * 1 + b"5,6\n" * 30, "no value in line 2 ('NA') and in 1 more of"),
     ],
 )
@@ -161,6 +169,43 @@ def test_the_estimator_scores_a_frame_as_the_command_scores_files(folder, tmp_pa
     for name in ("t.csv", "t.csv.gz", "t.parquet"):
         run("score", tmp_path / "m", "--data", folder / name, "--out", tmp_path / "p.npy")
         np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), expected)
+
+
+def test_parquet_has_the_names_of_text(folder, tmp_path):
+    frame = pandas.DataFrame(normal(), columns=["% a", " b  of\tx", "c"])
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        assert files.table(tmp_path / name)[1] == ("a", "b of x", "c")
+        assert load(tmp_path / name, drop=["a", "b of x"]).columns == ("c",)
+
+
+def test_columns_that_are_dropped_are_not_looked_at(tmp_path, monkeypatch):
+    frame = pandas.DataFrame(normal(), columns=list("abc"))
+    frame.insert(0, "s", "some text")
+    frame["d"] = "2020-01-01"
+    frame.to_csv(tmp_path / "t.csv")
+    monkeypatch.setattr("baselines.harness.data.text.columns_of", lambda *_: pytest.fail("looked"))
+    assert load(tmp_path / "t.csv", drop=["s", "d"]).columns == ("a", "b", "c")
+    assert np.array_equal(
+        files.table(tmp_path / "t.csv", lambda names: [names.index("c"), names.index("a")])[0],
+        normal()[:, [2, 0]],
+    )
+    for line in ("7,A,1,2,3", "7,A,1,2,3,2020-01-01,5"):  # too short, too long
+        lines = (tmp_path / "t.csv").read_text().splitlines()
+        lines[7] = line
+        (tmp_path / "bad.csv").write_text("\n".join(lines))
+        with pytest.raises(DataError, match="line 8 splits at ','"):
+            load(tmp_path / "bad.csv", drop=["s", "d"])
+
+
+def test_the_descriptor_of_standard_input_is_standard_input(folder, tmp_path):
+    command = [sys.executable, "-m", "baselines.harness", "score", folder / "m", "--data",
+               "/dev/stdin", "--out", tmp_path / "p.npy"]  # fmt: skip
+    with open(folder / "t.csv.gz", "rb") as file:
+        subprocess.run(command, stdin=file, check=True)
+    run("score", folder / "m", "--data", folder / "t.csv", "--out", tmp_path / "q.npy")
+    assert np.array_equal(np.load(tmp_path / "p.npy"), np.load(tmp_path / "q.npy"))
 
 
 def test_standard_input_is_read_once(folder, tmp_path, monkeypatch, capsys):
@@ -259,6 +304,19 @@ def test_tables_that_people_try_first(name, tmp_path, capsys):
         assert cflows.load(tmp_path / "m").columns == tuple(usable)
     assert run(*common, "--columns", *usable[::-1]) == 0
     assert cflows.load(tmp_path / "m").columns == tuple(usable)
+
+
+def test_the_remedy_names_columns_like_options(tmp_path, capsys):
+    frame = pandas.DataFrame(normal(), columns=["a", "-b", "c"])
+    frame["--text"] = frame["a text"] = "x"
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    common = ["fit", "--model", "nice", "--data", tmp_path / "t.csv", "--depth", 1, "--steps", 1,
+              "--preprocess", "standardise", "--out", tmp_path / "m"]  # fmt: skip
+    refused(capsys, *common, words=("--drop 'a text' --drop=--text",))
+    assert run(*common, "--drop", "a text", "--drop=--text", "--drop=-b") == 0
+    assert cflows.load(tmp_path / "m").columns == ("a", "c")
+    assert run(*common, "--columns=-b", "--columns", "a") == 0
+    assert cflows.load(tmp_path / "m").columns == ("a", "-b")
 
 
 @pytest.fixture

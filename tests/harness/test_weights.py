@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -54,6 +58,15 @@ def test_weights_that_cannot_be_used_are_named_in_one_line(
     assert message in told
     assert told.count("\n") == 1
     assert not (tmp_path / "m").exists()
+
+
+def test_a_negative_weight_of_a_pipe_is_named_by_its_row(tmp_path, monkeypatch):
+    weights = np.ones(400)
+    weights[[299, 17, 350]] = -1, -2, -3
+    content = table(tmp_path / "t.csv", weights).read_bytes()
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(content)))
+    with pytest.raises(DataError, match="'w' is -2 in row 18, a header not counted"):
+        open_rows("-", weights="w")
 
 
 def test_weights_of_a_streamed_file_stay_with_their_rows(tmp_path, monkeypatch):

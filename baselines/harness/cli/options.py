@@ -188,6 +188,8 @@ def _add_options(container: argparse._ActionsContainer, options: Options) -> Non
             choices = CHOICES.get(metavar)
             added = container.add_argument(
                 name,
+                # So that a name like an option's can follow others: --drop a b --drop=-c.
+                action="extend" if value == "COLUMN ..." else "store",
                 metavar=metavar,
                 nargs=NARGS[value.rstrip("!").replace(metavar, "V")],
                 type=TYPES.get(f"{name} {metavar}", TYPES.get(metavar, str)),

@@ -56,9 +56,11 @@ def is_frame(source: object) -> TypeGuard[DataFrame]:
 
 def from_frame(frame: DataFrame, choose: Choose) -> RawTable:
     """Return columns of a frame, its index not among them, as numbers."""
-    names = [tidy(" ".join(map(str, n)) if isinstance(n, tuple) else n) for n in frame.columns]
-    if names == [str(i) for i in range(len(names))]:  # pandas' own, where none were given
-        names = [*numbered(len(names))]
+    stand_in = numbered(frame.shape[1])
+    names = tidy([" ".join(map(str, n)) if isinstance(n, tuple) else n for n in frame.columns])
+    if names == tuple(map(str, range(len(names)))):  # pandas' own, where none were given
+        names = stand_in
+    names = tuple(name or x for name, x in zip(names, stand_in, strict=True))
     return columns_of(
         {i: names[i] for i in choose(names)}, frame, lambda i: f"row {i} (counted from 0)"
     )

@@ -126,6 +126,15 @@ def numbered(features: int) -> tuple[str, ...]:
     return tuple(f"x{i}" for i in range(features))
 
 
-def tidy(name: object) -> str:
-    """A column's name in one line, with single blanks, so that messages and options can hold it."""
-    return " ".join(str(name).split())
+def tidy(names: Sequence[object]) -> tuple[str, ...]:
+    r"""Columns' names as every format gives them: in one line, with single blanks.
+
+    The first loses the mark of a comment, which text cannot tell from one.
+
+    Example:
+        >>> tidy(["# a", "b\n in  m"])
+        ('a', 'b in m')
+
+    """
+    lines = [" ".join(str(name).split()) for name in names]
+    return (*[name.lstrip("#% ") for name in lines[:1]], *lines[1:])

@@ -262,7 +262,7 @@ def _layout(source: Input) -> _Layout:
         return _Layout(source, mark, skipped, records[0].number, width, names, ended=ended)
     if rows == len(fields):
         raise DataError(f"{source}: no rows below the header; give at least {MIN_ROWS}")
-    names = tuple(tidy(" ".join(p)) for p in zip(*fields[: max(1, rows - 1)], strict=True))
+    names = tidy([" ".join(parts) for parts in zip(*fields[: max(1, rows - 1)], strict=True)])
     if rows > 1:  # the first column's are the names of the levels
         names = ("", *names[1:])
     below = list(zip(records[rows:], fields[rows:], strict=True))
@@ -328,7 +328,7 @@ def _commented(comments: list[_Line], width: int, mark: str) -> tuple[str, ...]:
     if not comments:
         return ()
     text = comments[-1].text.strip().lstrip("#% ")
-    names = tuple(map(tidy, _fields(comments[-1]._replace(text=text), mark)))
+    names = tidy(_fields(comments[-1]._replace(text=text), mark))
     # Other words than names would be names for good.
     return names if len(names) == width and not any(map(is_number, names)) else ()
 
