@@ -20,10 +20,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONHASHSEED"] = "0"
 
 project = "cflows"
-author = "the cflows developers"
-copyright = author
-version = re.findall(r'__version__ = "(.*)"', (ROOT / "cflows" / "__init__.py").read_text())[0]
-release = version
+author = copyright = "the cflows developers"
+INIT = (ROOT / "cflows" / "__init__.py").read_text()
+version = release = re.search(r'__version__ = "(.*)"', INIT)[1]
 
 extensions = [
     "myst_nb",
@@ -59,12 +58,8 @@ nb_merge_streams = True
 nb_render_image_options = {"class": "picture"}
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_class_signature = "mixed"
 autodoc_inherit_docstrings = False
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 # Okabe and Ito's colours, as in the harness's pictures.
@@ -22,49 +24,32 @@ YELLOW, BLUE, RED, PINK, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F
 
 FOLDER = tempfile.TemporaryDirectory()
 """Where ``command`` runs, for the files that a page writes."""
+EDGE = 4.0  # of the square that ``plane`` covers, from its middle
 
 torch.set_num_threads(1)
 set_matplotlib_formats("retina")
-plt.rcParams.update(
-    {
-        "figure.figsize": (6.4, 3.0),
-        "figure.dpi": 110,
-        "figure.constrained_layout.use": True,
-        "figure.facecolor": "white",
-        "font.size": 9,
-        "axes.titlesize": 9.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.prop_cycle": plt.cycler(color=[BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK]),
-        "grid.color": "#DDDDDD",
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "image.cmap": "magma",
-    }
-)
+plt.style.use(Path(__file__).with_suffix(".mplstyle"))
+plt.rc("axes", prop_cycle=plt.cycler(color=[BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK]))
 
 
-def plane(low: float = -4.0, high: float = 4.0, cells: int = 160) -> torch.Tensor:
+def plane(cells: int = 160) -> torch.Tensor:
     """Points (cells², 2) of a square, row by row from the top, as ``show`` wants them."""
-    side = torch.linspace(low, high, cells)
-    rows, columns = torch.meshgrid(side.flip(0), side, indexing="ij")
-    return torch.stack([columns.flatten(), rows.flatten()], dim=-1)
+    side = torch.linspace(-EDGE, EDGE, cells)
+    return torch.cartesian_prod(side.flip(0), side).flip(1)
 
 
-def show(axes: Any, log_density: torch.Tensor, low: float = -4.0, high: float = 4.0) -> None:
+def show(axes: Axes, log_density: torch.Tensor) -> None:
     """Draw exp(log_density) at the points of ``plane`` as a picture."""
     side = round(len(log_density) ** 0.5)
-    axes.imshow(log_density.detach().exp().view(side, side), extent=(low, high, low, high))
+    density = log_density.detach().exp().view(side, side)
+    axes.imshow(density, extent=(-EDGE, EDGE, -EDGE, EDGE))
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
 
 
-def panels(count: int, size: float = 2.1, **settings: Any) -> Any:
-    """Axes of square panels beside each other."""
-    _, axes = plt.subplots(1, count, figsize=(size * count, size * 1.12), **settings)
-    return axes
+def panels(count: int, size: float = 2.1) -> Axes | np.ndarray:
+    """Axes of square panels beside each other, or those of a single one."""
+    return plt.subplots(1, count, figsize=(size * count, size * 1.12))[1]
 
 
 def milliseconds(work: Callable[[], object], repeats: int = 7) -> np.ndarray:
@@ -73,12 +58,7 @@ def milliseconds(work: Callable[[], object], repeats: int = 7) -> np.ndarray:
     Not the clock's: pages are built on machines that are busy with other things as well.
     """
     work()
-    found = []
-    for _ in range(repeats):
-        start = time.thread_time()
-        work()
-        found.append(1e3 * (time.thread_time() - start))
-    return np.sort(found)
+    return 1e3 * np.sort(timeit.repeat(work, timer=time.thread_time, number=1, repeat=repeats))
 
 
 def spread(times: np.ndarray) -> str:
@@ -86,12 +66,13 @@ def spread(times: np.ndarray) -> str:
     return f"{np.median(times):.3g} ({times[0]:.3g} to {times[-1]:.3g})"
 
 
-def lines(axes: Any, x: Sequence[float], times: Sequence[np.ndarray], **settings: Any) -> None:
+def lines(
+    axes: Axes, x: Sequence[float], times: Sequence[np.ndarray], label: str, color: str
+) -> None:
     """Medians as a line, with bars from the least to the greatest."""
-    middle = np.array([np.median(t) for t in times])
-    below = middle - [t[0] for t in times]
-    above = [t[-1] for t in times] - middle
-    axes.errorbar(x, middle, [below, above], capsize=2, marker="o", markersize=4, **settings)
+    low, middle, high = np.quantile(times, [0, 0.5, 1], axis=1)
+    bars = [middle - low, high - middle]
+    axes.errorbar(x, middle, bars, capsize=2, marker="o", markersize=4, label=label, color=color)
 
 
 class Table:
@@ -101,25 +82,18 @@ class Table:
         self.header, self.rows = header, rows
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(str(name))}</th>" for name in self.header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"
-            for row in self.rows
+        head, *body = (
+            "".join(f"<{tag}>{escape(str(value))}</{tag}>" for value in row)
+            for tag, row in [("th", self.header), *(("td", row) for row in self.rows)]
         )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        rows = "".join(f"<tr>{row}</tr>" for row in body)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def command(line: str) -> None:
     """Run a ``cflows`` command in the folder of the page's files, and print it and what it says."""
-    print(f"$ {line}")
-    arguments = shlex.split(line)[1:]
     # The command itself may not be on the path of whoever builds these pages.
-    done = subprocess.run(
-        [sys.executable, "-m", "baselines.harness", *arguments],
-        cwd=FOLDER.name,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    print(done.stdout, end="")
+    arguments = [sys.executable, "-m", "baselines.harness", *shlex.split(line)[1:]]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(arguments, cwd=FOLDER.name, text=True, check=False, **streams)
+    print(f"$ {line}", done.stdout, sep="\n", end="")

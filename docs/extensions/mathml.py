@@ -6,13 +6,13 @@ The converter is docutils' own. What it does not know is an error of the page, n
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from sphinx.writers.html5 import HTML5Translator
 
 LOG = logging.getLogger(__name__)
 
@@ -34,19 +34,19 @@ def _markup(node: nodes.Element, block: bool) -> str:
     if unbraced := UNBRACED.search(tex):
         LOG.warning("brace what %r takes, in %s", unbraced[0], tex, location=node)
     try:
-        found = str(tex2mathml(tex, as_block=block))
+        markup = str(tex2mathml(tex, as_block=block))
     except (MathError, SyntaxError) as error:
         LOG.warning("no MathML for %r: %s", tex, error, location=node)
         return ""
-    return BEFORE.sub(rf"\1{THIN}", BEHIND.sub(rf"\1{THIN}", found))
+    return BEFORE.sub(rf"\1{THIN}", BEHIND.sub(rf"\1{THIN}", markup))
 
 
-def _inline(translator: Any, node: nodes.Element) -> None:
+def _inline(translator: HTML5Translator, node: nodes.Element) -> None:
     translator.body.append(f'<span class="math">{_markup(node, block=False)}</span>')
     raise nodes.SkipNode
 
 
-def _block(translator: Any, node: nodes.Element) -> None:
+def _block(translator: HTML5Translator, node: nodes.Element) -> None:
     anchors = "".join(f'<span id="{name}"></span>' for name in node["ids"])
     translator.body.append(f'<div class="math">{anchors}{_markup(node, block=True)}</div>\n')
     raise nodes.SkipNode

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 SECTIONS = re.compile(r"(Args|Attributes|Example|Examples|Raises|Returns|Yields|Note|Warning):\s*$")
-DIRECTIVE = re.compile(r"\s*\.\. ")
 COLON = "\ue000"
 LETTER = re.compile(r"^(\s*(?::[^:]+: )?)([A-Z])\.$")  # no head of a list
 CODE = re.compile(r"(``.+?``|\*\*\S.*?\S\*\*)")
@@ -33,36 +34,27 @@ def escaped(line: str) -> str:
 
 def rewritten(lines: list[str]) -> list[str]:
     """The lines of a docstring as reStructuredText."""
-    found: list[str] = []
-    section, equation = "", False
-    for number, line in enumerate(lines):
+    result: list[str] = []
+    section, equation, doctest = "", False, False
+    for line in lines:
         indented, bare = line.startswith("    "), not line.strip()
         if match := SECTIONS.match(line):
             section, equation = match[1], False
         elif not indented and not bare:
             section, equation = "", False
         if section in ("Example", "Examples"):
-            doctest = line.lstrip().startswith((">>>", "...")) or _printed(lines, number)
-            found.append(line if doctest or bare else escaped(line))
+            # What a doctest prints stands behind it without a blank line between.
+            doctest = line.lstrip().startswith((">>>", "...")) or (doctest and not bare)
+            result.append(line if doctest or bare else escaped(line))
         elif indented and not section:
             if not equation:
-                found += [".. equation::", ""]
+                result += [".. equation::", ""]
                 equation = True
-            found.append(line)
+            result.append(line)
         else:
-            found.append(line if SECTIONS.match(line) else escaped(line))
+            result.append(line if SECTIONS.match(line) else escaped(line))
             equation = equation and bare
-    return found
-
-
-def _printed(lines: list[str], number: int) -> bool:
-    """Whether a line is what a doctest prints."""
-    for line in reversed(lines[:number]):
-        if not line.strip():
-            return False
-        if line.lstrip().startswith((">>>", "...")):
-            return True
-    return False
+    return result
 
 
 def _rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -76,20 +68,19 @@ def _restore(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
     lines[:] = [LETTER.sub(r"\1\2\\.", line.replace(COLON, ":")) for line in lines]
 
 
+class Equation(SphinxDirective):
+    """Lines that keep their places."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """The lines as a literal block."""
+        text = "\n".join(self.content)
+        return [nodes.literal_block(text, text, language="none", classes=["equation"])]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Rewrite before napoleon reads the sections, at 500."""
-    from docutils import nodes
-    from sphinx.util.docutils import SphinxDirective
-
-    class Equation(SphinxDirective):
-        """Lines that keep their places."""
-
-        has_content = True
-
-        def run(self) -> list[nodes.Node]:
-            text = "\n".join(self.content)
-            return [nodes.literal_block(text, text, language="none", classes=["equation"])]
-
     app.add_directive("equation", Equation)
     app.connect("autodoc-process-docstring", _rewrite, priority=100)
     app.connect("autodoc-process-docstring", _restore, priority=900)

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from typing import Any
+from types import ModuleType
 
 from docutils import nodes
 from plain_docstrings import escaped
@@ -29,49 +29,30 @@ class PublicNames(SphinxDirective):
         package = importlib.import_module(self.arguments[0])
         lines = [".. list-table::", "   :widths: 28 72", ""]
         for name in sorted(package.__all__, key=str.lower):
-            if name.startswith("__"):
-                continue
-            found = getattr(package, name)
-            lines += [
-                f"   * - :py:obj:`{name} <{home(found)}.{name}>`",
-                f"     - {escaped(first_line(found))}",
-            ]
+            if not name.startswith("__"):
+                member = getattr(package, name)
+                text = " ".join((inspect.getdoc(member) or "").split("\n\n")[0].split())
+                lines.append(f"   * - :py:obj:`{name} <{member.__module__}.{name}>`")
+                lines.append(f"     - {escaped(text)}")
         return self.parse_text_to_nodes("\n".join(lines) + "\n")
 
 
-def home(found: Any) -> str:
-    """The module that defines a public name."""
-    return str(found.__module__)
-
-
-def first_line(found: Any) -> str:
-    """The first sentence of a docstring."""
-    text = inspect.getdoc(found) or ""
-    return " ".join(text.split("\n\n")[0].split())
-
-
-def public_modules(package: str) -> list[str]:
-    """The modules of a package that have an ``__all__``, those of packages within it left out."""
-    path = importlib.import_module(package).__path__
-    names = [f"{package}.{found.name}" for found in pkgutil.iter_modules(path) if not found.ispkg]
-    return [
-        name
-        for name in names
-        if not name.endswith("__main__") and hasattr(importlib.import_module(name), "__all__")
-    ]
-
-
 def _sections(match: re.Match[str]) -> str:
-    return "\n".join(_section(name) for name in public_modules(match[1]))
+    """A section for each module with an ``__all__``, those of packages within left out."""
+    path = importlib.import_module(match[1]).__path__
+    names = [f"{match[1]}.{info.name}" for info in pkgutil.iter_modules(path) if not info.ispkg]
+    modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+    return "\n".join(_section(module) for module in modules if hasattr(module, "__all__"))
 
 
-def _section(name: str) -> str:
-    module = importlib.import_module(name)
+def _section(module: ModuleType) -> str:
     # What a module only passes on has its entry where it is defined.
+    members = {member: getattr(module, member) for member in module.__all__}
+    name = module.__name__
     passed = [
         member
-        for member in module.__all__
-        if callable(found := getattr(module, member)) and getattr(found, "__module__", name) != name
+        for member, value in members.items()
+        if callable(value) and getattr(value, "__module__", name) != name
     ]
     without = f"   :exclude-members: {', '.join(passed)}\n" if passed else ""
     return (
