@@ -11,24 +11,11 @@ from torch import Tensor, nn
 from baselines import IAF, MAF, NICE, NSF, RealNVP
 from cflows import FFJORD, Flow
 
-__all__ = [
-    "FLOWS",
-    "SIZES",
-    "WEIGHTS",
-    "Suite",
-    "checked",
-    "flow_of",
-    "iteration_of",
-    "prepared",
-    "rows_of",
-]
-
 SIZES = {"2x64": (2, 64), "6x100": (6, 100), "43x512": (43, 512)}
 """D and H, the width of the two hidden layers."""
 
-DISCRETE: dict[str, Callable[..., Flow]] = {
-    "maf": MAF, "iaf": IAF, "realnvp": RealNVP, "nice": NICE, "nsf": NSF,
-}  # fmt: skip
+DISCRETE: dict[str, Callable[..., Flow]]
+DISCRETE = {"maf": MAF, "iaf": IAF, "realnvp": RealNVP, "nice": NICE, "nsf": NSF}
 FLOWS = ("ffjord", *DISCRETE)
 WEIGHTS = ("initial", "trained")
 LAYERS = 5
@@ -36,16 +23,15 @@ TRAINED = 10  # iterations: enough for weights that are no longer special, few e
 
 
 class Suite:
-    """Parameters of a suite by name, and seeds; asv reads ``params`` and ``param_names``."""
+    """A suite over axes, named in its class line; asv reads ``params`` and ``param_names``."""
 
     timeout = 300
-    axes: dict[str, tuple[object, ...]] = {}  # noqa: RUF012, asv wants class attributes
     params: list[tuple[object, ...]]
     param_names: list[str]
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **axes: tuple[object, ...]) -> None:
         super().__init_subclass__()
-        cls.param_names, cls.params = list(cls.axes), list(cls.axes.values())
+        cls.param_names, cls.params = list(axes), list(axes.values())
 
 
 def flow_of(name: str, features: int, width: int, **settings: object) -> Flow:
@@ -53,7 +39,7 @@ def flow_of(name: str, features: int, width: int, **settings: object) -> Flow:
     torch.manual_seed(0)
     hidden = (width, width)
     flow = (
-        FFJORD(features, hidden=hidden, **settings)  # type: ignore[arg-type]
+        FFJORD(features, hidden=hidden, **settings)
         if name == "ffjord"
         else DISCRETE[name](features, layers=LAYERS, hidden=hidden, **settings)
     )
@@ -80,7 +66,7 @@ def iteration_of(flow: Flow, x: Tensor, rate: float = 1e-3) -> Callable[[], floa
     def iterate() -> float:
         optimizer.zero_grad()
         loss = -flow.log_prob(x).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         flow.review()
         optimizer.step()
         return float(loss.detach())

@@ -6,25 +6,33 @@ step is accepted. ``counts.py`` beside this folder compares them with the commit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cflows import Adaptive, Flow, Lagged
+from cflows import Adaptive, Flow, Lagged, ODEBijector
+from cflows.continuous.runge_kutta import SolveStats
 
 from .base import FLOWS, SIZES, WEIGHTS, Suite, checked, flow_of, prepared, rows_of
 
 ROWS = 64
 SIZE = (6, 24)
+DIVERGENCES = ("exact", "hutchinson", "hutch++")
+INVERSIONS = ("cached", "jacobi", "sequential")
 TIGHT = Adaptive("dopri5", 1e-6, 1e-6, max_nfe=3000)
 
+Call = Callable[[Flow, torch.Tensor], object]
+
 WAITS = ("_local_scalar_dense", "equal", "nonzero", "is_nonzero", "item")
-DRAWS = ("rand", "randn", "randint", "rand_like", "randn_like", "bernoulli", "normal_", "uniform_",
-         "random_", "bernoulli_", "normal", "randperm")  # fmt: skip
+DRAWS = (
+    *("rand", "randn", "randint", "randperm", "rand_like", "randn_like"),
+    *("normal", "normal_", "bernoulli", "bernoulli_", "uniform_", "random_"),
+)
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
 
 
@@ -33,16 +41,21 @@ class Operators(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, int] = {}
+        self.calls: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        self.found[name] = self.found.get(name, 0) + 1
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        self.calls[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
     def count(self, names: tuple[str, ...]) -> int:
         """How many of these ran."""
-        return sum(self.found.get(name, 0) for name in names)
+        return sum(self.calls[name] for name in names)
 
 
 class _Counts(Suite):
@@ -53,22 +66,18 @@ class _Counts(Suite):
         torch.manual_seed(3)
 
 
-class Solve(_Counts):
+class Solve(_Counts, divergence=DIVERGENCES, weights=WEIGHTS):
     """Evaluations of a field in an adaptive solve at a fixed tolerance."""
 
     unit = "evaluations"
-    axes = {  # noqa: RUF012
-        "divergence": ("exact", "hutchinson", "hutch++"),
-        "weights": WEIGHTS,
-    }
 
     def track_density(self, divergence: str, weights: str) -> float:
         """A density, data to noise."""
-        return _nfe(divergence, weights, lambda flow, x: flow.log_prob(x))
+        return _nfe(divergence, weights, Flow.log_prob)
 
     def track_sample(self, divergence: str, weights: str) -> float:
         """A sample, noise to data, without log-determinant."""
-        return _nfe(divergence, weights, lambda flow, x: flow.sample(len(x)))
+        return _nfe(divergence, weights, _sample)
 
     def track_adjoint(self, divergence: str, weights: str) -> float:
         """The solve backwards of the adjoint."""
@@ -77,17 +86,12 @@ class Solve(_Counts):
             flow = flow_of("ffjord", *SIZE, **settings).train()
             flow.load_state_dict(_state(weights))
             torch.manual_seed(3)
-            flow.log_prob(rows_of(SIZE[0], ROWS)).sum().backward()  # type: ignore[no-untyped-call]
-            return checked(_solves(flow)[0].stats.nfe_backward)
+            flow.log_prob(rows_of(SIZE[0], ROWS)).sum().backward()
+            return checked(_stats(flow).nfe_backward)
 
 
-class TrainingSolve(_Counts):
+class TrainingSolve(_Counts, divergence=DIVERGENCES, gradient=("backprop", "checkpoint")):
     """One solve of a grid and its gradient, in training."""
-
-    axes = {  # noqa: RUF012
-        "divergence": ("exact", "hutchinson", "hutch++"),
-        "gradient": ("backprop", "checkpoint"),
-    }
 
     def track_evaluations(self, divergence: str, gradient: str) -> float:
         """Of the field: the stages of the grid, and one more for the estimate of the error."""
@@ -106,10 +110,8 @@ class TrainingSolve(_Counts):
         return checked(_trained(divergence, gradient)[1].count(PRODUCTS))
 
 
-class Work(_Counts):
-    """Matrix products and waits of each flow's three calls, and its parameters."""
-
-    axes = {"flow": FLOWS}  # noqa: RUF012
+class Work(_Counts, flow=FLOWS):
+    """Matrix products and waits of each flow's three calls."""
 
     def track_products_of_an_iteration(self, flow: str) -> float:
         """Loss, gradient, review."""
@@ -121,25 +123,23 @@ class Work(_Counts):
 
     def track_products_of_a_density(self, flow: str) -> float:
         """Without gradient."""
-        return checked(_evaluated(flow, lambda f, x: f.log_prob(x))[1].count(PRODUCTS))
+        return checked(_evaluated(flow, Flow.log_prob)[1].count(PRODUCTS))
 
     def track_products_of_a_sample(self, flow: str) -> float:
         """Without gradient."""
-        return checked(_evaluated(flow, lambda f, x: f.sample(len(x)))[1].count(PRODUCTS))
+        return checked(_evaluated(flow, _sample)[1].count(PRODUCTS))
 
     def track_passes_of_a_density(self, flow: str) -> float:
         """Network evaluations."""
-        return checked(_evaluated(flow, lambda f, x: f.log_prob(x))[0])
+        return checked(_evaluated(flow, Flow.log_prob)[0])
 
     def track_passes_of_a_sample(self, flow: str) -> float:
         """Network evaluations."""
-        return checked(_evaluated(flow, lambda f, x: f.sample(len(x)))[0])
+        return checked(_evaluated(flow, _sample)[0])
 
 
-class Parameters(_Counts):
+class Parameters(_Counts, flow=FLOWS, size=tuple(SIZES)):
     """Numbers that are trained."""
-
-    axes = {"flow": FLOWS, "size": tuple(SIZES)}  # noqa: RUF012
 
     def track_parameters(self, flow: str, size: str) -> float:
         """Of all parts."""
@@ -147,21 +147,14 @@ class Parameters(_Counts):
         return checked(sum(p.numel() for p in model.parameters()))
 
 
-class Passes(_Counts):
+class Passes(_Counts, flow=("maf", "iaf"), inversion=INVERSIONS, features=(4, 16)):
     """Network evaluations of an inversion, five layers."""
 
     unit = "passes"
-    axes = {  # noqa: RUF012
-        "flow": ("maf", "iaf"),
-        "inversion": ("cached", "jacobi", "sequential"),
-        "features": (4, 16),
-    }
 
     def track_inversion(self, flow: str, inversion: str, features: int) -> float:
         """A sample of a MAF, a density of an IAF."""
-        slow: Callable[[Flow, torch.Tensor], object] = (
-            (lambda f, x: f.sample(len(x))) if flow == "maf" else (lambda f, x: f.log_prob(x))
-        )
+        slow = _sample if flow == "maf" else Flow.log_prob
         return checked(_evaluated(flow, slow, features, inversion=inversion)[0])
 
 
@@ -172,17 +165,21 @@ def _trained(divergence: str, gradient: str) -> tuple[int, Operators]:
         flow = flow_of("ffjord", *SIZE, divergence=divergence, **settings).train()
         x = rows_of(SIZE[0], ROWS)
         with Operators() as operators:
-            flow.log_prob(x).sum().backward()  # type: ignore[no-untyped-call]
-        return _solves(flow)[0].stats.nfe, operators
+            flow.log_prob(x).sum().backward()
+        return _stats(flow).nfe, operators
 
 
 @cache
-def _state(weights: str) -> dict[str, Any]:
+def _state(weights: str) -> dict[str, torch.Tensor]:
     """Of the continuous flow, as ``prepared`` leaves it; called in float64."""
     return prepared(flow_of("ffjord", *SIZE), rows_of(SIZE[0], ROWS), weights).state_dict()
 
 
-def _nfe(divergence: str, weights: str, call: Callable[[Flow, torch.Tensor], object]) -> float:
+def _sample(flow: Flow, x: torch.Tensor) -> torch.Tensor:
+    return flow.sample(len(x))
+
+
+def _nfe(divergence: str, weights: str, call: Call) -> float:
     with _float64():
         x = rows_of(SIZE[0], ROWS)
         flow = flow_of("ffjord", *SIZE).eval()
@@ -190,7 +187,7 @@ def _nfe(divergence: str, weights: str, call: Callable[[Flow, torch.Tensor], obj
         torch.manual_seed(3)
         with torch.no_grad(), flow.using(solver=TIGHT, divergence=divergence):
             call(flow, x)
-        return checked(_solves(flow)[0].stats.nfe)
+        return checked(_stats(flow).nfe)
 
 
 @cache
@@ -201,16 +198,13 @@ def _differentiated(name: str) -> Operators:
         flow = flow_of(name, *SIZE).train()
         torch.manual_seed(3)
         with Operators() as operators:
-            flow.log_prob(x).mean().backward()  # type: ignore[no-untyped-call]
+            flow.log_prob(x).mean().backward()
             flow.review()
     return operators
 
 
 def _evaluated(
-    name: str,
-    call: Callable[[Flow, torch.Tensor], object],
-    features: int = SIZE[0],
-    **settings: object,
+    name: str, call: Call, features: int = SIZE[0], **settings: object
 ) -> tuple[int, Operators]:
     with _float64():
         x = rows_of(features, ROWS)
@@ -222,8 +216,8 @@ def _evaluated(
         return flow.evaluations - before, operators
 
 
-def _solves(flow: Flow) -> list[Any]:
-    return [part for part in flow.modules() if hasattr(part, "stats")]
+def _stats(flow: Flow) -> SolveStats:
+    return next(part.stats for part in flow.modules() if isinstance(part, ODEBijector))
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -16,10 +14,8 @@ ESTIMATORS = ("none", "exact", "hutchinson", "hutch++", "module")
 ROWS = 500
 
 
-class Field(Suite):
+class Field(Suite, size=tuple(SIZES), divergence=ESTIMATORS):
     """One evaluation of a two-hidden-layer field; ``module`` is one that nobody takes apart."""
-
-    axes = {"size": tuple(SIZES), "divergence": ESTIMATORS}  # noqa: RUF012
 
     def setup(self, size: str, divergence: str) -> None:
         """Build the field and draw its probes."""
@@ -28,19 +24,18 @@ class Field(Suite):
         field = MLP(features, hidden=(width, width))
         self.parameters = list(field.parameters())
         x, t = rows_of(features, ROWS), torch.tensor(0.3)
-        at_t: Callable[[Tensor], Tensor] = lambda state: field(t, state, None)  # noqa: E731
         probes = None
         if divergence in ("hutchinson", "module"):
             probes = draw_probes(x)
         elif divergence == "hutch++":
-            probes = orthonormal_probes(at_t, x)
+            probes = orthonormal_probes(lambda state: field(t, state, None), x)
         # A function is not seen through: that is what a module of the user's own costs.
-        seen = (lambda t, x, context: field(t, x, context)) if divergence == "module" else field
+        opaque = (lambda t, x, context: field(t, x, context)) if divergence == "module" else field
 
         def evaluate() -> Tensor:
             if divergence == "none":
                 return field(t, x, None).sum()
-            value, trace = value_and_divergence(seen, t, x, None, probes)
+            value, trace = value_and_divergence(opaque, t, x, None, probes)
             return value.sum() + trace.sum()
 
         self.evaluate = evaluate

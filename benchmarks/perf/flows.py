@@ -9,10 +9,8 @@ from .base import FLOWS, SIZES, WEIGHTS, Suite, checked, flow_of, iteration_of, 
 ROWS = 500
 
 
-class Training(Suite):
+class Training(Suite, flow=FLOWS, size=tuple(SIZES), weights=WEIGHTS):
     """One iteration: loss, gradient, review, Adam."""
-
-    axes = {"flow": FLOWS, "size": tuple(SIZES), "weights": WEIGHTS}  # noqa: RUF012
 
     def setup(self, flow: str, size: str, weights: str) -> None:
         """Build the flow; run one iteration, which chooses the steps of a solve."""
@@ -29,10 +27,8 @@ class Training(Suite):
         self.iterate()
 
 
-class Evaluation(Suite):
+class Evaluation(Suite, flow=FLOWS, size=tuple(SIZES), weights=WEIGHTS):
     """Density and sample, without gradient, as evaluated."""
-
-    axes = {"flow": FLOWS, "size": tuple(SIZES), "weights": WEIGHTS}  # noqa: RUF012
 
     def setup(self, flow: str, size: str, weights: str) -> None:
         """Build the flow and the rows."""

@@ -9,13 +9,8 @@ from .base import Suite, flow_of
 ROWS = 200
 
 
-class Inversion(Suite):
+class Inversion(Suite, inversion=("cached", "jacobi", "sequential"), features=(4, 16, 64)):
     """A sample of a MAF of five layers, H = 128."""
-
-    axes = {  # noqa: RUF012
-        "inversion": ("cached", "jacobi", "sequential"),
-        "features": (4, 16, 64),
-    }
 
     def setup(self, inversion: str, features: int) -> None:
         """Build the flow."""

@@ -9,10 +9,8 @@ from cflows import Adaptive, FixedGrid, Flow
 from .base import Suite, flow_of, rows_of
 
 
-class Gradient(Suite):
+class Gradient(Suite, gradient=("backprop", "checkpoint", "adjoint"), steps=(4, 16)):
     """2000 rows of eight columns, H = 128; the adjoint solves adaptively and heeds no steps."""
-
-    axes = {"gradient": ("backprop", "checkpoint", "adjoint"), "steps": (4, 16)}  # noqa: RUF012
 
     def setup(self, gradient: str, steps: int) -> None:
         """Build the flow."""
@@ -29,4 +27,4 @@ class Gradient(Suite):
     def peakmem_gradient(self, gradient: str, steps: int) -> None:
         """One loss and its gradient."""
         torch.manual_seed(3)
-        self.flow.log_prob(self.x).mean().backward()  # type: ignore[no-untyped-call]
+        self.flow.log_prob(self.x).mean().backward()

@@ -17,12 +17,11 @@ SOLVERS: dict[str, Solver] = {
     "grid rk4 8": FixedGrid("rk4", 8),
     "grid dopri5 8": FixedGrid("dopri5", 8),
 }
+GRADIENTS = ("none", "backprop", "checkpoint", "adjoint")
 
 
-class Solve(Suite):
+class Solve(Suite, solver=tuple(SOLVERS), gradient=GRADIENTS):
     """log p of 200 rows of six columns, one probe."""
-
-    axes = {"solver": tuple(SOLVERS), "gradient": ("none", "backprop", "checkpoint", "adjoint")}  # noqa: RUF012
 
     def setup(self, solver: str, gradient: str) -> None:
         """Build the flow."""
@@ -46,4 +45,4 @@ class Solve(Suite):
                 self.flow.log_prob(self.x)
         else:
             self.flow.zero_grad()
-            self.flow.log_prob(self.x).sum().backward()  # type: ignore[no-untyped-call]
+            self.flow.log_prob(self.x).sum().backward()
