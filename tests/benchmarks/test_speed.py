@@ -12,16 +12,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import comparisons
 import counts
-import depth_scaling
-import likelihood
-import sampling_cost
 from perf.base import checked
 
 
 def test_a_count_that_differs_is_named():
-    found = {"a": 1, "b": 2, "c": "SolverError: no"}
-    lines = counts.differences(found, {"a": 1, "b": 3, "d": 4})
+    measured = {"a": 1, "b": 2, "c": "SolverError: no"}
+    lines = counts.differences(measured, {"a": 1, "b": 3, "d": 4})
     assert lines == [
         "b: committed 3, now 2",
         "c: committed not committed, now SolverError: no",
@@ -31,9 +29,9 @@ def test_a_count_that_differs_is_named():
 
 def test_committed_counts_are_this_codes():
     committed = json.loads(counts.COMMITTED.read_text(encoding="utf-8"))
-    found = counts.measured("TrainingSolve.draws (hutchinson")
-    assert found
-    assert found == {name: committed[name] for name in found}
+    measured = counts.measured("TrainingSolve.draws (hutchinson")
+    assert measured
+    assert measured == {name: committed[name] for name in measured}
 
 
 def test_a_resampled_probe_changes_the_counts_by_name(monkeypatch):
@@ -51,9 +49,9 @@ def test_a_resampled_probe_changes_the_counts_by_name(monkeypatch):
     )
     committed = json.loads(counts.COMMITTED.read_text(encoding="utf-8"))
     part = "TrainingSolve.draws (hutchinson, backprop)"
-    found = counts.measured(part)
+    measured = counts.measured(part)
     suite._trained.cache_clear()
-    lines = counts.differences(found, {part: committed[part]})
+    lines = counts.differences(measured, {part: committed[part]})
     assert len(lines) == 1
     assert lines[0].startswith(part)
 
@@ -64,10 +62,10 @@ def test_a_count_that_is_no_number_raises(value):
         checked(value)
 
 
-@pytest.mark.parametrize("script", [likelihood, sampling_cost, depth_scaling])
-def test_each_comparison_has_help(script, capsys):
+@pytest.mark.parametrize("command", ["likelihood", "sampling", "depth"])
+def test_each_comparison_has_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
-        script.main(["--help"])
+        comparisons.main([command, "--help"])
     assert caught.value.code == 0
     assert "--quick" in capsys.readouterr().out
 
@@ -78,7 +76,6 @@ def test_imports_leave_heavy_packages_alone():
         "heavy = 'torchdiffeq', 'scipy', 'matplotlib', 'sklearn', 'h5py', 'PIL'\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )  # fmt: skip
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
