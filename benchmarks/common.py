@@ -6,52 +6,133 @@ compared run by run, and what is reported is a median with its quartiles, never 
 
 from __future__ import annotations
 
+import argparse
 import gc
 import math
 import os
 import platform
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.utils.benchmark.utils.timer import timer  # waits for a CUDA device
 
-from cflows.core.atomic_write import write_whole
+from baselines.harness.metrics.timing import processor
+from cflows import Flow
+from cflows.core.atomic_write import write_beside, write_whole
 
-__all__ = [
-    "RESULTS",
-    "Spread",
-    "alternate",
-    "comparison",
-    "machine",
-    "pin",
-    "ratio",
-    "spread",
-    "table",
-    "write_result",
-]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
+WORKS = ("iteration", "density", "sample")
+
+Calls = dict[str, Callable[[], object]]
+"""What is timed, by name."""
+
+
+def parser_of(script: str | None) -> argparse.ArgumentParser:
+    """A parser with the first line of a script's docstring, and defaults in its help."""
+    return argparse.ArgumentParser(
+        description=(script or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def begun(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options, ``--core`` among them; from here the process keeps to one thread and core."""
+    parser.add_argument("--core", type=int, default=0, help="that the process is held to")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    pin(options.core)
+    return options
+
+
+def report(
+    name: str | None,
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    notes: Iterable[object] = (),
+) -> None:
+    """Print each row as it comes, then the table, notes and machine, and write these down.
+
+    Args:
+        name: of the file in results/; None to write none.
+        header: of the columns.
+        rows: taken one by one, from what measures them.
+        notes: lines below the table, asked for when the last row is there.
+
+    """
+    done = []
+    for row in rows:
+        print(*row, sep=" | ", flush=True)
+        done.append(row)
+    text = "\n".join([table(header, done), *map(str, notes), facts()])
+    print("\n" + text)
+    if name:
+        write_result(name, text)
+
+
+class Arm(NamedTuple):
+    """A model to be timed: its parameters, its log-density, and how to draw so many rows."""
+
+    model: nn.Module
+    log_prob: Callable[[Tensor], Tensor]
+    sample: Callable[[int], object]
+
+
+def work(what: str, arm: Arm, x: Tensor) -> Callable[[], object]:
+    """An iteration on rows x (N, D), their density or N draws; the last two without gradient."""
+    if what == "iteration":
+        return iteration(arm.model, lambda: -arm.log_prob(x).mean())
+    return torch.no_grad()(
+        (lambda: arm.log_prob(x)) if what == "density" else (lambda: arm.sample(len(x)))
+    )
+
+
+def iteration(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """A training iteration, with the review of a flow of ours."""
+    # At a rate of zero the step costs what it costs, and the weights stay.
+    optimizer = torch.optim.Adam(model.parameters(), 0.0)
+    review = getattr(model, "review", lambda: True)
+
+    def iterate() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        review()
+        optimizer.step()
+
+    return iterate
+
+
+def update(flow: Flow, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Tensor:
+    """One step as ``fit`` takes it; the loss of the batch."""
+    for _ in range(3):  # again where a solve's error was far above its tolerance
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        if flow.review():
+            break
+    nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
+    optimizer.step()
+    return value.detach()
+
+
+def stir(model: nn.Module, std: float = 0.01) -> None:
+    """Draw the parameters that are zero: at the identity there is little to do."""
+    for part in model.parameters():
+        if not part.any():
+            nn.init.normal_(part, std=std)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The distribution of repeated measurements, in five numbers.
-
-    Attributes:
-        median: the middle.
-        low: the lower quartile.
-        high: the upper quartile.
-        minimum: the least.
-        maximum: the greatest.
-        runs: how many measurements.
-        unit: "x" for ratios, "s" for seconds (shown as s, ms or µs).
-
-    """
+    """Repeated measurements: median, quartiles and extremes; the unit is "x" or "s"."""
 
     median: float
     low: float
@@ -67,19 +148,12 @@ class Spread:
         return f"{median}{unit} ({low}-{high}, {self.runs} runs)"
 
 
-def alternate(
-    arms: Mapping[str, Callable[[], object]], *, runs: int = 7, warmup: int = 2
-) -> dict[str, list[float]]:
+def alternate(arms: Calls, *, runs: int = 7, warmup: int = 2) -> dict[str, list[float]]:
     """Time every arm ``runs`` times in turns: A B C, then B C A, then C A B, ...
 
-    On one thread of torch's, with garbage collected between the runs and never within one. Work
-    queued on a CUDA device is waited for; an arm of another framework waits for its own, and keeps
-    to one thread because ``pin`` leaves it one core.
-
-    Args:
-        arms: name -> what to time.
-        runs: timed rounds.
-        warmup: rounds before them, not timed.
+    After ``warmup`` rounds that are not timed, on one thread of torch's, with garbage collected
+    between the runs and never within one. Work queued on a CUDA device is waited for; an arm of
+    another framework waits for its own, and keeps to one thread because ``pin`` leaves it one core.
 
     Returns:
         Name -> seconds, ``runs`` of them, in the order of the rounds.
@@ -120,9 +194,7 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
-    return "".join(
-        "| " + " | ".join(map(str.ljust, row, widths)) + " |\n" for row in cells
-    )  # fmt: skip
+    return "".join(f"| {' | '.join(map(str.ljust, row, widths))} |\n" for row in cells)
 
 
 def machine() -> dict[str, str | int]:
@@ -130,7 +202,7 @@ def machine() -> dict[str, str | int]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cuda = torch.cuda.is_available()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count() or 1,
         "usable_cores": usable or 1,
         "threads": torch.get_num_threads(),
@@ -140,12 +212,13 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def pin(core: int = 0) -> bool:
-    """Hold the whole process, threads already running included, to one core.
+def facts() -> str:
+    """The machine in one line."""
+    return ", ".join(f"{key} {value}" for key, value in machine().items())
 
-    Args:
-        core: which of the cores that the process may use now; counted on from the first where there
-            are fewer.
+
+def pin(core: int = 0) -> bool:
+    """Hold the whole process, threads already running included, to one of its usable cores.
 
     Returns:
         Whether it was done: not every system can.
@@ -168,6 +241,12 @@ def write_result(name: str, text: str) -> Path:
     return path
 
 
+def save_picture(name: str, figure: Figure) -> None:
+    """Write ``results/NAME.png``, whole or not at all."""
+    path = RESULTS / f"{name}.png"
+    write_beside(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+
+
 @contextmanager
 def _one_quiet_thread() -> Iterator[None]:
     threads, collecting = torch.get_num_threads(), gc.isenabled()
@@ -183,16 +262,9 @@ def _one_quiet_thread() -> Iterator[None]:
 
 def _seconds(arm: Callable[[], object]) -> float:
     gc.collect()
-    _synchronise()
-    start = time.perf_counter()
+    start = timer()
     arm()
-    _synchronise()
-    return time.perf_counter() - start
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return timer() - start
 
 
 def _readable(seconds: float) -> tuple[float, str]:
@@ -205,42 +277,3 @@ def _digits(value: float) -> str:
     """Three significant digits, never an exponent."""
     magnitude = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, 2 - magnitude)}f}"
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def comparison(
-    command: str, name: str, argv: Sequence[str] | None = None, quick_models: Sequence[str] = ()
-) -> int:
-    """Run a command of ``cflows`` with what the scripts of its name have by default.
-
-    Args:
-        command: ``"likelihood"``, ``"sampling"`` or ``"depth"``.
-        name: of the report's directory below results/.
-        argv: the options; None for those of this process.
-        quick_models: of a quick look that names none; by default those of the command.
-
-    Returns:
-        the command's exit status.
-
-    """
-    from baselines.harness.cli import main
-
-    given = list(sys.argv[1:] if argv is None else argv)
-    quick = "--quick" in given
-    if "--out" not in given:
-        given += ["--out", f"results/{name}" + ("-quick" if quick else "")]
-    if quick and "--data" not in given:
-        given += ["--data", "pinwheel"]
-    if quick and quick_models and "--models" not in given:
-        given += ["--models", *quick_models]
-    if "--jobs" not in given and not quick:
-        given += ["--jobs", "1"]
-    return main([command, *given])

@@ -10,21 +10,18 @@ same probe, solved in float64 at 1e-10.
 
 from __future__ import annotations
 
-import argparse
+import copy
 import itertools
-import math
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
-import numpy as np
 import torch
-from common import alternate, machine, pin, ratio, spread, table, write_result
-from continuous_peers import PEERS
-from data import power
+from common import Calls, alternate, begun, iteration, parser_of, ratio, report, spread
+from continuous_peers import PEERS, Errors, errors_of, first_within
+from data import real
 from reference import ReferenceCNF
 from torch import Tensor
 
@@ -44,298 +41,214 @@ class Case:
     Attributes:
         rows: what to train on, (N, D).
         hidden: widths.
-        activation: of the hidden layers.
         batch: rows an iteration.
         end_time: T.
         rtol: the reference's.
         atol: the reference's.
+        activation: of the hidden layers.
         checked: rows whose error is measured; a float64 solve at 1e-10 takes its time.
 
     """
 
     rows: Callable[[], Tensor]
     hidden: tuple[int, ...]
-    activation: str
-    batch: int
-    end_time: float
-    rtol: float
-    atol: float
+    batch: int = 1000
+    end_time: float = 1.0
+    rtol: float = 1e-6
+    atol: float = 1e-8
+    activation: str = "tanh"
     checked: int = 1000
+
+    def ours(self, field: MLP, solver: Solver, divergence: str) -> Flow:
+        """The flow of a field, in training mode, where solver and divergence are these."""
+        settings = {"training_solver": solver, "divergence": divergence}
+        return Flow(ODEBijector(field, end_time=self.end_time, **settings)).train()
+
+    def trained(self, iterations: int) -> tuple[MLP, Tensor]:
+        """The field after some iterations on real rows, and one more batch."""
+        data = self.rows()
+        field = MLP(data.shape[1], hidden=self.hidden, activation=self.activation)
+        flow = self.ours(field, Lagged("dopri5", 1e-3), "auto")
+        optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
+        batches = iter(lambda: data[torch.randint(len(data), (self.batch,))], None)
+        start = time.perf_counter()
+        for x in itertools.islice(batches, iterations):
+            optimizer.zero_grad()
+            loss = -flow.log_prob(x).mean()
+            loss.backward()
+            flow.review()
+            optimizer.step()
+        seconds = time.perf_counter() - start
+        print(f"{iterations} iterations in {seconds:.0f} s, loss {loss.item():.3f}")
+        return field, next(batches)
+
+    def reference(self, field: MLP) -> ReferenceCNF:
+        """FFJORD's own way, with the weights of a field."""
+        settings = {"activation": self.activation, "end_time": self.end_time}
+        tolerances = {"rtol": self.rtol, "atol": self.atol}
+        model = ReferenceCNF(field.features, hidden=self.hidden, **settings, **tolerances)
+        return model.copy_from(field)
+
+    def in_double(self, field: MLP, x: Tensor, divergence: str, probe: Tensor) -> Tensor:
+        """Log p of the same integrand, solved in float64 at 1e-10."""
+        flow = self.ours(copy.deepcopy(field).double(), EXACT, divergence)
+        return _log_prob(flow, x.double(), probe.double())
+
+    def cheapest(
+        self, field: MLP, x: Tensor, divergence: str, probe: Tensor, limit: float
+    ) -> tuple[FixedGrid, Errors] | None:
+        """The grid of fewest evaluations whose log p is off by ``limit`` on average, .1 at most."""
+        grids = [FixedGrid(method, steps) for method in TABLEAUS for steps in (1, *SIZES)]
+        return first_within(
+            limit,
+            sorted(grids, key=evaluations),
+            lambda grid: _log_prob(self.ours(field, grid, divergence), x, probe),
+            self.in_double(field, x, divergence, probe),
+        )
+
+
+def _pinwheel() -> Tensor:
+    return torch.from_numpy(toy("pinwheel", 50_000, 0)).float()
+
+
+def _power() -> Tensor:
+    return torch.from_numpy(real("power")[0]).float()
+
+
+def _bsds43() -> Tensor:
+    rows = real("bsds300")[0][:, :43]
+    return torch.from_numpy((rows - rows.mean(0)) / rows.std(0)).float()
 
 
 CASES = {
-    "pinwheel": Case(
-        lambda: torch.from_numpy(toy("pinwheel", 50_000, 0)).float(),
-        (64, 64, 64), "tanh", 512, 0.5, 1e-5, 1e-5,
-    ),
-    "power": Case(
-        lambda: torch.from_numpy(power(os.environ["CFLOWS_DATA"])[0]).float(),
-        (60, 60, 60), "tanh", 1000, 1.0, 1e-6, 1e-8,
-    ),
-    "bsds43": Case(lambda: _bsds43(), (860, 860), "softplus", 1000, 1.0, 1e-6, 1e-8, checked=50),
-}  # fmt: skip
+    "pinwheel": Case(_pinwheel, (64, 64, 64), 512, 0.5, 1e-5, 1e-5),
+    "power": Case(_power, (60, 60, 60)),
+    "bsds43": Case(_bsds43, (860, 860), activation="softplus", checked=50),
+}
 
 
-def iteration(names: Sequence[str], *, runs: int, trained: int) -> str:
-    """Compare one training iteration at two errors: 1e-3 on average, and the reference's own."""
-    rows = []
-    for name in names:
-        case = CASES[name]
-        torch.manual_seed(0)
-        field, x = trained_field(case, trained)
-        reference = _reference(case, field)
-        seen = x[: case.checked]
-        probe = draw_probes(seen)[0]
-        twin = _reference_exact(case, reference)
-        own = _errors(reference.log_prob(seen, probe), twin.log_prob(seen.double(), probe.double()))
-        run = _reference_step(reference, x)
-        run()
-        arms: dict[str, Callable[[], object]] = {"reference": run}
-        shown: dict[str, tuple[str, tuple[float, float], str]] = {
-            "reference": (
-                f"dopri5 {case.rtol:g}/{case.atol:g}, adjoint", own,
-                f"{reference.nfe_forward} + {reference.nfe_backward}",
-            )
-        }  # fmt: skip
-        for label, limit in (("at 1e-3", 1e-3), ("at its error", own[0])):
-            for divergence in ("exact", "hutchinson"):
-                found = cheapest(case, field, seen, divergence, probe, limit)
-                if found is None:
-                    print(f"{name}: no grid of {SIZES} keeps {limit:.1e} with {divergence}")
-                    continue
-                solver, errors = found
-                arm = f"{label}, {divergence}"
-                flow = ours(case, field, solver, divergence)
-                arms[arm] = step(flow, x)
-                nfe = solver.steps * len(TABLEAUS[solver.method].c)
-                shown[arm] = (f"{solver.method}, {solver.steps} steps", errors, str(nfe))
-        for peer, arm_of in PEERS.items():
-            found_peer = arm_of(field, case.end_time, x, seen, probe, 1e-3)
-            if found_peer is None:
-                print(f"{name}: {peer} keeps 1e-3 at no tolerance that was tried")
+def evaluations(grid: FixedGrid) -> int:
+    """Of the field, by a solve."""
+    return grid.steps * len(TABLEAUS[grid.method].c)
+
+
+def iterations(name: str, runs: int, trained: int) -> Iterator[tuple[object, ...]]:
+    """A case's rows: an iteration at two errors, 1e-3 on average and the reference's own."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    field, x = case.trained(trained)
+    checked = x[: case.checked]
+    probe = draw_probes(checked)[0]
+    reference = case.reference(field)
+    twin = copy.deepcopy(reference).double()
+    twin.rtol = twin.atol = 1e-10
+    exact = twin.log_prob(checked.double(), probe.double())
+    own = errors_of(reference.log_prob(checked, probe), exact)
+    arms: Calls = {"reference": iteration(reference, lambda: -reference.log_prob(x).mean())}
+    arms["reference"]()
+    how = f"dopri5 {case.rtol:g}/{case.atol:g}, adjoint"
+    shown = {"reference": (how, f"{reference.nfe_forward} + {reference.nfe_backward}", own)}
+    for label, limit in (("at 1e-3", 1e-3), ("at its error", own.mean)):
+        for divergence in ("exact", "hutchinson"):
+            cheapest = case.cheapest(field, checked, divergence, probe, limit)
+            if cheapest is None:
+                print(f"{name}: no grid of {SIZES} keeps {limit:.1e} with {divergence}")
                 continue
-            arms[peer], how, errors = found_peer
-            shown[peer] = (how, errors, "")
-        arms["default"], shown["default"] = _default(case, field, x, seen, probe)
-        times = alternate(arms, runs=runs)
-        for arm, seconds in times.items():
-            how, errors, nfe = shown[arm]
-            gain = ratio(times, "reference", arm)
-            rows.append(
-                (name, arm, how, nfe, f"{errors[0]:.1e}", f"{errors[1]:.1e}", spread(seconds), gain)
-            )
-            print(*rows[-1], sep=" | ", flush=True)
-    header = ("case", "arm", "solver", "NFE", "mean error", "max error", "time", "reference / arm")
-    return table(header, rows)
+            grid, errors = cheapest
+            arm = f"{label}, {divergence}"
+            arms[arm] = step(case.ours(field, grid, divergence), x)
+            shown[arm] = (f"{grid.method}, {grid.steps} steps", str(evaluations(grid)), errors)
+    for peer, arm_of in PEERS.items():
+        peer_arm = arm_of(field, case.end_time, x, checked, probe, 1e-3)
+        if peer_arm is None:
+            print(f"{name}: {peer} keeps 1e-3 at no tolerance that was tried")
+            continue
+        arms[peer], shown[peer] = peer_arm.call, (peer_arm.solver, "", peer_arm.errors)
+    arms["default"], shown["default"] = _default(case, field, x, checked, probe)
+    times = alternate(arms, runs=runs)
+    for arm, seconds in times.items():
+        how, nfe, errors = shown[arm]
+        figures = (f"{errors.mean:.1e}", f"{errors.maximum:.1e}", spread(seconds))
+        yield name, arm, how, nfe, *figures, ratio(times, "reference", arm)
 
 
-def trace(*, runs: int) -> str:
-    """Compare the exact trace with one probe and with D products, 43-860-860-43, no gradient."""
-    rows = []
-    for count in (1000, 100):
-        torch.manual_seed(0)
-        field = MLP(43, hidden=(860, 860), activation="softplus")
-        with torch.no_grad():
-            for parameter in field.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        x, t = torch.randn(count, 43), torch.tensor(0.3)
-        probe = draw_probes(x)
+def traces(count: int, runs: int) -> tuple[object, ...]:
+    """A row: the exact trace, one probe and D products, 43-860-860-43, no gradient."""
+    torch.manual_seed(0)
+    field = MLP(43, hidden=(860, 860), activation="softplus")
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    x, t = torch.randn(count, 43), torch.tensor(0.3)
+    evaluated = torch.no_grad()(partial(value_and_divergence, field, t, x, None))
 
-        def plain(t: Tensor, state: Tensor, context: Tensor | None, field: MLP = field) -> Tensor:
-            return field(t, state, context)
+    def products() -> Tensor:
+        state = x.clone().requires_grad_()
+        value = field(t, state, None)
+        total = torch.zeros(len(x))
+        for k in range(x.shape[1]):
+            (row,) = torch.autograd.grad(value[:, k].sum(), state, retain_graph=True)
+            total += row[:, k]
+        return total
 
-        def products(plain: Callable[..., Tensor] = plain, x: Tensor = x, t: Tensor = t) -> Tensor:
-            state = x.requires_grad_()
-            value = plain(t, state, None)
-            total = torch.zeros(len(x))
-            for k in range(x.shape[1]):
-                (row,) = torch.autograd.grad(value[:, k].sum(), state, retain_graph=True)
-                total += row[:, k]
-            return total
-
-        def evaluated(
-            probes: Tensor | None, field: MLP = field, x: Tensor = x, t: Tensor = t
-        ) -> Callable[[], object]:
-            def run() -> None:
-                with torch.no_grad():
-                    value_and_divergence(field, t, x, None, probes)
-
-            return run
-
-        arms = {"exact": evaluated(None), "one probe": evaluated(probe), "D products": products}
-        times = alternate(arms, runs=runs)
-        difference = float((value_and_divergence(field, t, x)[1] - products()).abs().max().detach())
-        rows.append(
-            (
-                count, spread(times["exact"]), spread(times["one probe"]),
-                spread(times["D products"]), ratio(times, "exact", "one probe"),
-                ratio(times, "D products", "exact"), f"{difference:.1e}",
-            )
-        )  # fmt: skip
-        print(*rows[-1], sep=" | ", flush=True)
-    header = ("batch", "exact", "one probe", "D products", "exact / one probe",
-              "D products / exact", "largest difference, float32")  # fmt: skip
-    return table(header, rows)
-
-
-def trained_field(case: Case, iterations: int) -> tuple[MLP, Tensor]:
-    """The field after some iterations on real rows, and one more batch."""
-    data = case.rows()
-    field = MLP(data.shape[1], hidden=case.hidden, activation=case.activation)
-    flow = ours(case, field, Lagged("dopri5", 1e-3), "auto")
-    optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
-    batches = iter(lambda: data[torch.randint(len(data), (case.batch,))], None)
-    start = time.perf_counter()
-    for x in itertools.islice(batches, iterations):
-        optimizer.zero_grad()
-        loss = -flow.log_prob(x).mean()
-        loss.backward()
-        flow.review()
-        optimizer.step()
-    print(f"{iterations} iterations in {time.perf_counter() - start:.0f} s, loss {loss.item():.3f}")
-    return field, next(batches)
-
-
-def ours(case: Case, field: MLP, solver: Solver, divergence: str) -> Flow:
-    """The flow of a field, in training mode: solver and divergence are those given."""
-    bijector = ODEBijector(
-        field, end_time=case.end_time, training_solver=solver, divergence=divergence
+    probes = draw_probes(x)
+    one_probe = partial(evaluated, probes)
+    times = alternate(
+        {"exact": evaluated, "one probe": one_probe, "D products": products}, runs=runs
     )
-    return Flow(bijector).train()
-
-
-def _reference(case: Case, field: MLP) -> ReferenceCNF:
-    model = ReferenceCNF(
-        field.features, hidden=case.hidden, activation=case.activation, end_time=case.end_time,
-        rtol=case.rtol, atol=case.atol,
-    )  # fmt: skip
-    return model.copy_from(field)
-
-
-def _reference_exact(case: Case, model: ReferenceCNF) -> ReferenceCNF:
-    twin = ReferenceCNF(
-        model.features, hidden=case.hidden, activation=case.activation, end_time=case.end_time,
-        rtol=1e-10, atol=1e-10,
-    ).double()  # fmt: skip
-    twin.load_state_dict(model.state_dict())
-    return twin
-
-
-def _reference_step(model: ReferenceCNF, x: Tensor) -> Callable[[], object]:
-    return _optimised(model, lambda: model.log_prob(x))
+    ratios = (ratio(times, "exact", "one probe"), ratio(times, "D products", "exact"))
+    difference = (evaluated()[1] - products()).abs().max()
+    return count, *map(spread, times.values()), *ratios, f"{difference:.1e}"
 
 
 def step(flow: Flow, x: Tensor) -> Callable[[], object]:
     """One training iteration, the review of its solves included."""
-
-    def log_prob() -> Tensor:
-        found = flow.log_prob(x)
-        return found
-
-    run = _optimised(flow, log_prob)
-
-    def whole() -> None:
-        run()
-        flow.review()
-
-    return whole
-
-
-def _optimised(model: torch.nn.Module, log_prob: Callable[[], Tensor]) -> Callable[[], object]:
-    # At a rate of zero the step costs what it costs, and the weights stay.
-    optimizer = torch.optim.Adam(model.parameters(), 0.0)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        (-log_prob().mean()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return run
-
-
-def cheapest(
-    case: Case, field: MLP, x: Tensor, divergence: str, probe: Tensor, limit: float
-) -> tuple[FixedGrid, tuple[float, float]] | None:
-    """The grid of fewest evaluations whose log p is off by ``limit`` on average, .1 at most."""
-    exact = _in_double(case, field, x, divergence, probe)
-    grids = [FixedGrid(method, steps) for method in TABLEAUS for steps in (1, *SIZES)]
-    grids.sort(key=lambda grid: grid.steps * len(TABLEAUS[grid.method].c))
-    for grid in grids:
-        errors = _errors(_log_prob(ours(case, field, grid, divergence), x, probe), exact)
-        if errors[0] <= limit and errors[1] <= 0.1:
-            return grid, errors
-    return None
+    return iteration(flow, lambda: -flow.log_prob(x).mean())
 
 
 def _default(
-    case: Case, field: MLP, x: Tensor, seen: Tensor, probe: Tensor
-) -> tuple[Callable[[], object], tuple[str, tuple[float, float], str]]:
+    case: Case, field: MLP, x: Tensor, checked: Tensor, probe: Tensor
+) -> tuple[Callable[[], object], tuple[str, str, Errors]]:
     """What a user gets who chooses nothing: the iteration, and its error on the grid it settled."""
-    flow = ours(case, field, Lagged("dopri5", 1e-3), "auto")
+    flow = case.ours(field, Lagged("dopri5", 1e-3), "auto")
     part, run = cast(ODEBijector, flow.bijector), step(flow, x)
     for _ in range(3):  # each lets the next solve choose its steps
         run()
     if not part.steps:
-        return run, ("Lagged dopri5 1e-3, gave up its grids", (math.nan, math.nan), "")
+        return run, ("Lagged dopri5 1e-3, gave up its grids", "", Errors(torch.nan, torch.nan))
     scheme, grid = part._scheme(len(x)), FixedGrid("dopri5", part.steps)
-    errors = _errors(
-        _log_prob(ours(case, field, grid, scheme), seen, probe),
-        _in_double(case, field, seen, scheme, probe),
+    errors = errors_of(
+        _log_prob(case.ours(field, grid, scheme), checked, probe),
+        case.in_double(field, checked, scheme, probe),
     )
-    return run, (f"Lagged dopri5 1e-3, {part.steps} steps, {scheme}", errors, str(part.stats.nfe))
+    return run, (f"Lagged dopri5 1e-3, {part.steps} steps, {scheme}", str(part.stats.nfe), errors)
 
 
-def _in_double(case: Case, field: MLP, x: Tensor, divergence: str, probe: Tensor) -> Tensor:
-    """Log p of the same integrand, solved in float64 at 1e-10."""
-    doubled = MLP(field.features, hidden=case.hidden, activation=case.activation).double()
-    doubled.load_state_dict({k: v.double() for k, v in field.state_dict().items()})
-    return _log_prob(ours(case, doubled, EXACT, divergence), x.double(), probe.double())
-
-
+@torch.no_grad()
 def _log_prob(flow: Flow, x: Tensor, probe: Tensor) -> Tensor:
-    part: Any = flow.bijector
-    draw, part._draw = part._draw, lambda x, first: (
-        None if part._scheme(len(x)) == "exact" else probe.unsqueeze(0)
-    )  # fmt: skip
-    try:
-        with torch.no_grad():
-            return flow.log_prob(x)
-    finally:
-        part._draw = draw
-
-
-def _errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
-    error = (found.detach().double() - exact.detach()).abs()
-    return float(error.mean()), float(error.max())
-
-
-def _bsds43() -> Tensor:
-    import h5py
-
-    with h5py.File(Path(os.environ["CFLOWS_DATA"]) / "BSDS300" / "BSDS300.hdf5") as file:
-        rows = np.asarray(file["train"][:, :43])
-    return torch.from_numpy((rows - rows.mean(0)) / rows.std(0)).float()
+    """With this probe; for a flow that is not used again."""
+    part = cast(ODEBijector, flow.bijector)
+    part._draw = lambda x, first: None if part._scheme(len(x)) == "exact" else probe.unsqueeze(0)
+    return flow.log_prob(x)
 
 
 def main() -> None:
     """Run what the command line names; print the table and write it into results/."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["iteration", "trace"])
-    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--trained", type=int, default=300, help="iterations before measuring")
-    parser.add_argument("--core", type=int, default=0)
-    options = parser.parse_args()
-    pin(options.core)
-    torch.set_num_threads(1)
-    if options.what == "iteration":
-        text = iteration(options.case, runs=options.runs, trained=options.trained)
-    else:
-        text = trace(runs=options.runs)
-    facts = ", ".join(f"{name} {value}" for name, value in machine().items())
-    print("\n" + text + "\n" + facts)
-    name = "_".join([options.what, *(options.case if options.what == "iteration" else [])])
-    write_result(f"continuous_{name}", text + "\n" + facts)
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("what", choices=["iteration", "trace"])
+    add("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    add("--runs", type=int, default=7)
+    add("--trained", type=int, default=300, help="iterations before measuring")
+    options = begun(parser)
+    if options.what == "trace":
+        costs = ("exact", "one probe", "D products", "exact / one probe", "D products / exact")
+        header = ("batch", *costs, "largest difference, float32")
+        report("continuous_trace", header, (traces(count, options.runs) for count in (1000, 100)))
+        return
+    header = ("case", "arm", "solver", "NFE", "mean error", "max error", "time", "reference / arm")
+    rows = (row for name in options.case for row in iterations(name, options.runs, options.trained))
+    report("_".join(["continuous_iteration", *options.case]), header, rows)
 
 
 if __name__ == "__main__":

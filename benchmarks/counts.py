@@ -10,21 +10,18 @@ fields and networks, matrix products, draws, host synchronisations and parameter
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import itertools
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from common import parser_of
 from perf import counts
 from perf.base import Suite
 
 from cflows.core.atomic_write import write_whole
-
-__all__ = ["COMMITTED", "differences", "main", "measured"]
 
 COMMITTED = Path(__file__).parent / "counts.json"
 
@@ -32,26 +29,8 @@ Counts = dict[str, int | str]
 
 
 def measured(containing: str = "") -> Counts:
-    """Every count by name; one that raises is its error in words.
-
-    Args:
-        containing: a part of the names that are wanted.
-
-    """
-    return dict(_counted(containing))
-
-
-def differences(found: Counts, committed: Counts) -> list[str]:
-    """One line for each count that is another, new or gone."""
-    lines = []
-    for name in sorted({*found, *committed}):
-        before, now = committed.get(name, "not committed"), found.get(name, "not counted")
-        if before != now:
-            lines.append(f"{name}: committed {before}, now {now}")
-    return lines
-
-
-def _counted(containing: str) -> Iterator[tuple[str, int | str]]:
+    """Every count with this in its name; one that raises is its error in words."""
+    values: Counts = {}
     for title, suite in inspect.getmembers(counts, inspect.isclass):
         if not issubclass(suite, Suite) or title.startswith("_") or suite is Suite:
             continue
@@ -64,41 +43,47 @@ def _counted(containing: str) -> Iterator[tuple[str, int | str]]:
                 case = suite()
                 try:
                     case.setup(*setting)
-                    value: int | str = int(getattr(case, method)(*setting))
+                    values[name] = int(getattr(case, method)(*setting))
                 except Exception as error:  # one count that fails must not hide the others
-                    value = f"{type(error).__name__}: {error}"
-                yield name, value
+                    values[name] = f"{type(error).__name__}: {error}"
+    return values
+
+
+def differences(measured: Counts, committed: Counts) -> list[str]:
+    """One line for each count that is another, new or gone."""
+    lines = []
+    for name in sorted({*measured, *committed}):
+        before, now = committed.get(name, "not committed"), measured.get(name, "not counted")
+        if before != now:
+            lines.append(f"{name}: committed {before}, now {now}")
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
     """Compare or write; 1 where a count differs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="compare with counts.json")
     action.add_argument("--write", action="store_true", help="write counts.json again")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = measured()
-    failed = [f"{name}: {value}" for name, value in found.items() if isinstance(value, str)]
+    now = measured()
     if options.write:
+        failed = [f"{name}: {value}" for name, value in now.items() if isinstance(value, str)]
         if failed:
             print(*failed, "nothing was written", sep="\n", file=sys.stderr)
             return 1
-        text = json.dumps(found, indent=1) + "\n"
-        write_whole(COMMITTED, text)
-        print(f"{len(found)} counts written")
+        write_whole(COMMITTED, json.dumps(now, indent=1) + "\n")
+        print(f"{len(now)} counts written")
         return 0
-    lines = differences(found, json.loads(COMMITTED.read_text(encoding="utf-8")))
-    if lines:
-        print(*lines, sep="\n", file=sys.stderr)
-        print(
-            f"{len(lines)} of {len(found)} counts differ: mend it, or run "
-            "`python benchmarks/counts.py --write` and give the reason in the commit",
-            file=sys.stderr,
-        )
-        return 1
-    print(f"{len(found)} counts as committed")
-    return 0
+    lines = differences(now, json.loads(COMMITTED.read_text(encoding="utf-8")))
+    if not lines:
+        print(f"{len(now)} counts as committed")
+        return 0
+    mend = "`python benchmarks/counts.py --write` and give the reason in the commit"
+    lines.append(f"{len(lines)} of {len(now)} counts differ: mend it, or run {mend}")
+    print(*lines, sep="\n", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,9 @@ from torch import Tensor
 from baselines.harness.data import load, tabular, toy
 from baselines.harness.data.toys import TOYS
 
-__all__ = ["REAL", "batches", "power", "real", "task"]
-
 Matrix = npt.NDArray[np.float64]
 VALIDATION_SEED = 2**31 - 1  # the same validation rows for every seed of training
+DRAWN = 100_000  # rows of a toy to train on
 
 
 def task(
@@ -27,9 +25,8 @@ def task(
     """Batches without end (batch, D) in float32, and the validation rows (N, D) in float64.
 
     Args:
-        name: ``"power"``, of the folder that the variable CFLOWS_DATA names; a two-dimensional
-            toy, drawn anew for every batch as in the FFJORD code; or a .csv or .npy file, split and
-            standardised by its training rows.
+        name: ``"power"``; a two-dimensional toy, drawn anew for every batch as in the FFJORD code;
+            or a .csv or .npy file, split and standardised by its training rows.
         batch: rows a batch.
         validation_rows: how many rows to validate on, at most.
         seed: fixes the batches.
@@ -46,19 +43,25 @@ def task(
         train, validation, _ = real(name)
     else:
         data = load(name)
-        mean, std = data.train.mean(0), data.train.std(0)
-        train, validation = (data.train - mean) / std, (data.validation - mean) / std
+        train, validation = standardised([data.train, data.validation])
     return batches(train, batch, seed), torch.from_numpy(validation[:validation_rows])
 
 
-def real(name: str) -> tuple[Matrix, ...]:
-    """Training, validation and test rows of a set below the folder that CFLOWS_DATA names.
+def rows_of(name: str, seed: int = 0) -> tuple[Matrix, Tensor, Tensor]:
+    """Training rows, validation and test rows (float32); the seed is that of a toy's."""
+    if name in TOYS:
+        held = toy(name, 4000, VALIDATION_SEED)
+        train, validation, test = toy(name, DRAWN, seed), held[:2000], held[2000:]
+    else:
+        train, validation, test = real(name)
+    return train, torch.from_numpy(validation).float(), torch.from_numpy(test).float()
 
-    Args:
-        name: a key of ``REAL``.
+
+def real(name: str) -> tuple[Matrix, ...]:
+    """Training, validation and test rows of a set in ``REAL``.
 
     Raises:
-        SystemExit: CFLOWS_DATA is not set.
+        SystemExit: CFLOWS_DATA, the folder that holds its file, is not set.
 
     """
     folder = os.environ.get("CFLOWS_DATA")
@@ -67,18 +70,9 @@ def real(name: str) -> tuple[Matrix, ...]:
     return REAL[name][1](Path(folder))
 
 
-def power(folder: str | os.PathLike[str]) -> tuple[Matrix, Matrix, Matrix]:
-    """POWER in float64, prepared as by Papamakarios et al. 2017: see ``tabular.power``.
-
-    Args:
-        folder: holds power/data.npy, (N, 8): active power, reactive power, voltage, intensity,
-            three sub-meterings, minute of the day.
-
-    Returns:
-        Training, validation and test rows, (·, 6).
-
-    """
-    return tabular.power(np.load(Path(folder) / "power" / "data.npy"))[:3]
+def power(folder: Path) -> tuple[Matrix, ...]:
+    """POWER in float64, prepared as by Papamakarios et al. 2017, (·, 6): ``tabular.power``."""
+    return tabular.power(np.load(folder / "power" / "data.npy"))[:3]
 
 
 def gas(folder: Path) -> tuple[Matrix, ...]:
@@ -87,9 +81,13 @@ def gas(folder: Path) -> tuple[Matrix, ...]:
     data = np.load(folder / "gas_30k" / "gas_30k.npy").astype(np.float64)
     data = rng.permutation(data) + 0.01 * rng.random(data.shape)
     held = len(data) // 10
-    train, validation, test = np.split(data, [len(data) - 2 * held, len(data) - held])
-    mean, std = train.mean(0), train.std(0)
-    return tuple((part - mean) / std for part in (train, validation, test))
+    return standardised(np.split(data, [len(data) - 2 * held, len(data) - held]))
+
+
+def standardised(parts: Sequence[Matrix]) -> tuple[Matrix, ...]:
+    """By the mean and the spread of the first, the training rows."""
+    mean, std = parts[0].mean(0), parts[0].std(0)
+    return tuple((part - mean) / std for part in parts)
 
 
 def bsds300(folder: Path) -> tuple[Matrix, ...]:
@@ -107,7 +105,7 @@ REAL: dict[str, tuple[str, Callable[[Path], tuple[Matrix, ...]]]] = {
 }
 
 
-def batches(train: npt.NDArray[Any], size: int, seed: int) -> Iterator[Tensor]:
+def batches(train: Matrix, size: int, seed: int) -> Iterator[Tensor]:
     """Epoch after epoch of the rows, shuffled anew; the last batch of an epoch may be short."""
     rows = torch.from_numpy(train).float()
     generator = torch.Generator().manual_seed(seed)

@@ -20,22 +20,19 @@ between 16 and 48 steps over test rows.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy.typing as npt
 import torch
-from common import RESULTS, machine, pin, table, write_result
-from data import VALIDATION_SEED, batches, real
+from common import begun, parser_of, report, save_picture, update
+from data import batches, rows_of
 from torch import Tensor, nn
 
-from baselines.harness.data import toy
 from cflows import (
     FFJORD,
     Chain,
@@ -47,13 +44,11 @@ from cflows import (
     log_likelihood,
     whiten,
 )
-from cflows.core.atomic_write import write_beside
 
 EVALUATION = FixedGrid("dopri5", 16)
 REFINED = FixedGrid("dopri5", 48)
 WIDTHS = {"power": 256, "gas_30k": 256, "bsds300": 512, "pinwheel": 128}
 FREQUENCIES = 8
-DRAWN = 100_000  # rows of a toy to train on
 
 
 @dataclass
@@ -102,39 +97,27 @@ class Training:
     curve: list[tuple[float, float]] = field(default_factory=list)
     state: dict[str, Tensor] = field(default_factory=dict)
 
-    def phase(
-        self, objective: nn.Module, seconds: float, rate: Callable[[float, int], float]
-    ) -> None:
+    def phase(self, objective: nn.Module, seconds: float, peak: float, warmup: int) -> None:
         """Train for so many seconds with a new Adam; leave the flow in its best state so far.
 
-        Args:
-            objective: the loss.
-            seconds: of this phase.
-            rate: the learning rate, of the part of the phase that is done and of its steps.
-
+        The learning rate rises to its peak in so many steps, and falls linearly to zero.
         """
-        optimiser = torch.optim.Adam(self.flow.parameters(), lr=1.0, fused=True)
-        begun, due = self.spent, self.spent + self.every
-        end = begun + seconds
+        optimizer = torch.optim.Adam(self.flow.parameters(), lr=peak, fused=True)
+        start, due = self.spent, self.spent + self.every
+        end = start + seconds
         self.flow.train()
-        for step in itertools.count():
-            start = time.perf_counter()
-            x = next(self.stream)
-            for group in optimiser.param_groups:
-                group["lr"] = rate((self.spent - begun) / seconds, step)
-            for _ in range(3):  # again where a solve's error was far above its tolerance
-                optimiser.zero_grad()
-                objective(self.flow, (x, None)).backward()
-                if self.flow.review():
-                    break
-            nn.utils.clip_grad_norm_(self.flow.parameters(), 5.0)
-            optimiser.step()
-            self.spent += time.perf_counter() - start
+        for step in itertools.count(1):
+            since = time.perf_counter()
+            batch = next(self.stream), None
+            rate = peak * min(1, step / warmup) * (1 - (self.spent - start) / seconds)
+            optimizer.param_groups[0]["lr"] = rate
+            update(self.flow, optimizer, lambda batch=batch: objective(self.flow, batch))
+            self.spent += time.perf_counter() - since
             self.steps += 1
             if self.spent >= min(due, end):
                 due += self.every
                 self._validate()
-                if self.spent >= end or self._reached():
+                if self.spent >= end or (self.target is not None and self.best >= self.target):
                     break
         self.flow.load_state_dict(self.state)
 
@@ -145,27 +128,18 @@ class Training:
         if score > self.best:
             self.best, self.state = score, copy.deepcopy(self.flow.state_dict())
 
-    def _reached(self) -> bool:
-        return self.target is not None and self.best >= self.target
 
-
-def rows_of(name: str, seed: int = 0) -> tuple[npt.NDArray[Any], Tensor, Tensor]:
-    """Training rows, validation and test rows (float32); the seed is that of drawn ones."""
-    if name == "pinwheel":
-        held = torch.from_numpy(toy(name, 4000, VALIDATION_SEED)).float()
-        return toy(name, DRAWN, seed), held[:2000], held[2000:]
-    train, validation, test = real(name)
-    return train, torch.from_numpy(validation).float(), torch.from_numpy(test).float()
-
-
-def build(name: str, train: Tensor, tolerance: float = 1e-3) -> Flow:
+def build(name: str, train: Tensor, tolerance: float = 1e-3, width: int | None = None) -> Flow:
     """The field, and the whitening fitted to the training rows; the tolerance is the finish's."""
-    width = WIDTHS[name]
     inner = FFJORD(
-        train.shape[1], hidden=(width, width), layer="film", activation="silu",
-        field={"time_frequencies": FREQUENCIES}, training_solver=Lagged("rk4", tolerance),
+        train.shape[1],
+        hidden=(width or WIDTHS[name],) * 2,
+        layer="film",
+        activation="silu",
+        field={"time_frequencies": FREQUENCIES},
+        training_solver=Lagged("rk4", tolerance),
         evaluation_solver=EVALUATION,
-    )  # fmt: skip
+    )
     return Flow(Chain(inner.bijector, whiten(train)))
 
 
@@ -174,12 +148,12 @@ def spaced(rows: Tensor, most: int) -> Tensor:
     return rows[:: max(1, math.ceil(len(rows) / most))]
 
 
-def run(name: str, seed: int, options: argparse.Namespace) -> Outcome:
+def run(name: str, seed: int, options: Namespace) -> Outcome:
     """Train for the seconds, finish where asked, and score the best state."""
     torch.manual_seed(seed)
     train, validation, test = rows_of(name, seed)
     test = spaced(test, options.test_rows)
-    flow = build(name, torch.from_numpy(train).float(), options.finish_tolerance)
+    flow = build(name, torch.from_numpy(train).float(), options.finish_tolerance, options.width)
     training = Training(
         f"{name} seed {seed}",
         flow,
@@ -188,72 +162,58 @@ def run(name: str, seed: int, options: argparse.Namespace) -> Outcome:
         options.validate_seconds,
         options.target,
     )
-    training.phase(
-        FlowMatching(options.coupling),
-        options.seconds,
-        lambda done, step: options.lr * min(1, (step + 1) / options.warmup) * (1 - done),
-    )
-    before = found = log_likelihood(flow, test).double()
+    matching = FlowMatching(options.coupling)
+    training.phase(matching, options.seconds, options.lr, options.warmup)
+    before = after = log_likelihood(flow, test).double()
     if options.finish:
         training.stream = batches(train, options.finish_batch, seed + 1)
-        training.phase(
-            ForwardKL(),
-            options.finish,
-            lambda done, step: (
-                options.finish_lr * min(1, (step + 1) / options.finish_warmup) * (1 - done)
-            ),
-        )
-        found = log_likelihood(flow, test).double()
+        training.phase(ForwardKL(), options.finish, options.finish_lr, options.finish_warmup)
+        after = log_likelihood(flow, test).double()
     probe = test[: options.gap_rows]
     with flow.using(solver=REFINED):
-        gap = (log_likelihood(flow, probe).double() - found[: len(probe)]).abs()
-    return Outcome(training.curve, found, before, gap, training.steps)
+        gap = (log_likelihood(flow, probe).double() - after[: len(probe)]).abs()
+    return Outcome(training.curve, after, before, gap, training.steps)
 
 
-def row(name: str, seed: int, outcome: Outcome, target: float | None) -> list[object]:
+def row(name: str, seed: int, outcome: Outcome, target: float | None) -> tuple[object, ...]:
     """A line of the table."""
     gained = outcome.test - outcome.before
-    reached = next((s for s, v in outcome.curve if target is not None and v >= target), None)
-    return [
-        name, seed, outcome.steps, f"{outcome.curve[-1][0]:.1f} s", _mean(outcome.test),
-        _mean(gained) if gained.any() else "",
-        f"{outcome.gap.mean():.1e}", f"{outcome.gap.max():.1e}",
-        "" if target is None else "not reached" if reached is None else f"{reached:.1f} s",
-    ]  # fmt: skip
+    reached = ""
+    if target is not None:
+        times = (f"{seconds:.1f} s" for seconds, value in outcome.curve if value >= target)
+        reached = next(times, "not reached")
+    training = f"{outcome.curve[-1][0]:.1f} s"
+    gaps = (f"{outcome.gap.mean():.1e}", f"{outcome.gap.max():.1e}")
+    finish = _mean(gained) if gained.any() else ""
+    return name, seed, outcome.steps, training, _mean(outcome.test), finish, *gaps, reached
 
 
 def _mean(values: Tensor) -> str:
     return f"{values.mean():.3f} ± {2 * values.std() / math.sqrt(len(values)):.3f}"
 
 
-def draw(found: dict[tuple[str, int], Outcome], matched: float, name: str) -> None:
+def draw(outcomes: dict[tuple[str, int], Outcome], matched: float, name: str) -> None:
     """Picture of the curves, a panel for each data set; a line where the matching ends."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    data = list(dict.fromkeys(key for key, _ in found))
+    data = list(dict.fromkeys(key for key, _ in outcomes))
     figure = Figure(figsize=(3.4 * len(data), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, key in zip(figure.subplots(1, len(data), squeeze=False)[0], data, strict=True):
-        for (other, seed), outcome in found.items():
+        for (other, seed), outcome in outcomes.items():
             if other == key:
                 axes.plot(*zip(*outcome.curve, strict=True), marker="o", ms=3, label=f"seed {seed}")
-        if any(outcome.curve[-1][0] > 1.1 * matched for outcome in found.values()):
+        if any(outcome.curve[-1][0] > 1.1 * matched for outcome in outcomes.values()):
             axes.axvline(matched, color="#222222", lw=0.8, ls=(0, (4, 3)))
         axes.set(title=key, xlabel="training seconds, one thread")
         axes.grid(color="#DDDDDD", lw=0.6)
         axes.legend(frameon=False)
     figure.axes[0].set_ylabel("validation log-likelihood (nats)")
-    path = RESULTS / f"{name}.png"
-    write_beside(path, lambda beside: figure.savefig(beside, format="png", dpi=160))
+    save_picture(name, figure)
 
 
 def main() -> None:
     """Run every data set and seed; write the table and the picture where asked."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--data", nargs="+", default=["power"], choices=list(WIDTHS))
     add("--seeds", type=int, nargs="+", default=[0])
@@ -273,28 +233,21 @@ def main() -> None:
     add("--finish-tolerance", type=float, default=1e-3, help="of its solver")
     add("--coupling", default="independent", choices=["independent", "optimal"])
     add("--target", type=float, help="a validation log-likelihood to stop at and to time")
-    add("--core", type=int, default=0)
     add("--write", nargs="?", const="matching", help="name of the files in results/")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    pin(options.core)
-    if options.width:
-        WIDTHS.update(dict.fromkeys(options.data, options.width))
-    found = {
-        (name, seed): run(name, seed, options) for name in options.data for seed in options.seeds
-    }
-    lines = [row(*key, outcome, options.target) for key, outcome in found.items()]
-    header = [
-        "data", "seed", "steps", "training", "test log p ± 2 SE", "of it the finish", "gap mean",
-        "gap max", "to target",
-    ]  # fmt: skip
-    facts = ", ".join(f"{key} {value}" for key, value in machine().items())
+    options = begun(parser)
+    outcomes: dict[tuple[str, int], Outcome] = {}
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for key in itertools.product(options.data, options.seeds):
+            outcomes[key] = run(*key, options)
+            yield row(*key, outcomes[key], options.target)
+
+    training = ("data", "seed", "steps", "training", "test log p ± 2 SE", "of it the finish")
     settings = ", ".join(f"{key} {value}" for key, value in vars(options).items() if key != "write")
-    text = f"{table(header, lines)}\n{settings}\n\n{facts}"
-    print(text)
+    header = (*training, "gap mean", "gap max", "to target")
+    report(options.write, header, rows(), [settings, ""])
     if options.write:
-        write_result(options.write, text)
-        draw(found, options.seconds, options.write)
+        draw(outcomes, options.seconds, options.write)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ Evaluations are those of log p with dopri5 at 1e-5 and the exact trace, on valid
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 
 import torch
-from common import machine, pin, table, write_result
+from common import begun, parser_of, report, update
 from data import task
 
-from cflows import FFJORD, Adaptive, Lagged
+from cflows import FFJORD, Adaptive, ForwardKL, Lagged
 
 SETTINGS = {
     # hidden, end time, batch, steps, learning rate
@@ -29,6 +31,7 @@ def measure(name: str, weight: float, seed: int, scale: float) -> tuple[int, flo
     hidden, end_time, batch, steps, rate = SETTINGS[name]
     torch.manual_seed(seed)
     batches, validation = task(name, batch=batch, validation_rows=2000, seed=seed)
+    penalties = ("kinetic", "frobenius")
     flow = FFJORD(
         validation.shape[1],
         hidden=hidden,
@@ -36,25 +39,15 @@ def measure(name: str, weight: float, seed: int, scale: float) -> tuple[int, flo
         divergence="exact",
         training_solver=Lagged("rk4", 1e-2),
         evaluation_solver=Adaptive("dopri5", rtol=1e-5, atol=1e-5),
-        penalties=("kinetic", "frobenius"),
+        penalties=penalties,
     ).train()
+    objective = ForwardKL(dict.fromkeys(penalties, weight) if weight else None)
     count = max(1, round(steps * scale))
-    optimiser = torch.optim.Adam(flow.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, count)
+    optimizer = torch.optim.Adam(flow.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
     start = time.perf_counter()
-    for _, x in zip(range(count), batches, strict=False):
-        while True:
-            optimiser.zero_grad()
-            if weight:
-                log_prob, found = flow.log_prob_and_penalties(x)
-                loss = -log_prob.mean() + weight * sum(v.mean() for v in found.values())
-            else:
-                loss = -flow.log_prob(x).mean()
-            loss.backward()
-            if flow.review():
-                break
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-        optimiser.step()
+    for x in itertools.islice(batches, count):
+        update(flow, optimizer, lambda x=x: objective(flow, (x, None)))
         schedule.step()
     seconds = time.perf_counter() - start
     flow.eval()
@@ -64,43 +57,29 @@ def measure(name: str, weight: float, seed: int, scale: float) -> tuple[int, flo
     return flow.evaluations - before, score, seconds
 
 
+def pairs(options: Namespace) -> Iterator[tuple[object, ...]]:
+    """Rows of the table: two trainings that differ in the penalty alone."""
+    for name, seed in itertools.product(options.data, options.seeds):
+        nfe, score, seconds = measure(name, 0.0, seed, options.scale)
+        less, smooth, longer = measure(name, options.weight, seed, options.scale)
+        scores = (f"{score:.4f}", f"{smooth:.4f}", f"{score - smooth:+.4f}")
+        saved = f"{1 - less / nfe:.0%}"
+        yield name, seed, nfe, less, saved, *scores, f"{seconds:.0f} / {longer:.0f}"
+
+
 def main() -> None:
-    """Train pairs that differ in the penalty alone; print and write the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--weight", type=float, default=0.01)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
-    parser.add_argument("--core", type=int, default=0)
-    options = parser.parse_args()
-    pin(options.core)
-    torch.set_num_threads(1)
-    rows = []
-    for name in options.data:
-        for seed in options.seeds:
-            plain = measure(name, 0.0, seed, options.scale)
-            smooth = measure(name, options.weight, seed, options.scale)
-            saved = 1 - smooth[0] / plain[0]
-            rows.append(
-                (
-                    name,
-                    seed,
-                    plain[0],
-                    smooth[0],
-                    f"{saved:.0%}",
-                    f"{plain[1]:.4f}",
-                    f"{smooth[1]:.4f}",
-                    f"{plain[1] - smooth[1]:+.4f}",
-                    f"{plain[2]:.0f} / {smooth[2]:.0f}",
-                )
-            )
-            print(*rows[-1], sep=" | ", flush=True)
-    header = ("data", "seed", "NFE", "NFE with penalties", "saved", "log p", "log p with penalties",
-              "nats lost", "training s")  # fmt: skip
-    facts = ", ".join(f"{key} {value}" for key, value in machine().items())
-    text = table(header, rows) + f"\nweight {options.weight} each; {facts}"
-    print("\n" + text)
-    write_result("penalties_" + "_".join(options.data), text)
+    """Train, print and write the table."""
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--data", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    add("--weight", type=float, default=0.01)
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--scale", type=float, default=1.0, help="of the number of steps")
+    options = begun(parser)
+    scores = ("log p", "log p with penalties", "nats lost", "training s")
+    header = ("data", "seed", "NFE", "NFE with penalties", "saved", *scores)
+    name = "_".join(["penalties", *options.data])
+    report(name, header, pairs(options), [f"weight {options.weight} each"])
 
 
 if __name__ == "__main__":

@@ -11,20 +11,18 @@ have the wall of ``energies``. "mass" is what q has inside of the grid.
 
 from __future__ import annotations
 
-import argparse
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from common import RESULTS, machine, pin, table, write_result
+from common import begun, facts, parser_of, save_picture, table, write_result
 from torch import Tensor
 
 from baselines import IAF, MAF, PlanarFlow, RealNVP
-from baselines.harness.data.energies import Energy, energy, grid_kl
+from baselines.harness.data.energies import Energy, energy, grid, grid_kl
 from cflows import FFJORD, FixedGrid, Flow, Lagged, Normal, fit
-from cflows.core.atomic_write import write_beside
 from cflows.objectives.base import AnyBatch
 from cflows.objectives.kl import ReverseKL
 
@@ -55,10 +53,11 @@ class Family:
 
 def ffjord(base: Normal) -> Flow:
     """One block, on a grid whose error is held."""
-    return FFJORD(
-        2, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2),
-        evaluation_solver=FixedGrid("dopri5", 16), base=base,
-    )  # fmt: skip
+    solvers = {
+        "training_solver": Lagged("rk4", 1e-2),
+        "evaluation_solver": FixedGrid("dopri5", 16),
+    }
+    return FFJORD(2, hidden=(64, 64), base=base, **solvers)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -84,7 +83,7 @@ class Annealed(ReverseKL):
         """Of the next step."""
         return min(1.0, 0.01 + self.taken / self.over)
 
-    def forward(self, flow: Any, batch: AnyBatch = (None, None)) -> Tensor:
+    def forward(self, flow: Flow, batch: AnyBatch = (None, None)) -> Tensor:
         """The loss at β."""
         loss = super().forward(flow, batch)
         self.taken += 1
@@ -109,22 +108,23 @@ class Outcome:
     density: Tensor
 
 
-def run(family: Family, target: Energy, options: argparse.Namespace) -> Outcome:
+def run(family: Family, target: Energy, options: Namespace) -> Outcome:
     """Train from each start; score and draw the one of the least loss."""
     steps = max(1, round(family.steps * options.scale))
-    begun, found = time.perf_counter(), []
+    before, trained = time.perf_counter(), []
     for start in range(family.starts):
-        torch.manual_seed(options.seed * 1000 + start)
+        seed = options.seed * 1000 + start
+        torch.manual_seed(seed)
         flow = family.build(Normal(2, learnable=True))
         objective = Annealed(target, samples=options.samples, steps=max(1, steps // 2))
-        fit(flow, None, objective=objective, steps=steps, learning_rate=family.learning_rate,
-            seed=options.seed * 1000 + start, progress=False)  # fmt: skip
+        settings = {"steps": steps, "learning_rate": family.learning_rate, "seed": seed}
+        fit(flow, None, objective=objective, progress=False, **settings)
         with torch.no_grad():
             torch.manual_seed(0)
             loss = float(ReverseKL(target.log_density, samples=20_000)(flow))
-        found.append((loss, flow))
-    seconds = time.perf_counter() - begun
-    flow = min(found, key=lambda pair: pair[0])[1]
+        trained.append((loss, flow))
+    seconds = time.perf_counter() - before
+    flow = min(trained, key=lambda pair: pair[0])[1]
     score = grid_kl(flow.log_prob, target, box=BOX, cells=options.cells)
     return Outcome(score.kl, score.mass, seconds, density(flow.log_prob))
 
@@ -132,46 +132,55 @@ def run(family: Family, target: Energy, options: argparse.Namespace) -> Outcome:
 @torch.no_grad()
 def density(log_prob: Callable[[Tensor], Tensor], cells: int = 160) -> Tensor:
     """A density on the square that is drawn, (cells, cells), the second coordinate first."""
-    axes = [torch.linspace(low, high, cells) for low, high in SHOWN]
-    second, first = torch.meshgrid(axes[1], axes[0], indexing="ij")
-    return torch.stack([log_prob(row) for row in torch.stack([first, second], -1)]).exp()
+    points = grid(SHOWN, cells - 1)[0].float().transpose(0, 1)
+    return torch.stack([log_prob(row) for row in points]).exp()
 
 
-def draw(found: Mapping[str, Mapping[str, Outcome]], families: list[str]) -> None:
+def draw(outcomes: Mapping[str, Mapping[str, Outcome]], families: list[str]) -> None:
     """The picture of the paper: a row for each energy, the true density first."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.5 * (1 + len(families)), 1.6 * len(found)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(found), 1 + len(families), squeeze=False)
-    for line, (name, outcomes) in zip(panels, found.items(), strict=True):
+    figure = Figure(figsize=(1.5 * (1 + len(families)), 1.6 * len(outcomes)), layout="constrained")
+    first = next(iter(outcomes))
+    panels = figure.subplots(len(outcomes), 1 + len(families), squeeze=False)
+    for line, (name, results) in zip(panels, outcomes.items(), strict=True):
         target = density(energy(name).log_prob)
         shown = [("true density", target, "")]
-        shown += [
-            (FAMILIES[key].label, outcomes[key].density, f"KL {outcomes[key].kl:.3f}")
-            for key in families
-        ]
+        for key in families:
+            shown.append((FAMILIES[key].label, results[key].density, f"KL {results[key].kl:.3f}"))
+        # One scale a row, so that a colour is a density.
+        scale = {"vmin": 0, "vmax": target.max().item()}
         for axes, (title, values, note) in zip(line, shown, strict=True):
-            # One scale a row, so that a colour is a density.
-            axes.imshow(values.numpy(), origin="lower", extent=(*SHOWN[0], *SHOWN[1]), cmap="magma",
-                        vmin=0, vmax=float(target.max()))  # fmt: skip
+            axes.imshow(
+                values.numpy(), origin="lower", extent=SHOWN[0] + SHOWN[1], cmap="magma", **scale
+            )
             axes.set_xticks([])
             axes.set_yticks([])
             axes.text(0.04, 0.05, note, transform=axes.transAxes, color="white", fontsize=8)
-            if name == next(iter(found)):
+            if name == first:
                 axes.set_title(title, fontsize=9)
         line[0].set_ylabel(name.upper(), rotation=0, labelpad=12, va="center", fontsize=9)
-    path = RESULTS / "reverse_kl.png"
-    write_beside(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+    save_picture("reverse_kl", figure)
+
+
+def report(outcomes: Mapping[str, Mapping[str, Outcome]], options: Namespace) -> str:
+    """The table of the energies that are done."""
+    rows = []
+    for key in options.families:
+        mine = [results[key] for results in outcomes.values()]
+        least, seconds = min(result.mass for result in mine), sum(result.seconds for result in mine)
+        divergences = [f"{result.kl:.4f}" for result in mine]
+        rows.append([FAMILIES[key].label, *divergences, f"{least:.4f}", f"{seconds:.0f} s"])
+    header = ["flow", *(f"KL to {name.upper()}" for name in outcomes), "least mass", "training"]
+    return (
+        f"KL(q || p) in nats on {options.cells}² cells; {options.scale:g} of each family's steps\n"
+        f"\n{table(header, rows)}\n{facts()}"
+    )
 
 
 def main() -> None:
     """Run every energy and family; write the table and the picture where asked."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--energies", nargs="+", default=list(ENERGIES), choices=ENERGIES)
     add("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
@@ -179,40 +188,20 @@ def main() -> None:
     add("--scale", type=float, default=1.0, help="of every family's steps")
     add("--cells", type=int, default=400, help="of the grid, in each direction")
     add("--seed", type=int, default=0)
-    add("--core", type=int, default=0)
     add("--write", action="store_true", help="write results/reverse_kl.md and .png")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    pin(options.core)
-    found: dict[str, dict[str, Outcome]] = {}
+    options = begun(parser)
+    outcomes: dict[str, dict[str, Outcome]] = {}
     for name in options.energies:
+        outcomes[name] = {}
         for key in options.families:
-            outcome = run(FAMILIES[key], energy(name), options)
-            found.setdefault(name, {})[key] = outcome
-            print(f"{name} {key}: KL {outcome.kl:.4f}, mass {outcome.mass:.4f}, "
-                  f"{outcome.seconds:.0f} s", flush=True)  # fmt: skip
-        text = report(found, options)
+            outcome = outcomes[name][key] = run(FAMILIES[key], energy(name), options)
+            figures = f"KL {outcome.kl:.4f}, mass {outcome.mass:.4f}, {outcome.seconds:.0f} s"
+            print(f"{name} {key}: {figures}", flush=True)
+        text = report(outcomes, options)
         if options.write:  # after each energy, so that a run that is cut short leaves its rows
             write_result("reverse_kl", text)
-            draw(found, options.families)
+            draw(outcomes, options.families)
     print(text)
-
-
-def report(found: Mapping[str, Mapping[str, Outcome]], options: argparse.Namespace) -> str:
-    """The table of the energies that are done."""
-    rows = [
-        [FAMILIES[key].label]
-        + [f"{found[name][key].kl:.4f}" for name in found]
-        + [f"{min(found[name][key].mass for name in found):.4f}",
-           f"{sum(found[name][key].seconds for name in found):.0f} s"]
-        for key in options.families
-    ]  # fmt: skip
-    header = ["flow", *(f"KL to {name.upper()}" for name in found), "least mass", "training"]
-    facts = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return (
-        f"KL(q || p) in nats on {options.cells}² cells; {options.scale:g} of each family's steps\n"
-        f"\n{table(header, rows)}\n{facts}"
-    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def test_the_run_trains_scores_its_best_state_and_reports(tmp_path, monkeypatch,
     (tmp_path / "gas_30k").mkdir()
     np.save(tmp_path / "gas_30k" / "gas_30k.npy", rows.round(2))
     monkeypatch.setenv("CFLOWS_DATA", str(tmp_path))
-    monkeypatch.setattr(matching, "pin", lambda core: True)
+    monkeypatch.setattr("common.pin", lambda core: True)
     monkeypatch.setattr(
         sys,
         "argv",
@@ -40,9 +40,9 @@ def test_gas_is_dequantised_within_its_grid_and_split(tmp_path):
     np.testing.assert_allclose(parts[0].std(0), 1)
     joined = np.concatenate(parts)
     joined = joined[joined[:, 0].argsort()]
-    for seen, stored in zip(joined.T, raw.T, strict=True):
-        slope, start = np.polyfit(stored, seen, 1)
-        noise = (seen - start) / slope - stored
+    for column, stored in zip(joined.T, raw.T, strict=True):
+        slope, start = np.polyfit(stored, column, 1)
+        noise = (column - start) / slope - stored
         assert 0.008 < np.ptp(noise) < 0.0105
 
 

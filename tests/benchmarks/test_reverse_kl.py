@@ -30,8 +30,7 @@ def test_the_target_is_annealed_from_a_hundredth_to_itself():
 
 
 def test_the_run_trains_scores_draws_and_reports(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reverse_kl, "pin", lambda core: True)
-    monkeypatch.setattr(reverse_kl, "RESULTS", tmp_path)
+    monkeypatch.setattr("common.pin", lambda core: True)
     monkeypatch.setattr("common.RESULTS", tmp_path)
     arguments = "--energies u1 --families planar-2 --scale 0.01 --cells 50 --samples 16 --write"
     monkeypatch.setattr(sys, "argv", ["reverse_kl.py", *arguments.split()])
