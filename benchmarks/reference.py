@@ -3,29 +3,20 @@
 Written anew after Grathwohl et al. 2019 and their code (rtqichen/ffjord, lib/layers/cnf.py,
 odefunc.py, diffeq_layers/basic.py), as plainly as there: every layer computes its gate and shift at
 every evaluation, the divergence is one vector-Jacobian product, nothing is fused or in closed form.
-torchdiffeq 0.2 stands for the solver that the code carried with it.
-
-As a script it trains by maximum likelihood for so many seconds on one thread, and writes the curve:
-
-    python benchmarks/reference.py --data pinwheel --seconds 600 --out pinwheel.jsonl
+torchdiffeq 0.2 stands for the solver that the code carried with it. ``target.py`` trains it.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
-from curves import race_parser, train
-from data import task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cflows import MLP, Adaptive, Flow, ODEBijector
-
-__all__ = ["ReferenceCNF"]
 
 Function = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Function] = {"tanh": torch.tanh, "softplus": F.softplus}
@@ -42,7 +33,7 @@ class ConcatLinear(nn.Module):
     def forward(self, t: Tensor, h: Tensor) -> Tensor:
         """The layer at time t, (N, inputs) -> (N, outputs)."""
         time = torch.ones_like(h[:, :1]) * t
-        return self.linear(torch.cat([time, h], dim=1))  # type: ignore[no-any-return]
+        return self.linear(torch.cat([time, h], dim=1))
 
     def named_as_ours(self) -> dict[str, Tensor]:
         """Its parameters by the names that cflows gives them."""
@@ -62,11 +53,10 @@ class ConcatSquashLinear(nn.Module):
     def forward(self, t: Tensor, h: Tensor) -> Tensor:
         """The layer at time t, (N, inputs) -> (N, outputs)."""
         t = t.view(1, 1)
-        y: Tensor = self.linear(h) * torch.sigmoid(self.gate(t)) + self.shift(t)
-        return y
+        return self.linear(h) * torch.sigmoid(self.gate(t)) + self.shift(t)
 
     def named_as_ours(self) -> dict[str, Tensor]:
-        """Its parameters by the names that cflows gives them."""
+        """Likewise."""
         return {
             "weight": self.linear.weight,
             "bias": self.linear.bias,
@@ -107,7 +97,7 @@ class Dynamics(nn.Module):
     def velocity(self, t: Tensor, x: Tensor) -> Tensor:
         """f(t, x), (N, D) -> (N, D)."""
         first, *others = self.layers
-        h: Tensor = first(t, x)
+        h = first(t, x)
         for layer in others:
             h = layer(t, self.activation(h))
         return h
@@ -206,8 +196,7 @@ class ReferenceCNF(nn.Module):
         )
         self.nfe_forward = self.dynamics.evaluations
         log_base = -0.5 * (z[-1].square() + math.log(2 * math.pi)).sum(1)
-        log_prob: Tensor = log_base - delta[-1].squeeze(1)
-        return log_prob
+        return log_base - delta[-1].squeeze(1)
 
     @torch.no_grad()
     def copy_from(self, ours: MLP) -> ReferenceCNF:
@@ -246,42 +235,3 @@ class ReferenceCNF(nn.Module):
             if sizes[0] != sizes[1]:
                 raise ValueError(f"the layers differ: here {sizes[0]}, in the field {sizes[1]}")
             yield from ((here[name], there[name]) for name in here)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train for --seconds, and print (and append to --out) one JSON object a validation."""
-    options = _parser().parse_args(arguments)
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    batches, validation = task(
-        options.data, batch=options.batch, validation_rows=options.validation_rows,
-        seed=options.seed,
-    )  # fmt: skip
-    model = ReferenceCNF(
-        validation.shape[1], hidden=options.hidden, activation=options.activation,
-        end_time=options.end_time, rtol=options.rtol, atol=options.atol,
-    )  # fmt: skip
-    optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
-
-    def update(x: Tensor) -> tuple[float, int, int]:
-        optimiser.zero_grad()
-        value = -model.log_prob(x).mean()
-        value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        return value.item(), model.nfe_forward, model.nfe_backward
-
-    train(
-        update, lambda: model.flow(), batches, validation,
-        seconds=options.seconds, every=options.validate_seconds, out=options.out,
-    )  # fmt: skip
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = race_parser(str(main.__doc__))
-    parser.add_argument("--rtol", type=float, default=1e-5)
-    parser.add_argument("--atol", type=float, default=1e-5)
-    return parser
-
-
-if __name__ == "__main__":
-    main()

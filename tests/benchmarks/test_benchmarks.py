@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import common
 import data
-import reference
+import target
 from reference import ReferenceCNF
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -62,20 +62,20 @@ def test_arms_take_turns_from_a_rotating_start():
 
 
 def test_arms_run_on_one_thread_without_collection_and_all_is_put_back():
-    seen = []
+    states = []
     torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError):
         common.alternate(
-            {"a": lambda: seen.append((torch.get_num_threads(), gc.isenabled())) or 1 / 0}
+            {"a": lambda: states.append((torch.get_num_threads(), gc.isenabled())) or 1 / 0}
         )
-    assert seen == [(1, False)]
+    assert states == [(1, False)]
     assert torch.get_num_threads() == 2
     assert gc.isenabled()
 
 
 def test_ratios_are_taken_run_by_run():
-    found = common.ratio({"a": [2.0, 9.0, 40.0], "b": [1.0, 3.0, 10.0]}, "a", "b")
-    assert found == common.Spread(3.0, 2.5, 3.5, 2.0, 4.0, 3, "x")  # 2, 3, 4
+    result = common.ratio({"a": [2.0, 9.0, 40.0], "b": [1.0, 3.0, 10.0]}, "a", "b")
+    assert result == common.Spread(3.0, 2.5, 3.5, 2.0, 4.0, 3, "x")  # 2, 3, 4
     with pytest.raises(ValueError, match="shorter"):
         common.ratio({"a": [1.0, 2.0], "b": [1.0]}, "a", "b")
 
@@ -107,10 +107,10 @@ def test_table_is_markdown():
 
 
 def test_machine_is_named_and_serialises():
-    found = json.loads(json.dumps(common.machine()))
-    assert found["processor"]
-    assert found["cores"] >= found["usable_cores"] >= 1
-    assert (found["threads"], found["torch"]) == (1, torch.__version__)
+    result = json.loads(json.dumps(common.machine()))
+    assert result["processor"]
+    assert result["cores"] >= result["usable_cores"] >= 1
+    assert (result["threads"], result["torch"]) == (1, torch.__version__)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot pin")
@@ -157,11 +157,11 @@ def test_both_arms_are_the_same_density(features, hidden, layer, end_time, activ
     )
     x = 2 * torch.randn(20, features)
     with torch.no_grad():
-        expected, found = ours.log_prob(x), theirs.log_prob(x)
+        expected, result = ours.log_prob(x), theirs.log_prob(x)
         again = theirs.flow(Adaptive("dopri5", **TIGHT)).log_prob(x)
         base = ours.base.log_prob(x)
     assert (expected - base).abs().max() > 0.1  # the flow does something
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-7)
     torch.testing.assert_close(again, expected, rtol=0, atol=1e-12)
 
 
@@ -197,14 +197,14 @@ def test_gradients_agree_with_backpropagation_through_our_solve():
         ours_named = (other.weight, other.bias, other.gate_weight, other.gate_bias)
         expected = [parameter.grad.squeeze(-1) for parameter in ours_named]
         theirs_named = (layer.linear.weight, layer.linear.bias, layer.gate.weight, layer.gate.bias)
-        found = [parameter.grad.squeeze(-1) for parameter in theirs_named]
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
-        assert all(gradient.abs().max() > 1e-6 for gradient in found)
+        result = [parameter.grad.squeeze(-1) for parameter in theirs_named]
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-7)
+        assert all(gradient.abs().max() > 1e-6 for gradient in result)
     # dL/dT from the logarithm of ours and the root of theirs.
-    found = theirs.sqrt_end_time.grad / (2 * theirs.sqrt_end_time)
+    result = theirs.sqrt_end_time.grad / (2 * theirs.sqrt_end_time)
     expected = ours.bijector.log_end_time.grad / ours.bijector.end_time
     assert expected.abs() > 1e-3
-    torch.testing.assert_close(found.detach(), expected.detach(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(result.detach(), expected.detach(), rtol=0, atol=1e-7)
 
 
 def test_evaluations_are_counted_forwards_and_backwards(monkeypatch):
@@ -232,8 +232,8 @@ def test_the_probe_is_fixed_for_a_solve_and_drawn_for_the_next():
     first, second = model.log_prob(x), model.log_prob(x)
     assert not torch.equal(first, second)
     assert set(model.dynamics.probe.unique().tolist()) == {-1.0, 1.0}
-    given = torch.randn(5, 2)
-    assert torch.equal(model.log_prob(x, given), model.log_prob(x, given))
+    probe = torch.randn(5, 2)
+    assert torch.equal(model.log_prob(x, probe), model.log_prob(x, probe))
     gaussian = ReferenceCNF(2, hidden=(8,), probe="gaussian")
     gaussian.log_prob(x)
     assert len(gaussian.dynamics.probe.unique()) == 10
@@ -256,9 +256,9 @@ def test_script_trains_and_leaves_its_curve(tmp_path, capsys, source):
         source = tmp_path / "rows.npy"
         np.save(source, rows)
     out = tmp_path / "curve.jsonl"
-    reference.main(
-        f"--data {source} --hidden 8 8 --lr 1e-2 --seconds 1 --validate-seconds 0.4 --batch 100 "
-        f"--rtol 1e-3 --atol 1e-3 --validation-rows 50 --out {out}".split()
+    target.main(
+        f"reference --data {source} --hidden 8 8 --lr 1e-2 --seconds 1 --validate-seconds 0.4 "
+        f"--batch 100 --rtol 1e-3 --atol 1e-3 --validation-rows 50 --out {out}".split()
     )
     text = out.read_text(encoding="utf-8")
     assert capsys.readouterr().out == text
@@ -306,9 +306,9 @@ def test_power_needs_its_folder(monkeypatch):
 
 def test_an_epoch_sees_every_row_once():
     rows = np.arange(10.0)[:, None]
-    found = list(itertools.islice(data.batches(rows, 4, seed=0), 6))
-    assert [len(batch) for batch in found] == [4, 4, 2, 4, 4, 2]
-    epochs = torch.cat(found[:3]).flatten().tolist(), torch.cat(found[3:]).flatten().tolist()
+    result = list(itertools.islice(data.batches(rows, 4, seed=0), 6))
+    assert [len(batch) for batch in result] == [4, 4, 2, 4, 4, 2]
+    epochs = torch.cat(result[:3]).flatten().tolist(), torch.cat(result[3:]).flatten().tolist()
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1]
 
