@@ -16,7 +16,6 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cflows import Adaptive, Flow, Lagged, ODEBijector
-from cflows.continuous.runge_kutta import SolveStats
 
 from .base import FLOWS, SIZES, WEIGHTS, Suite, checked, flow_of, prepared, rows_of
 
@@ -87,7 +86,7 @@ class Solve(_Counts, divergence=DIVERGENCES, weights=WEIGHTS):
             flow.load_state_dict(_state(weights))
             torch.manual_seed(3)
             flow.log_prob(rows_of(SIZE[0], ROWS)).sum().backward()
-            return checked(_stats(flow).nfe_backward)
+            return checked(_solve(flow).stats.nfe_backward)
 
 
 class TrainingSolve(_Counts, divergence=DIVERGENCES, gradient=("backprop", "checkpoint")):
@@ -166,7 +165,7 @@ def _trained(divergence: str, gradient: str) -> tuple[int, Operators]:
         x = rows_of(SIZE[0], ROWS)
         with Operators() as operators:
             flow.log_prob(x).sum().backward()
-        return _stats(flow).nfe, operators
+        return _solve(flow).stats.nfe, operators
 
 
 @cache
@@ -187,7 +186,7 @@ def _nfe(divergence: str, weights: str, call: Call) -> float:
         torch.manual_seed(3)
         with torch.no_grad(), flow.using(solver=TIGHT, divergence=divergence):
             call(flow, x)
-        return checked(_stats(flow).nfe)
+        return checked(_solve(flow).stats.nfe)
 
 
 @cache
@@ -216,8 +215,8 @@ def _evaluated(
         return flow.evaluations - before, operators
 
 
-def _stats(flow: Flow) -> SolveStats:
-    return next(part.stats for part in flow.modules() if isinstance(part, ODEBijector))
+def _solve(flow: Flow) -> ODEBijector:
+    return next(part for part in flow.modules() if isinstance(part, ODEBijector))
 
 
 @contextmanager
