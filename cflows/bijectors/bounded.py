@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from cflows.core.bijector import Bijector
+from cflows.bijectors.elementwise import Elementwise, box
 from cflows.core.within import within
 
 __all__ = ["Bounded"]
@@ -19,7 +18,7 @@ __all__ = ["Bounded"]
 Bound = float | None
 
 
-class Bounded(Bijector):
+class Bounded(Elementwise):
     """Each column within bounds of its own, or free.
 
         l < x < ∞:   x = l + exp(z),         log dx/dz = z
@@ -70,7 +69,7 @@ class Bounded(Bijector):
         self.register_buffer("low", low)
         self.register_buffer("high", high)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Bounded:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bounded:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not self.low.is_meta:  # rounded anew: 0.7 in float32 is another bound in float64
             lows, highs = self._ends
@@ -80,70 +79,52 @@ class Bounded(Bijector):
     @property
     def codomain(self) -> constraints.Constraint:
         """The box of the bounds."""
-        box = constraints.interval(self.low, self.high)  # type: ignore[no-untyped-call]
-        joint: constraints.Constraint = constraints.independent(box, 1)  # type: ignore[no-untyped-call]
-        return joint
+        return box(self.low, self.high)
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def value(self, z: Tensor) -> Tensor:
         """The value inside of the bounds."""
         below, above, both = self._kinds()
-        low, high = self._finite(self.low), self._finite(self.high)
+        low, high = (torch.where(end.isfinite(), end, 0) for end in (self.low, self.high))
         # Where another branch is taken, its argument is zero: an overflow would spoil gradients.
         most = math.log(torch.finfo(z.dtype).max)
         distance = torch.where(below, z, torch.where(above, -z, 0)).clamp(max=most).exp()
         x = torch.where(below, low + distance, torch.where(above, high - distance, z))
-        x = torch.where(both, low + (high - low) * torch.sigmoid(z), x)
-        return x.clamp(*self._innermost())
+        return torch.where(both, low + (high - low) * torch.sigmoid(z), x)
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def root(self, x: Tensor) -> Tensor:
         """log(x - l), -log(u - x), log(x - l) - log(u - x), or x."""
+        below, above, both = self._kinds()
+        from_low = torch.where(below | both, x - self.low, 1).log()
+        from_high = torch.where(above | both, self.high - x, 1).log()
+        return torch.where(below | above | both, from_low - from_high, x)
+
+    def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
+        """The columns' log dx/dz."""
+        below, above, both = self._kinds()
+        slope = torch.where(below, z, torch.where(above, -z, 0))
+        width = torch.where(both, self.high - self.low, 1)
+        return torch.where(both, F.logsigmoid(z) + F.logsigmoid(-z) + width.log(), slope)
+
+    def _within(self, x: Tensor) -> Tensor:
         x = within(
             x,
             (x >= self.low) & (x <= self.high),
             self.forward(torch.zeros_like(self.low)),
             "{value:g} is outside of the bounds of its column: widen them, or drop these rows",
             check=not self.training,
-        ).clamp(*self._innermost())
-        below, above, both = self._kinds()
-        from_low = torch.where(below | both, x - self.low, 1).log()
-        from_high = torch.where(above | both, self.high - x, 1).log()
-        return torch.where(below | above | both, from_low - from_high, x)
-
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The value inside, and the sum of the columns' log dx/dz."""
-        return self.forward(z), self._log_slope(z)
-
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The value on the real line, and minus the sum of the columns' log dx/dz."""
-        z = self.inverse(x, context)
-        return z, -self._log_slope(z)
-
-    def _log_slope(self, z: Tensor) -> Tensor:
-        below, above, both = self._kinds()
-        slope = torch.where(below, z, torch.where(above, -z, 0))
-        inside = (
-            F.logsigmoid(z) + F.logsigmoid(-z) + torch.where(both, self.high - self.low, 1).log()
         )
-        return torch.where(both, inside, slope).sum(-1)
+        return self._inside(x)
 
-    def _kinds(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Which columns are bounded from below alone, from above alone, and twice: (D,) each."""
-        has_low, has_high = self.low.isfinite(), self.high.isfinite()
-        return has_low & ~has_high, has_high & ~has_low, has_low & has_high
-
-    @staticmethod
-    def _finite(bound: Tensor) -> Tensor:
-        return torch.where(bound.isfinite(), bound, 0)
-
-    def _innermost(self) -> tuple[Tensor, Tensor]:
-        """The outermost numbers inside; beside zero the least that is not subnormal."""
+    def _inside(self, x: Tensor) -> Tensor:
+        """Held at the outermost numbers inside; beside zero the least that is not subnormal."""
         tiny = torch.finfo(self.low.dtype).tiny
         infinity = torch.full_like(self.low, math.inf)
         low = torch.maximum(torch.nextafter(self.low, infinity), self.low + tiny)
         high = torch.minimum(torch.nextafter(self.high, -infinity), self.high - tiny)
         free = ~(self.low.isfinite() | self.high.isfinite())
-        return torch.where(free, -infinity, low), torch.where(free, infinity, high)
+        return x.clamp(torch.where(free, -infinity, low), torch.where(free, infinity, high))
+
+    def _kinds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Which columns are bounded from below alone, from above alone, and twice: (D,) each."""
+        has_low, has_high = self.low.isfinite(), self.high.isfinite()
+        return has_low & ~has_high, has_high & ~has_low, has_low & has_high

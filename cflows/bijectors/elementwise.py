@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from cflows.core.bijector import BOUND, Bijector, bounded, may_read
+from cflows.core.bijector import BOUND, Bijector, Mapped, bounded, may_read
 from cflows.core.within import within
 
 __all__ = [
@@ -23,6 +22,9 @@ __all__ = [
     "LeakyReLU",
     "SinhArcsinh",
 ]
+
+
+WHOLE = (-math.inf, math.inf)
 
 
 class Affine(Bijector):
@@ -61,16 +63,12 @@ class Affine(Bijector):
         self.register_buffer("loc", loc.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Loc + scale z."""
         log_det = self.scale.log().sum()
         return torch.addcmul(self.loc, self.scale, z), log_det.expand(z.shape[:-1])
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """(x - loc) / scale."""
         log_det = -self.scale.log().sum()
         return (x - self.loc) / self.scale, log_det.expand(x.shape[:-1])
@@ -98,15 +96,11 @@ class DiagonalScale(Bijector):
         super().__init__(features)
         self.log_scale = nn.Parameter(torch.zeros(features))
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """exp(s) z."""
         return z * self.log_scale.exp(), self.log_scale.sum().expand(z.shape[:-1])
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """exp(-s) x."""
         return x * torch.exp(-self.log_scale), -self.log_scale.sum().expand(x.shape[:-1])
 
@@ -127,19 +121,12 @@ class Elementwise(Bijector):
 
     """
 
-    low: float = -math.inf
-    high: float = math.inf
+    ends: tuple[float, float] = WHOLE
 
     @property
     def codomain(self) -> constraints.Constraint:
         """The range of g, in every coordinate."""
-        if self.low == -math.inf and self.high == math.inf:
-            return constraints.real_vector
-        range_: Any = constraints.greater_than(self.low)  # type: ignore[no-untyped-call]
-        if self.high < math.inf:
-            range_ = constraints.interval(self.low, self.high)  # type: ignore[no-untyped-call]
-        joint: constraints.Constraint = constraints.independent(range_, 1)  # type: ignore[no-untyped-call]
-        return joint
+        return constraints.real_vector if self.ends == WHOLE else box(*self.ends)
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -147,7 +134,7 @@ class Elementwise(Bijector):
 
     @abstractmethod
     def root(self, x: Tensor) -> Tensor:
-        """The z with g(z) = x, for x between ``low`` and ``high``."""
+        """The z with g(z) = x, for x between the two ``ends`` of the range."""
 
     @abstractmethod
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
@@ -155,38 +142,40 @@ class Elementwise(Bijector):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """g(z)."""
-        x = self.value(z)
-        if (self.low, self.high) == (-math.inf, math.inf):
-            return x
-        return x.clamp(_next_to(self.low, 1, x.dtype), _next_to(self.high, -1, x.dtype))
+        return self._inside(self.value(z))
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The root of g(z) = x."""
         return self.root(self._within(x))
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """g(z) and Σ_i log g'(z_i)."""
         x = self.forward(z, context)
         return x, self.log_slope(z, x).sum(-1)
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """The root of g(z) = x and -Σ_i log g'(z_i)."""
         x = self._within(x)
         z = self.root(x)
         return z, -self.log_slope(z, x).sum(-1)
 
+    def _inside(self, x: Tensor) -> Tensor:
+        """Values of g, held inside of its range."""
+        low, high = self.ends
+        if self.ends == WHOLE:
+            return x
+        return x.clamp(_next_to(low, 1, x.dtype), _next_to(high, -1, x.dtype))
+
     def _within(self, x: Tensor) -> Tensor:
-        if (self.low, self.high) == (-math.inf, math.inf):
+        """Data, refused outside of the range."""
+        low, high = self.ends
+        if self.ends == WHOLE:
             return x
         return within(
             x,
-            (x > self.low) & (x < self.high),
-            self.low + 1 if self.high == math.inf else (self.low + self.high) / 2,
-            f"{{value:g}} is outside ({self.low:g}, {self.high:g}), the open range of "
+            (x > low) & (x < high),
+            low + 1 if high == math.inf else (low + high) / 2,
+            f"{{value:g}} is outside ({low:g}, {high:g}), the open range of "
             f"{type(self).__name__}: rescale or drop these rows",
             check=not self.training,
         )
@@ -314,6 +303,15 @@ class LeakyReLU(Elementwise):
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
         """Log slope below zero, 0 above."""
         return (z < 0).to(z.dtype) * math.log(self.slope)
+
+
+def box(low: float | Tensor, high: float | Tensor) -> constraints.Constraint:
+    """Vectors of which each coordinate is within an open interval or half-line."""
+    half = isinstance(high, float) and high == math.inf
+    range_: constraints.Constraint
+    range_ = constraints.greater_than(low) if half else constraints.interval(low, high)  # type: ignore[no-untyped-call]
+    joint: constraints.Constraint = constraints.independent(range_, 1)  # type: ignore[no-untyped-call]
+    return joint
 
 
 def _next_to(end: float, step: int, dtype: torch.dtype) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import constraints
 
-from cflows.core.bijector import Bijector
+from cflows.core.bijector import Bijector, Mapped
 
 __all__ = ["Inverse"]
 
@@ -46,14 +46,10 @@ class Inverse(Bijector):
         """f(x)."""
         return self.bijector.forward(x, context)
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """f⁻¹(z) and its log-determinant."""
         return self.bijector.inverse_and_log_det(z, context)
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """f(x) and its log-determinant."""
         return self.bijector.forward_and_log_det(x, context)

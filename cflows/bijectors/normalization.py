@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cflows.core.bijector import Bijector, may_read
+from cflows.core.bijector import Bijector, Mapped, may_read
 from cflows.core.collectives import moments
 
 __all__ = ["ActNorm", "BatchNorm"]
@@ -62,16 +62,12 @@ class ActNorm(Bijector):
         # What is known here of the buffer, so that the device is asked once, not at every batch.
         self._known_initialised = False
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """B + exp(s) z."""
         x = torch.addcmul(self._spread(self.shift), self._spread(self.log_scale).exp(), z)
         return x, self._log_det(z)
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """(x - b) exp(-s)."""
         if self.training and not self._known_initialised:
             self._initialise(x)
@@ -156,16 +152,12 @@ class BatchNorm(Bijector):
         self.register_buffer("variance", torch.ones(features))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """x = (z - β) exp(-γ) √(v + ε) + m, by the running averages."""
         scale = self._scale(self.variance)
         return (z - self.beta) / scale + self.mean, -scale.log().sum().expand(z.shape[:-1])
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """z = exp(γ) (x - m) / √(v + ε) + β."""
         mean, variance = self.mean, self.variance
         # A batch of no rows has no statistics, and would leave NaN in the averages.

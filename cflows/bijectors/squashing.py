@@ -35,7 +35,7 @@ class Softsign(Elementwise):
 
     """
 
-    low, high = -1.0, 1.0
+    ends = (-1.0, 1.0)
 
     def value(self, z: Tensor) -> Tensor:
         """z / (1 + |z|)."""
@@ -66,7 +66,7 @@ class Tanh(Elementwise):
 
     """
 
-    low, high = -1.0, 1.0
+    ends = (-1.0, 1.0)
 
     def value(self, z: Tensor) -> Tensor:
         """tanh(z)."""
@@ -107,7 +107,7 @@ class Sigmoid(Elementwise):
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha must be in [0, 0.5), got {alpha}")
         self.alpha, self.width = alpha, 1 - 2 * alpha
-        self.low, self.high = 0.0 - alpha / self.width, 1 + alpha / self.width
+        self.ends = (0.0 - alpha / self.width, 1 + alpha / self.width)
 
     def value(self, z: Tensor) -> Tensor:
         """(σ(z) - α) / (1 - 2α)."""
@@ -155,7 +155,7 @@ class Exp(Elementwise):
 
     """
 
-    low = 0.0
+    ends = (0.0, math.inf)
 
     def value(self, z: Tensor) -> Tensor:
         """exp(z)."""
@@ -202,7 +202,7 @@ class Softplus(Elementwise):
 
     """
 
-    low = 0.0
+    ends = (0.0, math.inf)
 
     def value(self, z: Tensor) -> Tensor:
         """-log σ(-z); torch's softplus is z from 20 on, too coarse for float64."""

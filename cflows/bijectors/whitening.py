@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cflows.core.bijector import Bijector
+from cflows.core.bijector import Bijector, Mapped
 
 __all__ = ["Whitening"]
 
@@ -53,17 +53,13 @@ class Whitening(Bijector):
         ):
             self.register_buffer(name, value.detach().clone())
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Loc + A z."""
         with torch.autocast(z.device.type, enabled=False):
             x = self.loc + z @ self.matrix.mT
         return x, self.log_abs_det.expand(z.shape[:-1])
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """A⁻¹ (x - loc)."""
         with torch.autocast(x.device.type, enabled=False):
             z = (x - self.loc) @ self.inverse_matrix.mT

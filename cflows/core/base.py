@@ -7,7 +7,7 @@ A base is a module with ``log_prob(z, context)``, ``sample(shape, context)`` and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from cflows.core.pickling import Pickled
 
 __all__ = ["Base", "Normal"]
+
+Shape: TypeAlias = int | tuple[int, ...]
+"""S, of draws; an int n means (n,)."""
+
+Scored: TypeAlias = tuple[Tensor, Tensor]
+"""Draws (*S, *B, D) and their log-density (*S, *B)."""
 
 
 class Base(Pickled):
@@ -127,7 +133,7 @@ def _batch(context: Tensor | None) -> tuple[int, ...]:
     return () if context is None else tuple(context.shape[:-1])
 
 
-def leading(sample_shape: int | Iterable[int]) -> tuple[int, ...]:
+def leading(sample_shape: Shape) -> tuple[int, ...]:
     """A shape of draws as a tuple; an int n means (n,)."""
     try:
         return tuple(sample_shape)  # type: ignore[arg-type]

@@ -3,6 +3,10 @@ r"""Invertible maps: the contract that every part of a flow keeps.
 The direction is fixed throughout the package: ``forward`` takes noise to data, x = f(z), and
 ``inverse`` takes data to noise, z = f⁻¹(x), as in Papamakarios et al. 2021, "Normalizing Flows for
 Probabilistic Modeling and Inference", section 2.1.
+
+What reads values, or takes another way than torch's own calls, one after the other, asks here where
+it may: not where a transform, a compiler or forward differentiation has rules of its own, nor where
+somebody watches a module's calls or has put another one in its place.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +28,7 @@ from cflows.core.pickling import Pickled
 __all__ = [
     "Bijector",
     "Chain",
+    "Mapped",
     "bounded",
     "exported",
     "fusible",
@@ -38,6 +43,9 @@ __all__ = [
 
 BOUND = 5.0  # of log scales, unless another is given
 LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+Mapped: TypeAlias = tuple[Tensor, Tensor]
+"""What a map gives (*B, D), and its log-determinant (*B,)."""
 
 T = TypeVar("T")
 
@@ -119,15 +127,11 @@ class Bijector(Pickled, ABC):
         return self.inverse_and_log_det(x, context)[0]
 
     @abstractmethod
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Noise to data with its volume change: x (*B, D) and log|det dx/dz| (*B,)."""
 
     @abstractmethod
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Data to noise with its volume change: z (*B, D) and log|det dz/dx| (*B,)."""
 
     def broadcast(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -210,9 +214,7 @@ class Chain(Bijector):
             x = part.inverse(x, seen)
         return x
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Noise to data; the parts' log-determinants add up."""
         total = z.new_zeros(z.shape[:-1])
         for part, seen in self._with_context(self.parts, context):
@@ -220,9 +222,7 @@ class Chain(Bijector):
             total = total + log_det
         return z, total
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Data to noise; the parts' log-determinants add up."""
         total = x.new_zeros(x.shape[:-1])
         for part, seen in self._with_context(reversed(self.parts), context):

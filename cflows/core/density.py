@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
+from cflows.core.base import Base, Scored, Shape
 from cflows.core.bijector import Bijector
 
 __all__ = ["Density"]
@@ -17,7 +18,7 @@ class Density(Protocol):
 
     training: bool
     bijector: Bijector
-    base: Any
+    base: Base
 
     @property
     def features(self) -> int:
@@ -38,24 +39,20 @@ class Density(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log-density, and what is integrated along the path by name."""
 
-    def sample(
-        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, sample_shape: Shape = (), context: Tensor | None = None) -> Tensor:
         """Draws without gradient."""
 
-    def rsample(
-        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
-    ) -> Tensor:
+    def rsample(self, sample_shape: Shape = (), context: Tensor | None = None) -> Tensor:
         """Draws with gradient."""
 
     def sample_and_log_prob(
-        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, sample_shape: Shape = (), context: Tensor | None = None
+    ) -> Scored:
         """Draws and their log-density, with gradient where the base has one."""
 
     def rsample_and_log_prob(
-        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, sample_shape: Shape = (), context: Tensor | None = None
+    ) -> Scored:
         """Draws with gradient, and their log-density."""
 
     def modules(self) -> Iterator[nn.Module]:

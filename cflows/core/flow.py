@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from torch.distributions import Distribution
 
 from cflows.core.arrays import Array, as_tensor
 from cflows.core.atomic_write import write_whole
-from cflows.core.base import Normal, leading
-from cflows.core.bijector import Bijector, may_read, refuse_low_precision
+from cflows.core.base import Base, Normal, Scored, Shape, leading
+from cflows.core.bijector import Bijector, Mapped, may_read, refuse_low_precision
 from cflows.core.collectives import agree_on_steps
 from cflows.core.distribution import FlowDistribution
 from cflows.core.flow_file import packed
@@ -24,6 +25,8 @@ from cflows.core.pickling import Pickled
 from cflows.core.trajectory import trajectory
 
 __all__ = ["Flow", "FlowDistribution", "evaluating", "log_likelihood"]
+
+Image = TypeVar("Image", Tensor, Mapped)
 
 
 class Flow(Pickled):
@@ -51,15 +54,15 @@ class Flow(Pickled):
 
     """
 
-    def __init__(self, bijector: Bijector, base: Any = None) -> None:
+    def __init__(self, bijector: Bijector, base: nn.Module | None = None) -> None:
         super().__init__()
         if isinstance(base, Distribution):
-            name = type(base).__name__
             raise TypeError(
-                f"the base is a torch {name}, no module: take TorchBase.of({name}(...))"
+                f"the base is a torch {type(base).__name__}, no module: take "
+                f"TorchBase.of({type(base).__name__}(...))"
             )
         self.bijector = bijector
-        self.base: Any = Normal(bijector.features) if base is None else base
+        self.base = Normal(bijector.features) if base is None else cast(Base, base)
         size = getattr(self.base, "features", bijector.features)
         if size != bijector.features:
             raise ValueError(
@@ -102,7 +105,7 @@ class Flow(Pickled):
         """
         x, context = self._check(x, context)
         z, log_det = self._map(self.bijector.inverse_and_log_det, x, context)
-        log_prob: Tensor = self._base_log_prob(z, context) + log_det
+        log_prob = self.base.log_prob(z, context) + log_det
         if self.training:
             return log_prob
         # Where a row is so far that a map overflows on the way, and inf - inf follows.
@@ -117,11 +120,11 @@ class Flow(Pickled):
         The penalties are those the parts were built with, added up over parts; see
         ``cflows.continuous.penalties``.
         """
-        found: dict[str, Tensor] = {}
+        penalties: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for part in self._continuous_parts():
-                stack.enter_context(part.collecting(found))
-            return self.log_prob(x, context), found
+                stack.enter_context(part.collecting(penalties))
+            return self.log_prob(x, context), penalties
 
     def trajectory(
         self, start: Tensor, times: Sequence[float], context: Tensor | None = None
@@ -155,23 +158,17 @@ class Flow(Pickled):
         return agree_on_steps(parts, all([part.review() for part in parts]))
 
     @torch.no_grad()
-    def sample(
-        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, sample_shape: Shape = (), context: Tensor | None = None) -> Tensor:
         """Draws without gradient, S and (*B, C) -> (*S, *B, D); an int n means (n,)."""
-        x: Tensor = self._map(self.bijector.forward, *self._draw(sample_shape, context, "sample"))
-        return x
+        return self._map(self.bijector.forward, *self._draw(sample_shape, context, "sample"))
 
-    def rsample(
-        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
-    ) -> Tensor:
+    def rsample(self, sample_shape: Shape = (), context: Tensor | None = None) -> Tensor:
         """Draws with gradient in the parameters and the context, shapes as in ``sample``."""
-        x: Tensor = self._map(self.bijector.forward, *self._draw(sample_shape, context, "rsample"))
-        return x
+        return self._map(self.bijector.forward, *self._draw(sample_shape, context, "rsample"))
 
     def sample_and_log_prob(
-        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, sample_shape: Shape = (), context: Tensor | None = None
+    ) -> Scored:
         """Draws and their log-density in one solve or pass: (*S, *B, D) and (*S, *B).
 
         log p(x) = log p_base(z) - log|det dx/dz|. With gradient, unless under ``no_grad`` or the
@@ -181,8 +178,8 @@ class Flow(Pickled):
         return self._draw_and_log_prob(sample_shape, context, kind)
 
     def rsample_and_log_prob(
-        self, sample_shape: int | tuple[int, ...] = (), context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, sample_shape: Shape = (), context: Tensor | None = None
+    ) -> Scored:
         """``sample_and_log_prob`` whose draws must carry a gradient.
 
         It reaches the parameters and the context through the draws too, as in ``rsample``.
@@ -209,7 +206,7 @@ class Flow(Pickled):
         return FlowDistribution(self, context, training=training)
 
     @contextmanager
-    def using(self, **settings: Any) -> Iterator[Flow]:
+    def using(self, **settings: object) -> Iterator[Flow]:
         """Override the continuous parts' solver or divergence within a block, with gradients.
 
         Args:
@@ -266,7 +263,7 @@ class Flow(Pickled):
         return x, context
 
     def _draw(
-        self, sample_shape: int | tuple[int, ...], context: Tensor | None, kind: str
+        self, sample_shape: Shape, context: Tensor | None, kind: str
     ) -> tuple[Tensor, Tensor | None]:
         """Base draws and the context, both of leading shape (*S, *B)."""
         dtype = dtype_of(self)
@@ -280,28 +277,22 @@ class Flow(Pickled):
             context = context.expand(*z.shape[:-1], -1)
         return z, context
 
-    def _draw_and_log_prob(
-        self, sample_shape: int | tuple[int, ...], context: Tensor | None, kind: str
-    ) -> tuple[Tensor, Tensor]:
+    def _draw_and_log_prob(self, sample_shape: Shape, context: Tensor | None, kind: str) -> Scored:
         z, context = self._draw(sample_shape, context, kind)
         x, log_det = self._map(self.bijector.forward_and_log_det, z, context)
-        return x, self._base_log_prob(z, context) - log_det
+        return x, self.base.log_prob(z, context) - log_det
 
-    def _map(self, way: Callable[..., Any], value: Tensor, context: Tensor | None) -> Any:
+    def _map(self, way: Callable[..., Image], value: Tensor, context: Tensor | None) -> Image:
         """The bijector's answer; looking through the dtypes of all parts waits for a sign."""
         try:
-            found = way(value, context)
+            result = way(value, context)
         except RuntimeError:
             refuse_mixed(self)
             raise
-        image = found if isinstance(found, Tensor) else found[0]
+        image = result if isinstance(result, Tensor) else result[0]
         if image.dtype != value.dtype:
             refuse_mixed(self)
-        return found
-
-    def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
-        log_prob: Tensor = self.base.log_prob(z, context)
-        return log_prob
+        return result
 
 
 def log_likelihood(
@@ -335,10 +326,10 @@ def log_likelihood(
         tensor(-0.9189)
 
     """
-    for name, given in (("x", x), ("context", context)):
-        if not isinstance(given, Tensor | np.ndarray) and (given is not None or name == "x"):
+    for name, value in (("x", x), ("context", context)):
+        if not isinstance(value, Tensor | np.ndarray) and (value is not None or name == "x"):
             raise TypeError(
-                f"{name} must be a tensor or an array, got {type(given).__name__}: "
+                f"{name} must be a tensor or an array, got {type(value).__name__}: "
                 "torch.as_tensor turns numbers into tensors"
             )
     if x.ndim == 0:
@@ -346,7 +337,7 @@ def log_likelihood(
     if x.ndim == 1:
         return log_likelihood(flow, x[None], context, batch_size=batch_size)[0]
     back = x.device if isinstance(x, Tensor) else torch.device("cpu")
-    place = next((value.device for value in (*flow.parameters(), *flow.buffers())), back)
+    device = next((value.device for value in (*flow.parameters(), *flow.buffers())), back)
     dtype = dtype_of(flow)
 
     def tensor(name: str, part: Tensor | Array) -> Tensor:
@@ -354,22 +345,19 @@ def log_likelihood(
 
     if context is not None:
         context = tensor("context", context).expand(len(x), -1)
-    found = []
+    parts = []
     with torch.no_grad(), evaluating(flow):
         for first in range(0, max(len(x), 1), batch_size):
-            part = slice(first, first + batch_size)
-            seen = None if context is None else context[part].to(place)
-            found.append(flow.log_prob(tensor("x", x[part]).to(place), seen).to(back))
-    return torch.cat(found)
+            rows = slice(first, first + batch_size)
+            of_rows = None if context is None else context[rows].to(device)
+            parts.append(flow.log_prob(tensor("x", x[rows]).to(device), of_rows).to(back))
+    return torch.cat(parts)
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:
     """Dtype of the first floating-point parameter, else buffer; None where there is none."""
-    for values in (module.parameters(), module.buffers()):
-        for value in values:
-            if value.is_floating_point():
-                return value.dtype
-    return None
+    values = itertools.chain(module.parameters(), module.buffers())
+    return next((value.dtype for value in values if value.is_floating_point()), None)
 
 
 def refuse_mixed(module: nn.Module) -> None:
@@ -384,5 +372,5 @@ def refuse_mixed(module: nn.Module) -> None:
         if value.is_floating_point():
             first.setdefault(value.dtype, name)
     if len(first) > 1:
-        found = " and ".join(f"{dtype} ({name})" for dtype, name in first.items())
-        raise TypeError(f"the flow mixes {found}: cast it whole, by .float() or .double()")
+        several = " and ".join(f"{dtype} ({name})" for dtype, name in first.items())
+        raise TypeError(f"the flow mixes {several}: cast it whole, by .float() or .double()")
