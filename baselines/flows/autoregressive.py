@@ -16,10 +16,9 @@ The **inverse autoregressive flow** (Kingma et al. 2016) conditions on the noise
 
 and turns the cost round: one pass to draw, D to score a point that it did not draw itself.
 
-One pass, or D: that is how it stood, because the slow direction was computed by passing D times
-through a network of which each pass needs one output more. Walking the units in the order of their
-degrees computes each of them once (``inversion="cached"``, see
-``baselines.inversion.degree_sweep``), and both directions of both flows cost about one pass.
+The slow direction need not take D passes: walking the units in the order of their degrees computes
+each of them once (``inversion="cached"``, see ``baselines.inversion.degree_sweep``), and both
+directions of both flows cost about one pass.
 
 Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a network's output s.
 """
@@ -85,10 +84,7 @@ class Autoregressive(Bijector):
         self.conditions_on = conditions_on
         self.inversion = inversion
         self.made = MADE(
-            features,
-            context_features=context_features,
-            outputs=transformer.size,
-            **made,
+            features, context_features=context_features, outputs=transformer.size, **made
         )
 
     def forward_and_log_det(
@@ -98,8 +94,8 @@ class Autoregressive(Bijector):
         if self.conditions_on == "noise":
             x, log_det = self.transformer.forward(z, self._conditional(z, context))
             return x, log_det.sum(-1)
-        invert, tau = INVERSIONS[self.inversion], self.transformer
-        return invert(self.made, z, context, tau.forward, tau.forward_vjp)
+        tau = self.transformer
+        return INVERSIONS[self.inversion](self.made, z, context, tau.forward, tau.forward_vjp)
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -108,8 +104,8 @@ class Autoregressive(Bijector):
         if self.conditions_on == "data":
             z, log_det = self.transformer.inverse(x, self._conditional(x, context))
             return z, log_det.sum(-1)
-        invert, tau = INVERSIONS[self.inversion], self.transformer
-        return invert(self.made, x, context, tau.inverse, tau.inverse_vjp)
+        tau = self.transformer
+        return INVERSIONS[self.inversion](self.made, x, context, tau.inverse, tau.inverse_vjp)
 
     def _conditional(self, condition: Tensor, context: Tensor | None) -> Tensor:
         # Under autocast the network is in low precision, its answer must not stay so.
@@ -136,49 +132,8 @@ class AutoregressiveAffine(Autoregressive):
 
     """
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        context_features: int = 0,
-        conditions_on: str = "data",
-        inversion: str = "cached",
-        **made: Any,
-    ) -> None:
-        super().__init__(
-            features,
-            AffineScale(),
-            context_features=context_features,
-            conditions_on=conditions_on,
-            inversion=inversion,
-            **made,
-        )
-
-
-class _Autoregressive(Flow):
-    """Affine layers that differ in their orders."""
-
-    def __init__(
-        self,
-        features: int,
-        layers: int,
-        order: str,
-        base: nn.Module | None,
-        *,
-        components: int = 1,
-        batch_norm: bool,
-        **settings: Any,
-    ) -> None:
-        if components < 1 or (components > 1 and base is not None):
-            raise ValueError(
-                f"components must be at least 1, and 1 beside a base of your own; got {components}"
-            )
-        parts = autoregressive_layers(features, layers, order, batch_norm=batch_norm, **settings)
-        if components > 1:
-            # Orders alternate from the data on; the base goes on where the layers end.
-            made = {k: v for k, v in settings.items() if k not in ("conditions_on", "inversion")}
-            base = MADEMoG(features, components, order=_order(order, layers), **made)
-        super().__init__(Chain(*parts), base)
+    def __init__(self, features: int, **settings: Any) -> None:
+        super().__init__(features, AffineScale(), **settings)
 
 
 def autoregressive_layers(
@@ -193,15 +148,12 @@ def autoregressive_layers(
     """Layers from noise to data that differ in their orders; a batch norm before each."""
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
+    tau = transformer or AffineScale()
     parts: list[Bijector] = []
     for k in range(layers):
         if batch_norm:
             parts.append(BatchNorm(features))
-        parts.append(
-            Autoregressive(
-                features, transformer or AffineScale(), order=_order(order, k), **settings
-            )
-        )
+        parts.append(Autoregressive(features, tau, order=_order(order, k), **settings))
     return parts
 
 
@@ -209,6 +161,53 @@ def _order(order: str, layer: int) -> str:
     if order == "alternate":
         return ("sequential", "reversed")[layer % 2]
     return known("order", order, ("alternate", *ORDERS))
+
+
+class _Autoregressive(Flow):
+    """Affine layers that differ in their orders."""
+
+    conditions_on: str
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        context_features: int = 0,
+        layers: int = 5,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        order: str = "alternate",
+        components: int = 1,
+        batch_norm: bool = False,
+        inversion: str = "cached",
+        hidden_degrees: str = "sequential",
+        residual: bool = False,
+        base: nn.Module | None = None,
+    ) -> None:
+        if components < 1 or (components > 1 and base is not None):
+            raise ValueError(
+                f"components must be at least 1, and 1 beside a base of your own; got {components}"
+            )
+        made: dict[str, Any] = {
+            "context_features": context_features,
+            "hidden": hidden,
+            "activation": activation,
+            "hidden_degrees": hidden_degrees,
+            "residual": residual,
+        }
+        parts = autoregressive_layers(
+            features,
+            layers,
+            order,
+            batch_norm=batch_norm,
+            conditions_on=self.conditions_on,
+            inversion=inversion,
+            **made,
+        )
+        if components > 1:
+            # Orders alternate from the data on; the base goes on where the layers end.
+            base = MADEMoG(features, components, order=_order(order, layers), **made)
+        super().__init__(Chain(*parts), base)
 
 
 class MAF(_Autoregressive):
@@ -226,7 +225,7 @@ class MAF(_Autoregressive):
             the paper's MAF MoG.
         batch_norm: whether a ``BatchNorm`` follows each layer on its noise side, as in the MAF
             paper, section 4.
-        inversion: of sampling; ``"cached"``, ``"jacobi"`` or ``"sequential"``, see
+        inversion: of the slow direction; ``"cached"``, ``"jacobi"`` or ``"sequential"``, see
             ``Autoregressive``.
         hidden_degrees: ``"sequential"`` or ``"random"``, see ``MADE``.
         residual: whether the MADEs are of residual blocks.
@@ -240,57 +239,14 @@ class MAF(_Autoregressive):
 
     """
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        context_features: int = 0,
-        layers: int = 5,
-        hidden: Sequence[int] = (128, 128),
-        activation: str = "relu",
-        order: str = "alternate",
-        components: int = 1,
-        batch_norm: bool = False,
-        inversion: str = "cached",
-        hidden_degrees: str = "sequential",
-        residual: bool = False,
-        base: nn.Module | None = None,
-    ) -> None:
-        super().__init__(
-            features,
-            layers,
-            order,
-            base,
-            components=components,
-            batch_norm=batch_norm,
-            inversion=inversion,
-            conditions_on="data",
-            context_features=context_features,
-            hidden=hidden,
-            activation=activation,
-            hidden_degrees=hidden_degrees,
-            residual=residual,
-        )
+    conditions_on = "data"
 
 
 class IAF(_Autoregressive):
     """Inverse autoregressive flow: one pass a layer for a sample, one walk for a density.
 
     Args:
-        features: D.
-        context_features: C, 0 for an unconditional density.
-        layers: K.
-        hidden: widths of each MADE's hidden layers.
-        activation: ``"relu"``, ``"tanh"``, ``"elu"`` or ``"silu"``.
-        order: ``"alternate"`` (sequential, reversed, ...), ``"sequential"``, ``"reversed"`` or
-            ``"random"`` (drawn anew for each layer).
-        batch_norm: whether a ``BatchNorm`` follows each layer on its noise side, as in the MAF
-            paper, section 4.
-        inversion: of the density; ``"cached"``, ``"jacobi"`` or ``"sequential"``, see
-            ``Autoregressive``.
-        hidden_degrees: ``"sequential"`` or ``"random"``, see ``MADE``.
-        residual: whether the MADEs are of residual blocks.
-        base: the distribution of z; by default the standard normal.
+        features: D; it and all other arguments are those of ``MAF``.
 
     Example:
         >>> from baselines import IAF
@@ -299,32 +255,4 @@ class IAF(_Autoregressive):
 
     """
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        context_features: int = 0,
-        layers: int = 5,
-        hidden: Sequence[int] = (128, 128),
-        activation: str = "relu",
-        order: str = "alternate",
-        batch_norm: bool = False,
-        inversion: str = "cached",
-        hidden_degrees: str = "sequential",
-        residual: bool = False,
-        base: nn.Module | None = None,
-    ) -> None:
-        super().__init__(
-            features,
-            layers,
-            order,
-            base,
-            batch_norm=batch_norm,
-            inversion=inversion,
-            conditions_on="noise",
-            context_features=context_features,
-            hidden=hidden,
-            activation=activation,
-            hidden_degrees=hidden_degrees,
-            residual=residual,
-        )
+    conditions_on = "noise"

@@ -240,7 +240,25 @@ class Radial(Bijector):
         return centre, alpha, alpha * positive_slope(g[..., 0])
 
 
-class PlanarFlow(Flow):
+class _Repeated(Flow):
+    """Maps of one kind in a row."""
+
+    kind: type[Planar | Radial]
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        context_features: int = 0,
+        layers: int = 8,
+        base: nn.Module | None = None,
+    ) -> None:
+        check_layers(layers)
+        maps = (self.kind(features, context_features=context_features) for _ in range(layers))
+        super().__init__(Chain(*maps), base)
+
+
+class PlanarFlow(_Repeated):
     """Planar maps in a row: a sample in one pass, a density in one scalar root a layer.
 
     Args:
@@ -257,20 +275,10 @@ class PlanarFlow(Flow):
 
     """
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        context_features: int = 0,
-        layers: int = 8,
-        base: nn.Module | None = None,
-    ) -> None:
-        check_layers(layers)
-        maps = (Planar(features, context_features=context_features) for _ in range(layers))
-        super().__init__(Chain(*maps), base)
+    kind = Planar
 
 
-class RadialFlow(Flow):
+class RadialFlow(_Repeated):
     """Radial maps in a row: both directions in one pass.
 
     Args:
@@ -287,17 +295,7 @@ class RadialFlow(Flow):
 
     """
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        context_features: int = 0,
-        layers: int = 8,
-        base: nn.Module | None = None,
-    ) -> None:
-        check_layers(layers)
-        maps = (Radial(features, context_features=context_features) for _ in range(layers))
-        super().__init__(Chain(*maps), base)
+    kind = Radial
 
 
 def check_layers(layers: int) -> None:

@@ -9,7 +9,8 @@ mixtures of ten Gaussians.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from baselines.flows.autoregressive import MAF
 from baselines.flows.coupling import RealNVP
@@ -24,33 +25,24 @@ UNITS = {"power": 100, "gas": 100, "hepmass": 512, "miniboone": 512, "bsds300": 
 """Hidden units a layer, by data set."""
 
 
-def _maf(layers: int, components: int = 1) -> Callable[[int, tuple[int, ...]], Flow]:
-    return lambda features, hidden: MAF(
-        features, layers=layers, hidden=hidden, batch_norm=True, components=components
-    )
-
-
-def _realnvp(layers: int) -> Callable[[int, tuple[int, ...]], Flow]:
-    return lambda features, hidden: RealNVP(
-        features, layers=layers, hidden=hidden, batch_norm=True, networks="separate"
-    )
-
-
-def _made_mog(features: int, hidden: tuple[int, ...]) -> Flow:
+def _made_mog(features: int, *, hidden: Sequence[int]) -> Flow:
     identity = Affine([0.0] * features, [1.0] * features)
     return Flow(identity, MADEMoG(features, COMPONENTS, hidden=hidden))
 
 
-PRESETS: dict[str, Callable[[int, tuple[int, ...]], Flow]] = {
-    "made": lambda features, hidden: MAF(features, layers=1, hidden=hidden),
+_maf = partial(MAF, batch_norm=True)
+_realnvp = partial(RealNVP, batch_norm=True, networks="separate")
+
+PRESETS: dict[str, Callable[..., Flow]] = {
+    "made": partial(MAF, layers=1),
     "made-mog": _made_mog,
-    "realnvp-5": _realnvp(5),
-    "realnvp-10": _realnvp(10),
-    "maf-5": _maf(5),
-    "maf-10": _maf(10),
-    "maf-mog-5": _maf(5, COMPONENTS),
+    "realnvp-5": partial(_realnvp, layers=5),
+    "realnvp-10": partial(_realnvp, layers=10),
+    "maf-5": partial(_maf, layers=5),
+    "maf-10": partial(_maf, layers=10),
+    "maf-mog-5": partial(_maf, layers=5, components=COMPONENTS),
 }
-"""(features, widths of the hidden layers) -> the flow, untrained."""
+"""(features, hidden=widths of the hidden layers) -> the flow, untrained."""
 
 
 def preset(name: str, data: str, features: int, *, hidden_layers: int = 2) -> Flow:
@@ -71,9 +63,9 @@ def preset(name: str, data: str, features: int, *, hidden_layers: int = 2) -> Fl
         60120
 
     """
-    for kind, known, given in (("preset", PRESETS, name), ("data set", UNITS, data)):
-        if given not in known:
-            raise ValueError(f"no {kind} is called {given!r}; known: {', '.join(known)}")
+    for kind, names, asked in (("preset", PRESETS, name), ("data set", UNITS, data)):
+        if asked not in names:
+            raise ValueError(f"no {kind} is called {asked!r}; known: {', '.join(names)}")
     if hidden_layers < 1:
         raise ValueError(f"hidden_layers must be at least 1, got {hidden_layers}")
-    return PRESETS[name](features, (UNITS[data],) * hidden_layers)
+    return PRESETS[name](features, hidden=(UNITS[data],) * hidden_layers)

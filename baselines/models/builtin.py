@@ -19,9 +19,11 @@ from cflows import FFJORD, FixedGrid, Flow, Lagged
 __all__ = ["MODELS"]
 
 
+_SOLVER = Lagged("rk4", 1e-2)
+
+
 def _ffjord(features: int, depth: int, hidden: Sequence[int] = (64, 64)) -> Flow:
-    solver = Lagged("rk4", 1e-2)
-    return FFJORD(features, blocks=depth, hidden=hidden, training_solver=solver)
+    return FFJORD(features, blocks=depth, hidden=hidden, training_solver=_SOLVER)
 
 
 def _matching(features: int, depth: int, hidden: Sequence[int] = (256, 256)) -> Flow:
@@ -30,9 +32,14 @@ def _matching(features: int, depth: int, hidden: Sequence[int] = (256, 256)) -> 
         raise ValueError("flow matching trains one block: leave the depth at 1")
     grid = FixedGrid("dopri5", 16)
     return FFJORD(
-        features, hidden=hidden, layer="film", activation="silu",
-        field={"time_frequencies": 8}, training_solver=grid, evaluation_solver=grid,
-    )  # fmt: skip
+        features,
+        hidden=hidden,
+        layer="film",
+        activation="silu",
+        field={"time_frequencies": 8},
+        training_solver=grid,
+        evaluation_solver=grid,
+    )
 
 
 def _spline(features: int, depth: int, hidden: Sequence[int] = HIDDEN) -> Flow:
@@ -82,7 +89,7 @@ MODELS: dict[str, Model] = {
     "ffjord-time": Model(
         "FFJORD, end time",
         lambda features, depth: FFJORD(
-            features, end_time=depth / 4, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2)
+            features, end_time=depth / 4, hidden=(64, 64), training_solver=_SOLVER
         ),
         depths=(1, 2, 4, 8),
         unit="quarters of end time",

@@ -2,8 +2,7 @@
 
 Papamakarios, Pavlakou and Murray 2017, section 4 and appendix D: what ``baselines.flows.presets``
 builds, in two hidden layers; Adam at 1e-4 for MAF and RealNVP, 1e-3 for MADE, 100 rows a step. Its
-l2 term
-of 1e-6 is left out.
+l2 term of 1e-6 is left out.
 
 Grathwohl, Chen, Bettencourt, Sutskever and Duvenaud 2019, the appendix's table of architectures for
 tables, and the calls of their ``train_tabular.py``: hidden layers, their width as a multiple of D,
@@ -15,6 +14,7 @@ BSDS300 is not among them: sources differ in its activation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -65,38 +65,20 @@ def _entries() -> Iterator[tuple[str, Model]]:
     for data in presets.UNITS:
         for family, (preset, label, layers, learning_rate) in FAMILIES.items():
             core = partial(presets.preset, preset, data)
-            yield (
-                f"{family}-{data}",
-                _model(label, data, core, layers, "layers", learning_rate, 100),
-            )
+            model = _model(f"{label} {data.upper()}", core, layers, "layers")
+            yield f"{family}-{data}", replace(model, learning_rate=learning_rate, batch_size=100)
     for data, sizes in FFJORDS.items():
-        core = partial(_ffjord, sizes)
-        yield (
-            f"ffjord-{data}",
-            _model("FFJORD", data, core, sizes.blocks, "blocks", 1e-3, sizes.batch_size),
-        )
+        model = _model(f"FFJORD {data.upper()}", partial(_ffjord, sizes), sizes.blocks, "blocks")
+        yield f"ffjord-{data}", replace(model, learning_rate=1e-3, batch_size=sizes.batch_size)
 
 
-def _model(
-    label: str,
-    data: str,
-    core: Callable[[int], Flow],
-    layers: int,
-    unit: str,
-    learning_rate: float,
-    batch_size: int,
-) -> Model:
-    label = f"{label} {data.upper()}"
-
+def _model(label: str, core: Callable[[int], Flow], layers: int, unit: str) -> Model:
     def at_its_depth(features: int, depth: int) -> Flow:
         if depth != layers:
             raise ValueError(f"{label}: has {layers} {unit}, got {depth}; leave the depth out")
         return core(features)
 
-    return Model(
-        label, at_its_depth, (layers,), unit, STEPS, QUICK_STEPS, learning_rate,
-        batch_size=batch_size,
-    )  # fmt: skip
+    return Model(label, at_its_depth, (layers,), unit, STEPS, QUICK_STEPS)
 
 
 def _ffjord(sizes: Sizes, features: int) -> Flow:

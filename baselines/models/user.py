@@ -22,15 +22,13 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+import traceback
 from dataclasses import fields, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from baselines.models.model import Model, ModelError
-from cflows import Flow
 from cflows.core.messages import nearest
 
 __all__ = ["GROUP", "entered", "imported", "installed", "located"]
@@ -46,16 +44,17 @@ def imported(name: str) -> Model:
         ModelError: there is no such file, module or function, or it cannot be imported.
 
     """
-    place, _, function = name.rpartition(":")
-    if not place or not function.isidentifier():
+    path, _, function = name.rpartition(":")
+    if not path or not function.isidentifier():
         raise ModelError(f"{name!r} is no model: write FILE.py:FUNCTION or MODULE:FUNCTION")
-    module = _file(Path(place)) if _is_file(place) else _module(place)
+    module = _file(Path(path)) if _is_file(path) else _module(path)
     if not hasattr(module, function):
         own = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
-        raise ModelError(f"{place} has no function {function!r}; {nearest(function, own)}it has "
-                         f"{', '.join(own) or 'none'}")  # fmt: skip
-    found = _model(getattr(module, function), name)
-    return replace(found, text=found.text + _fingerprint(module))
+        raise ModelError(
+            f"{path} has no function {function!r}; {nearest(function, own)}it has "
+            f"{', '.join(own) or 'none'}"
+        )
+    return _with_text(_model(getattr(module, function), name), module)
 
 
 def located(name: str) -> tuple[str, str]:
@@ -66,10 +65,10 @@ def located(name: str) -> tuple[str, str]:
         ('maf', 'maf')
 
     """
-    place, _, function = name.rpartition(":")
-    if not place or not _is_file(place):
+    path, _, function = name.rpartition(":")
+    if not path or not _is_file(path):
         return name, name
-    return f"{Path(place).name}:{function}", f"{Path(place).resolve()}:{function}"
+    return f"{Path(path).name}:{function}", f"{Path(path).resolve()}:{function}"
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -85,42 +84,43 @@ def entered(entry: EntryPoint) -> Model:
 
     """
     try:
-        found = _model(entry.load(), entry.name)
+        model = _model(entry.load(), entry.name)
     except ModelError:
         raise
     except Exception as error:  # whatever a package does when it is imported
         raise _broken(f"the entry point {entry.name!r} ({entry.value})", error) from error
     module = sys.modules.get(entry.module)
-    return found if module is None else replace(found, text=found.text + _fingerprint(module))
+    return model if module is None else _with_text(model, module)
 
 
-def _model(given: Any, name: str) -> Model:
-    if isinstance(given, Model):
-        return given
-    if not callable(given):
-        raise ModelError(f"{name} is a {type(given).__name__}, not a function "
-                         "(features, depth) -> Flow")  # fmt: skip
-    core: Callable[..., Flow] = given
+def _model(core: object, name: str) -> Model:
+    if isinstance(core, Model):
+        return core
+    if not callable(core):
+        kind = type(core).__name__
+        raise ModelError(f"{name} is a {kind}, not a function (features, depth) -> Flow")
     said = {
-        field.name: getattr(given, field.name)
+        field.name: getattr(core, field.name)
         for field in fields(Model)
-        if field.name not in ("core", "text") and hasattr(given, field.name)
+        if field.name not in ("core", "text") and hasattr(core, field.name)
     }
     if "depths" in said:
         said["depths"] = tuple(said["depths"])
     return Model(core=core, **{"label": name.rpartition(":")[2], "warmup": WARMUP, **said})
 
 
-def _is_file(place: str) -> bool:
-    return place.endswith(".py") or os.sep in place
+def _is_file(name: str) -> bool:
+    return name.endswith(".py") or os.sep in name
 
 
 def _file(path: Path) -> ModuleType:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); a model of your own is "
-                         "FILE.py:FUNCTION or MODULE:FUNCTION") from error  # fmt: skip
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); a model of your own is FILE.py:FUNCTION "
+            "or MODULE:FUNCTION"
+        ) from error
     return _executed(path.resolve(), hashlib.sha256(content).hexdigest())
 
 
@@ -152,8 +152,10 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ModelError(f"no module is called {name!r}: run the command in its folder, or "
-                             "name the file, as in FILE.py:FUNCTION") from error  # fmt: skip
+            raise ModelError(
+                f"no module is called {name!r}: run the command in its folder, or name the file, "
+                "as in FILE.py:FUNCTION"
+            ) from error
         raise _broken(name, error) from error
     except Exception as error:
         raise _broken(name, error) from error
@@ -165,21 +167,16 @@ def _look_in(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _fingerprint(module: ModuleType) -> str:
-    """A hash of a module's text: what its constructors' arguments do not show, it does."""
+def _with_text(model: Model, module: ModuleType) -> Model:
+    """The model with a hash of its module, which shows what constructors' arguments do not."""
     path = getattr(module, "__file__", None)
     if path is None or not os.path.isfile(path):
-        return ""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return model
+    return replace(model, text=model.text + hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
 
-def _broken(place: str, error: Exception) -> ModelError:
-    line = ""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is not None:
-        code = trace.tb_frame.f_code
-        line = f" (line {trace.tb_lineno} of {os.path.basename(code.co_filename)})"
+def _broken(what: str, error: Exception) -> ModelError:
+    frames = traceback.extract_tb(error.__traceback__)
+    line = f" (line {frames[-1].lineno} of {os.path.basename(frames[-1].filename)})"
     reason = " ".join(str(error).split())
-    return ModelError(f"{place} cannot be imported: {type(error).__name__}: {reason}{line}")
+    return ModelError(f"{what} cannot be imported: {type(error).__name__}: {reason}{line}")

@@ -6,6 +6,7 @@ table's column says.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -76,13 +77,11 @@ def solved(name: str, features: int, depth: int, parameters: int) -> Widths:
 
 def _widest(fits: Callable[[int], bool]) -> int:
     """The largest width that fits, 0 where none does."""
-    low, high = 0, 1
+    high = 1
     while high < WIDEST and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+        high *= 2
+    wider = range(high // 2 + 1, high)
+    return high // 2 + bisect_left(wider, True, key=lambda width: not fits(width))
 
 
 def _around(width: int) -> Iterator[Widths]:
