@@ -43,12 +43,7 @@ def settings_of(name: str, thing: object, trained: Iterable[Tensor] = ()) -> dic
 
     Of a module its parameters, submodules, and public attributes and buffers count: what else
     begins with an underscore is its own affair. Buffers beside trained parameters are what training
-    makes of them, and count by shape, but for those of ``thing`` itself.
-
-    Args:
-        name: the path of ``thing``.
-        thing: any object.
-        trained: tensors that count by shape.
+    makes of them, and count by shape as these do, but for those of ``thing`` itself.
 
     Example:
         >>> from cflows import MMD

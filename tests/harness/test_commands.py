@@ -274,6 +274,22 @@ def test_an_interrupted_choice_of_a_map_goes_on(table, tmp_path, monkeypatch, ca
     refused(capsys, *kept, words=("c.pt.map is no choice of a map: delete it",))
 
 
+@pytest.mark.parametrize("preprocess", ["none", "auto"])
+def test_a_checkpoint_of_other_columns_is_refused(preprocess, tmp_path, capsys):
+    rows, table = people(300), tmp_path / "t.csv"
+    command = ["fit", "--model", "nice", "--depth", 1, "--data", table, "--steps", 5]
+    command += ["--preprocess", preprocess, "--checkpoint", tmp_path / "c.pt"]
+    command += ["--out", tmp_path / "m"]
+    write_csv(table, rows, COLUMNS)
+    assert run(*command) == 0
+    capsys.readouterr()
+    for columns in (COLUMNS[::-1], ["a", *COLUMNS[1:]]):
+        write_csv(table, rows, columns)
+        refused(capsys, *command, words=("c.pt", "another run"))
+    write_csv(table, rows, COLUMNS)
+    assert run(*command) == 0
+
+
 def test_a_foreign_checkpoint_is_refused(table, tmp_path, capsys):
     (tmp_path / "c.pt").write_bytes(table.read_bytes())
     refused(capsys, "fit", "--model", "nice", "--data", table, "--out", tmp_path / "m",

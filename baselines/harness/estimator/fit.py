@@ -124,7 +124,9 @@ def train(task: Task) -> None:
         steps = usual
 
     def build(data_end: Bijector | None) -> Flow:
-        return behind(_core(task, rows, depth), data_end)
+        flow = behind(_core(task, rows, depth), data_end)
+        # With names, which a checkpoint knows then; the context is in units of its spread here.
+        return TableFlow(flow.bijector, flow.base, rows.columns, rows.context)
 
     # A model that cannot be built, or kept, says so before the first map is tried.
     core = build(None)

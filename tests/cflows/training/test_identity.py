@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import random
+from collections import deque
 from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -313,6 +318,81 @@ def test_numbers_of_any_make_are_alike():
     assert settings_of("a", [1, 2]) != settings_of("a", [2, 1])
     assert settings_of("a", torch.zeros(2)) != settings_of("a", torch.zeros(3))
     assert settings_of("a", "x" * 99 + "a") != settings_of("a", "x" * 99 + "b")
+
+
+class Slots:
+    __slots__ = ("_given", "left")
+
+    def __init__(self, given):
+        self._given = given
+
+
+class Unpicklable:
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError
+
+
+CONTENTS = {
+    "decimal": (Decimal, "1.5", "2.5"),
+    "deque": (deque, (1, torch.ones(2)), (1, torch.zeros(2))),
+    "its length": (lambda n: deque((1, 2), n), 2, 3),
+    "date": (date.fromisoformat, "2020-01-01", "2020-01-02"),
+    "time": (datetime.fromisoformat, "2020-01-01 10:00", "2020-01-01 11:00"),
+    "set": (lambda text: {Decimal(text), 1}, "1.5", "2.5"),
+    "numpy's time": (np.datetime64, "2020", "2021"),
+    "numpy's generator": (np.random.default_rng, 0, 1),
+    "torch's generator": (torch.Generator().manual_seed, 0, 1),
+    "python's generator": (random.Random, 0, 1),
+    "slots": (Slots, Decimal(1), Decimal(2)),
+    "no pickle": (Unpicklable, Decimal(1), Decimal(2)),
+    "frame": (lambda x: pandas.DataFrame({"a": [x, 2.0], "b": ["c", "d"]}), 1.0, 2.0),
+    "its names": (lambda name: pandas.DataFrame({name: [1.0, 2.0]}), "a", "b"),
+    "a series' index": (lambda first: pandas.Series([1, 2], index=[first, "z"]), "x", "y"),
+}
+
+
+@pytest.mark.parametrize(("build", "one", "other"), CONTENTS.values(), ids=CONTENTS)
+def test_objects_without_attributes_count_by_what_they_hold(build, one, other, tmp_path):
+    path = tmp_path / "c.pt"
+    run(path, Own(given=build(one)))
+    assert "objective.given" in refused(path, Own(given=build(other)))
+    assert run(path, Own(given=build(one)), steps=5).steps == 5
+
+
+def test_a_generator_that_training_draws_from_is_state(tmp_path):
+    class Drawing(Own):
+        def forward(self, flow, batch):
+            self.generator.random()
+            return super().forward(flow, batch)
+
+    for steps in (3, 5):
+        goal = Drawing(generator=np.random.default_rng(0))
+        assert run(tmp_path / "c.pt", goal, steps=steps).steps == steps
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_rows_of_other_columns_are_others(streamed, tmp_path):
+    table = pandas.DataFrame(rows().double().numpy(), columns=["a", "b"])
+
+    def go(table, steps):
+        x = table.to_numpy()
+        if streamed:
+            np.save(tmp_path / "x.npy", x)
+            x = np.load(tmp_path / "x.npy", mmap_mode="r")
+        return fit(discrete(), x if streamed else table, steps=steps,
+                   checkpoint=tmp_path / "c.pt", **QUIET)  # fmt: skip
+
+    go(table, 3)
+    others = (
+        [table[["b", "a"]]] if streamed else [table[["b", "a"]], table.set_axis(["a", "c"], axis=1)]
+    )
+    for other in others:
+        with pytest.raises(LoadError, match="another run"):
+            go(other, 5)
+    assert go(table, 5).steps == 5
 
 
 def test_rings_and_empty_cells_come_to_an_end():
