@@ -32,7 +32,7 @@ from cflows.training.distributed import together
 from cflows.training.fit import fit
 from cflows.training.history import History
 from cflows.training.preprocessing import map_dtype, standardise, whiten
-from cflows.training.rows import Data, Part
+from cflows.training.rows import Data, Part, finite
 from cflows.training.sources import drop_pages
 from cflows.training.trainer import TrainingError
 
@@ -105,14 +105,13 @@ def fit_behind(
     """Take or choose the map of the data, build the flow behind it, and ``fit`` it.
 
     Args:
-        build: a fitted map, or None -> a new flow that ends in it, with the same first weights each
-            time.
-        train: (N, D), or a pair of rows and context, as ``fit`` takes them.
-        validation: (N', D), likewise; None where the map is not chosen.
+        build: as ``choose`` takes it; called with None where there is no map.
+        train: likewise.
+        validation: likewise; None where the map is not chosen.
         preprocess: a name of ``maps``; ``"none"``; or ``"auto"``, which trains the flow behind each
             map for a tenth of the steps or the seconds, and keeps the one of the higher validation
             log-likelihood.
-        maps: functions rows -> map, by name; the first wins a tie.
+        maps: as ``choose`` takes them.
         bounds: a map behind that one, such as a ``Bounded``.
         steps: optimiser steps at most, or None; see ``fit``.
         seconds: training seconds at most, the choice included, or None.
@@ -139,8 +138,22 @@ def fit_behind(
         assert validation is not None
         usual = steps if usual_steps is None else usual_steps
         few = 10**9 if usual is None else min(usual, max(LEAST, math.ceil(PART * usual)))
-        limit = None if seconds is None else PART * seconds
-        choice = _chosen(build, train, validation, fits, few, limit, choice_file, run, settings)
+        with together():
+            kept = None if choice_file is None else _kept(choice_file, run, fits, rows)
+        choice = kept or choose(
+            build,
+            train,
+            validation,
+            fits,
+            steps=few,
+            seconds=None if seconds is None else PART * seconds,
+            validate_every=few,
+            checkpoint=choice_file,
+            checkpoint_every=None if choice_file is None else WRITTEN,
+            **settings,
+        )
+        if choice_file is not None and kept is None and collectives.leads():
+            _keep(choice_file, run, choice)
         data_end, name, chosen_in = choice.map, choice.name, choice.seconds
         tell(choice)
     flow = build(data_end)
@@ -274,54 +287,12 @@ def begun(choice_file: Path) -> bool:
     return choice_file.exists() or any(exists(companion(choice_file, f".{name}")) for name in MAPS)
 
 
-def _chosen(
-    build: Callable[[Bijector], Flow],
-    train: Data,
-    validation: Data,
-    maps: Mapping[str, Fit],
-    steps: int,
-    seconds: float | None,
-    file: Path | None,
-    run: str,
-    settings: Mapping[str, Any],
-) -> Choice:
-    """The choice that a file keeps, or a new one, which is kept there."""
-    rows = train[0] if isinstance(train, tuple) else train
-    with together():
-        kept = None if file is None else _kept(file, run, maps)
-    if kept is not None:
-        name, scores, took = kept
-        return Choice(name, maps[name](rows), scores, took)
-    choice = choose(
-        build,
-        train,
-        validation,
-        maps,
-        steps=steps,
-        seconds=seconds,
-        validate_every=steps,
-        checkpoint=file,
-        checkpoint_every=None if file is None else WRITTEN,
-        **settings,
-    )
-    if file is not None and collectives.leads():
-        kept_as = {"map": choice.name, "seconds": choice.seconds, "validation": choice.scores}
-        write_whole(file, json.dumps({**kept_as, "run": run}) + "\n")
-        for name in maps:
-            training = companion(file, f".{name}")
-            for left in (training, companion(training, ".previous")):
-                left.unlink(missing_ok=True)
-    return choice
-
-
-def _kept(
-    file: Path, run: str, maps: Mapping[str, Fit]
-) -> tuple[str, dict[str, float], float] | None:
-    """Name, scores and seconds, as the file of a choice holds them; None where there is none."""
+def _kept(file: Path, run: str, maps: Mapping[str, Fit], rows: object) -> Choice | None:
+    """The choice that a file keeps, its map fitted anew; None where there is none yet."""
     try:
         kept = json.loads(file.read_text())
         of, name = (kept.get("run", ""), kept["map"]) if kept["validation"] else ("", "")
-        result = name, kept["validation"], float(kept["seconds"])
+        scores, seconds = kept["validation"], float(kept["seconds"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -331,7 +302,17 @@ def _kept(
             f"{file} is the choice of a map for another run (rows, model or settings differ): "
             "name another checkpoint, or delete it to choose anew"
         )
-    return result
+    return Choice(name, maps[name](rows), scores, seconds)
+
+
+def _keep(file: Path, run: str, choice: Choice) -> None:
+    """Write the choice, and take away the checkpoints of what led to it."""
+    kept = {"map": choice.name, "seconds": choice.seconds, "validation": choice.scores, "run": run}
+    write_whole(file, json.dumps(kept) + "\n")
+    for name in choice.scores:
+        training = companion(file, f".{name}")
+        for left in (training, companion(training, ".previous")):
+            left.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -351,4 +332,6 @@ class _Unbounded:
     def __getitem__(self, chosen: slice | Array) -> Array:
         values = torch.from_numpy(np.array(self.rows[chosen], dtype=np.float64))
         drop_pages(self.rows)
+        numbers = range(len(self))[chosen] if isinstance(chosen, slice) else chosen
+        finite("the table", values, numbers)
         return self.bounds.inverse(values).numpy()

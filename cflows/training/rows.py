@@ -23,7 +23,6 @@ from cflows.core.flow import Flow, dtype_of
 from cflows.objectives import WeightedBatch
 from cflows.training.identity import settings_of
 from cflows.training.sources import (
-    Frame,
     RowSource,
     drop_pages,
     is_mapped,
@@ -187,16 +186,10 @@ class Rows:
 
 
 def rows_for(flow: Flow, data: Data, name: str, weights: Weights | None = None) -> Rows:
-    """A user's rows for a flow: in its dtype and on its device where they fit in memory; checked.
+    """A user's rows, as ``fit`` takes them, in the flow's dtype and on its device; checked.
 
-    Args:
-        flow: on its device.
-        data: rows (N, D), a pair of rows and context (N, C), or a map-style Dataset of one of
-            these. Tensors, arrays and pandas' frames, whose columns go by the names of a
-            ``TableFlow`` where they have all of these; a memory-mapped array or a ``RowSource`` is
-            streamed.
-        name: what messages call them.
-        weights: as ``weights_for`` takes them, or None.
+    The columns of a frame go by the names of a ``TableFlow`` where it has all of these; a
+    memory-mapped array or a ``RowSource`` is streamed.
 
     Raises:
         TypeError: something else was given, or what is given holds no real numbers.
@@ -209,9 +202,9 @@ def rows_for(flow: Flow, data: Data, name: str, weights: Weights | None = None) 
         parts = stacked(data)
     x, context = parts if isinstance(parts, tuple) and len(parts) == 2 else (parts, None)
     names, columns = (name, f"{name}'s context"), list[str]()
-    if isinstance(x, Frame):
+    if hasattr(x, "iloc") and hasattr(x, "columns"):
         x, columns = unframed(names[0], x, getattr(flow, "columns", ()))
-    if isinstance(context, Frame):
+    if hasattr(context, "iloc") and hasattr(context, "columns"):
         context, beside = unframed(names[1], context, getattr(flow, "context_columns", ()))
         columns += beside
     if not isinstance(x, PARTS) or not (context is None or isinstance(context, PARTS)):
@@ -248,12 +241,8 @@ def rows_for(flow: Flow, data: Data, name: str, weights: Weights | None = None) 
 def weights_for(weights: Weights, count: int, name: str = "weights") -> Tensor:
     """A weight for each row, scaled to a mean of one, in double precision: (N,) -> (N,).
 
-    Equal weights become ones, exactly.
-
-    Args:
-        weights: (N,), a tensor, an array, or what numpy makes one of, such as a column of a table.
-        count: N.
-        name: what messages call them.
+    Equal weights become ones, exactly. Taken are tensors, arrays, and what numpy makes one of, such
+    as a column of a table.
 
     Raises:
         TypeError: they are not real numbers.
@@ -287,7 +276,7 @@ def _placed(name: str, part: Part, like: Tensor) -> Part:
     return tensor.to(like)
 
 
-def finite(name: str, values: Tensor, rows: range | Tensor) -> Tensor:
+def finite(name: str, values: Tensor, rows: range | Array | Tensor) -> Tensor:
     """The values of these rows, or a ValueError that names the first one which is not finite."""
     if not bool(values.isfinite().all()):
         row = int(rows[int((~values.isfinite()).any(1).nonzero()[0])])
@@ -298,13 +287,7 @@ def finite(name: str, values: Tensor, rows: range | Tensor) -> Tensor:
 def check_resolution(
     name: str, rows: Tensor, dtype: torch.dtype, columns: Sequence[str] | None = None
 ) -> None:
-    """Look whether each column keeps its differences in a dtype.
-
-    Args:
-        name: what messages call the rows.
-        rows: (N, D), as they are before they are cast.
-        dtype: that they are modelled in.
-        columns: names of the D columns; their numbers where there are none.
+    """Look whether each column of rows (N, D) keeps its differences in the dtype of the model.
 
     Raises:
         ValueError: rounding moves a column by more than 1e-4 of its spread (root mean square), or a

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence, Sized
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Sequence, Sized
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from torch.utils.data import Dataset
 
 from cflows.core.arrays import Array
 
-__all__ = ["Frame", "RowSource", "drop_pages", "is_mapped", "read_scattered", "stacked", "unframed"]
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["RowSource", "drop_pages", "is_mapped", "read_scattered", "stacked", "unframed"]
 
 AT_ONCE = 128  # rows between two releases of pages
 
@@ -36,26 +39,7 @@ class RowSource(Protocol):
         """Read rows."""
 
 
-@runtime_checkable
-class Frame(Protocol):
-    """A table with names, as pandas' is."""
-
-    columns: Iterable[object]
-    dtypes: Iterable[object]
-    iloc: _Columns
-
-    def isna(self) -> Frame:
-        """Where there is no value."""
-
-    def to_numpy(self, dtype: type | None = None) -> Array:
-        """Its numbers."""
-
-
-class _Columns(Protocol):
-    def __getitem__(self, chosen: tuple[slice, list[int]], /) -> Frame: ...
-
-
-def unframed(name: str, part: Frame, wanted: Sequence[str]) -> tuple[Array, list[str]]:
+def unframed(name: str, part: pandas.DataFrame, wanted: Sequence[str]) -> tuple[Array, list[str]]:
     """A table's numbers and its columns' names: those wanted and in their order, if it has all."""
     names = [str(column) for column in part.columns]
     if twice := [column for column in wanted if names.count(column) > 1]:
@@ -69,7 +53,7 @@ def unframed(name: str, part: Frame, wanted: Sequence[str]) -> tuple[Array, list
             f"{name} has columns that hold no numbers, {', '.join(map(repr, text))}: "
             f"leave them out, as by drop(columns={text})"
         )
-    gone: Array = part.isna().to_numpy()
+    gone = part.isna().to_numpy()
     if gone.any():
         which = [names[at] for at in np.flatnonzero(gone.any(0))]
         raise ValueError(

@@ -13,9 +13,23 @@ import torch
 
 import cflows
 from baselines import MAF
-from cflows import FFJORD, BatchNorm, Chain, FixedGrid, Flow, Inverse, Lagged, fit
+from cflows import (
+    FFJORD,
+    BatchNorm,
+    Bounded,
+    Chain,
+    FixedGrid,
+    Flow,
+    Inverse,
+    Lagged,
+    fit,
+    inside,
+    standardise,
+    whiten,
+)
 from cflows.core.flow import evaluating
 from cflows.training.batch_statistics import preserved, refresh
+from cflows.training.preprocessing import extent
 from cflows.training.rows import rows_for
 from cflows.training.sources import read_scattered
 
@@ -178,6 +192,18 @@ def test_a_streamed_row_that_is_not_finite_is_named_when_it_is_met(tmp_path):
         fit(small(), mapped(tmp_path / "x.npy", x), steps=20, batch_size=32, **QUIET)
     with pytest.raises(ValueError, match=r"validation has NaN or infinite .* in row 217"):
         fit(small(), rows(), mapped(tmp_path / "v.npy", x), steps=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "fit_map", [standardise, whiten, extent, inside(Bounded([0.0, None], [None, None]), whiten)]
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_maps_name_a_streamed_row_that_is_not_finite(fit_map, value, tmp_path):
+    x = rows().abs().numpy()
+    x[217, 1] = value
+    with pytest.raises(ValueError, match="NaN or infinite values, first in row 217") as caught:
+        fit_map(mapped(tmp_path / "x.npy", x))
+    assert "\n" not in str(caught.value)
 
 
 def test_arrays_that_cannot_be_written_to():

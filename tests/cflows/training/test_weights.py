@@ -12,6 +12,7 @@ from cflows import (
     FFJORD,
     MMD,
     ActNorm,
+    Bounded,
     Chain,
     ChiSquare,
     FixedGrid,
@@ -21,6 +22,7 @@ from cflows import (
     LoadError,
     ReverseKL,
     SlicedWasserstein,
+    behind,
     fit,
     log_likelihood,
 )
@@ -228,6 +230,26 @@ def test_statistics_of_norms_count_each_row_once():
     flow = flow.double()
     fit(flow, rows(), rows(), weights=counts(), **QUIET)
     assert state(flow).isfinite().all()
+
+
+@pytest.mark.parametrize("goal", ["forward_kl", "mmd", "sliced_wasserstein"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_row_of_no_weight_may_lie_where_the_flow_has_no_density(goal, streamed, tmp_path):
+    w = counts() * (torch.arange(64) % 7 == 0)  # of eight batches some hold no row that counts
+    states = []
+    for outside in (2.0, -5.0):
+        x = rows().abs()
+        x[w == 0, 0] = outside
+        data = mapped(tmp_path / f"{outside}.npy", x) if streamed else x
+        torch.manual_seed(0)
+        core = MAF(2, layers=1, hidden=(8,), batch_norm=True).double()
+        flow = behind(core, Bounded([0.0, None], [None, None]))
+        history = fit(flow, data, data, objective=goal, weights=w, validation_weights=w,
+                      **{**QUIET, "batch_size": 8})  # fmt: skip
+        assert history.best_validation > -100
+        assert state(flow).isfinite().all()
+        states.append(torch.cat([v.flatten() for v in flow.state_dict().values()]))
+    assert torch.equal(*states)
 
 
 class Own(Objective):
