@@ -56,11 +56,6 @@ def refresh(flow: Flow, rows: Rows) -> None:
 
     Reached are the batch norms of a bijector that is one, or a Chain, nested as deep as one likes;
     one inside of anything else, such as ``Inverse``, keeps its running averages.
-
-    Args:
-        flow: its batch norms' buffers are changed, nothing else.
-        rows: all training rows.
-
     """
     parts = _from_data_to_base(flow.bijector)
     last = max((k for k, part in enumerate(parts) if isinstance(part, BatchNorm)), default=-1)
@@ -86,13 +81,12 @@ def preserved(flow: Flow) -> Iterator[None]:
     Where training normalises by them, it then does not depend on when the flow was validated.
     """
     norms = [part for part in flow.modules() if isinstance(part, BatchNorm)]
-    before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+    states = [deepcopy(norm.state_dict()) for norm in norms]
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, before, strict=True):
-            for buffer, value in zip(norm.buffers(), buffers, strict=True):
-                buffer.copy_(value)
+        for norm, state in zip(norms, states, strict=True):
+            norm.load_state_dict(state)
 
 
 def _from_data_to_base(bijector: nn.Module) -> list[Bijector]:

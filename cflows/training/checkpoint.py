@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TypedDict, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,23 +56,6 @@ LIMITS = ("steps", "seconds", "checkpoint_every", "patience", "max_failures")
 
 PathLike = str | os.PathLike[str]
 Callback = Callable[[Record], object]
-
-
-class Content(TypedDict):
-    """What a checkpoint holds; ``settings`` has None for what is no setting."""
-
-    checkpoint: int
-    run: str
-    settings: dict[str, str | None]
-    counters: dict[str, float]
-    history: str
-    losses: dict[int, Tensor]
-    state: dict[str, Tensor]
-    objective: dict[str, Tensor]
-    average: list[Tensor]
-    best: dict[str, Tensor]
-    optimizer: dict[str, object]
-    random: list[tuple[Tensor, Tensor | None]]
 
 
 @dataclass
@@ -151,10 +134,10 @@ class RunState:
         random = collectives.gathered((torch.get_rng_state(), cuda))
         if not collectives.leads():
             return
-        content: Content = {
+        content = {
             "checkpoint": FORMAT,
             "run": self._identity(),
-            "settings": unmoved(self.settings, self._parts_settings()),
+            "settings": unmoved(self.settings, self._parts_settings()),  # None for no setting
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "history": json.dumps(asdict(self.history)),
             "losses": self.losses,
@@ -248,15 +231,11 @@ def refuse_unusable(path: PathLike) -> None:
 
 @contextmanager
 def interruptible(active: bool) -> Iterator[list[int]]:
-    """Within a block, let SIGINT and SIGTERM wait; they arrive when it ends.
+    """Within a block, let SIGINT and SIGTERM wait; they arrive when it ends, in the main thread.
 
     Yields a list that is empty until one of them came: whoever finds it filled finishes what must
     not be torn and leaves the block. Then the handlers from before are back and the signal is sent
     again, so that the process ends as it would have. A second signal does not wait.
-
-    Args:
-        active: whether to do so at all; outside of the main thread nothing is done.
-
     """
     received: list[int] = []
     if not active or threading.current_thread() is not threading.main_thread():
@@ -312,7 +291,7 @@ def _write_newest(path: PathLike, data: memoryview) -> None:
         )
 
 
-def _read_newest(path: PathLike) -> Content:
+def _read_newest(path: PathLike) -> dict[str, Any]:
     """Read a checkpoint; where it is damaged, the one before it, with a warning."""
     previous = _previous(path)
     try:
@@ -329,7 +308,7 @@ def _read_newest(path: PathLike) -> Content:
             f"{path} is no checkpoint of this version: name another path, or delete it to start "
             "anew"
         )
-    return cast(Content, content)
+    return content
 
 
 def _previous(path: PathLike) -> Path:

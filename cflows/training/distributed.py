@@ -49,10 +49,8 @@ def batch_size_for(size: int, most: int) -> int:
 def together(active: bool = True) -> Iterator[None]:
     """Raise in all processes, at the end of a block, what one of them raised within it.
 
-    The block must hold no collectives: the processes that did not fail would wait in them.
-
-    Args:
-        active: whether to do so; if not, an error stays where it is raised.
+    The block must hold no collectives: the processes that did not fail would wait in them. If it is
+    not active, an error stays where it is raised.
 
     Raises:
         SolverError: solves failed, and nothing else did.
@@ -99,12 +97,8 @@ def check_alike(settings: Callable[[], object]) -> None:
 def shared_loss(objective: nn.Module, flow: Flow, normed: bool) -> Callable[..., Tensor]:
     """``(x, context, weights) -> loss`` whose backward pass leaves the whole batch's gradient.
 
-    Several processes start from the first one's parameters and buffers.
-
-    Args:
-        objective: its draws are shared out too.
-        flow: what it trains.
-        normed: whether a part of the flow takes its batch's ``moments``.
+    Several processes start from the first one's parameters and buffers, and share the objective's
+    draws out too. A flow is normed if a part of it takes its batch's ``moments``.
 
     Raises:
         ProcessError: the loss or a part of the flow is not a mean over rows.

@@ -7,8 +7,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -25,22 +23,9 @@ from cflows.training.trainer import Run, TrainingError
 
 __all__ = ["fit"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-
-def _with_gradient(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function take gradients wherever it is called, within ``inference_mode`` too."""
-
-    @wraps(function)
-    def within(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.inference_mode(False), torch.enable_grad():
-            return function(*args, **kwargs)
-
-    return within
-
-
-@_with_gradient
+@torch.inference_mode(False)  # within a block of either kind gradients are taken too
+@torch.enable_grad()
 def fit(
     flow: Flow,
     train: Data | None,
@@ -169,43 +154,46 @@ def fit(
         steps = 2000
     if validate_every is None and steps is not None:
         validate_every = 100
-    _check(1, steps=steps, batch_size=batch_size, validate_every=validate_every,
-           checkpoint_every=checkpoint_every)  # fmt: skip
+    _check(1, steps=steps, batch_size=batch_size)
+    _check(1, validate_every=validate_every, checkpoint_every=checkpoint_every)
     _check(0, warmup=warmup, weight_decay=weight_decay, max_failures=max_failures)
-    _check_positive(seconds=seconds, learning_rate=learning_rate, clip_norm=clip_norm)
+    _check(None, seconds=seconds, learning_rate=learning_rate, clip_norm=clip_norm)
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"ema must lie in (0, 1), got {ema}")
-    chosen = schedule_named(schedule)
-    if isinstance(chosen, Plateau) and validation is None:
+    schedule = schedule_named(schedule)
+    if isinstance(schedule, Plateau) and validation is None:
         raise ValueError('schedule="plateau" needs validation rows')
     if checkpoint is not None:
         refuse_unusable(checkpoint)
-    goal, place = _objective(objective, penalties), _device(device)
+    goal = _objective(objective, penalties)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
     if train is None and getattr(goal, "needs_data", True):
         raise ValueError(f"{type(goal).__name__} needs training rows, got None")
-    flow.to(place)
+    flow.to(device)
     _check_trains(flow, goal)
     if weights is not None:
         _check_weighs(goal)
     if validation_weights is not None and validation is None:
         raise ValueError("validation_weights need validation rows, got None")
-    rows = None if train is None else rows_for(flow, train, "train", weights)
-    held_out = (
-        None if validation is None else rows_for(flow, validation, "validation", validation_weights)
-    )
+    rows = held_out = None
+    if train is not None:
+        rows = rows_for(flow, train, "train", weights)
+        batch_size = distributed.batch_size_for(batch_size, len(rows))
+    if validation is not None:
+        held_out = rows_for(flow, validation, "validation", validation_weights)
     run = Run(
         flow=flow,
-        objective=goal.to(place),
+        objective=goal.to(device),
         rows=rows,
         held_out=held_out,
-        device=place,
-        batch_size=batch_size
-        if rows is None
-        else distributed.batch_size_for(batch_size, len(rows)),
+        device=device,
+        batch_size=batch_size,
         steps=math.inf if steps is None else steps,
         seconds=math.inf if seconds is None else seconds,
         learning_rate=learning_rate,
-        schedule=chosen,
+        schedule=schedule,
         warmup=warmup,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
@@ -220,9 +208,10 @@ def fit(
     )
     with (
         interruptible(checkpoint is not None) as signals,
-        _seeded(collectives.own_seed(seed), place),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         _bar(progress and collectives.leads(), steps) as show,
     ):
+        torch.manual_seed(collectives.own_seed(seed))
         if checkpoint is not None and any(collectives.largest(exists(checkpoint))):
             run.resume(checkpoint)
         try:
@@ -264,16 +253,12 @@ def _check_weighs(objective: nn.Module) -> None:
         )
 
 
-def _check(least: int, **settings: float | None) -> None:
+def _check(least: int | None, **settings: float | None) -> None:
+    """Refuse settings below the least, or below and at zero."""
     for name, value in settings.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _check_positive(**settings: float | None) -> None:
-    for name, value in settings.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if value is not None and not (value > 0 if least is None else value >= least):
+            bound = "positive" if least is None else f"at least {least}"
+            raise ValueError(f"{name} must be {bound}, got {value}")
 
 
 def _objective(objective: str | nn.Module, penalties: Mapping[str, float] | None) -> nn.Module:
@@ -286,20 +271,6 @@ def _objective(objective: str | nn.Module, penalties: Mapping[str, float] | None
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
     return OBJECTIVES[objective]()
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators within a block; the caller's random numbers are left alone."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -120,21 +120,17 @@ class Plateau(Schedule):
         return stale >= self.checks
 
 
-SCHEDULES: dict[str, type[Schedule]] = {
-    "constant": Constant,
-    "cosine": Cosine,
-    "plateau": Plateau,
-}
+SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "cosine": Cosine, "plateau": Plateau}
 
 
 def schedule_named(schedule: str | Schedule) -> Schedule:
     """The schedule of this name with its own defaults; one that is given is itself."""
     if isinstance(schedule, Schedule):
         return schedule
-    if schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise ValueError(f"schedule must be one of {known}, or a Schedule; got {schedule!r}")
-    return SCHEDULES[schedule]()
+    if schedule in SCHEDULES:
+        return SCHEDULES[schedule]()
+    known = ", ".join(SCHEDULES)
+    raise ValueError(f"schedule must be one of {known}, or a Schedule; got {schedule!r}")
 
 
 def for_few_rows(
