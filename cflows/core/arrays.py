@@ -63,9 +63,6 @@ def as_numbers(name: str, values: Array) -> Array:
             f"{name} is a structured array with the fields {', '.join(values.dtype.names)}: give "
             "numpy.lib.recfunctions.structured_to_unstructured(x)"
         )
-    if values.dtype.kind == "O" and any(isinstance(value, str | bytes) for value in values.flat):
-        raise TypeError(f"{name} holds objects that are not all real numbers: give the columns "
-                        "of numbers, text as numbers")  # fmt: skip
     kind, dtype = values.dtype.kind, values.dtype.newbyteorder("=")
     if kind == "O" or (kind in "fu" and dtype.itemsize > (WIDEST if kind == "f" else 1)):
         dtype = np.dtype(np.float64)
@@ -75,8 +72,11 @@ def as_numbers(name: str, values: Array) -> Array:
     if values.dtype == dtype and values.flags.writeable and min(values.strides, default=0) >= 0:
         return values
     try:
+        if kind == "O" and any(isinstance(value, str | bytes) for value in values.flat):
+            raise TypeError("text is no number, though numpy reads it as one")
         return np.array(values, dtype, order="C")
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name} holds objects that are not all real numbers: give the columns of numbers"
+            f"{name} holds objects that are not all real numbers: give the columns of numbers, "
+            "text as numbers"
         ) from None

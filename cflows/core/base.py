@@ -16,7 +16,7 @@ from cflows.core.pickling import Pickled
 
 __all__ = ["Base", "Normal"]
 
-Shape: TypeAlias = int | tuple[int, ...]
+Shape: TypeAlias = int | list[int] | tuple[int, ...]
 """S, of draws; an int n means (n,)."""
 
 Scored: TypeAlias = tuple[Tensor, Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import distributed as dist
 __all__ = [
     "ProcessError",
     "agree_on_steps",
+    "device_of_group",
     "gathered",
     "largest",
     "leads",
@@ -27,7 +28,15 @@ __all__ = [
     "whole_batches",
 ]
 
+T = TypeVar("T")
+
 _whole_batches = False
+
+
+class Stepped(Protocol):
+    """A part whose next solve takes a grid of so many steps; 0, an adaptive one."""
+
+    steps: int
 
 
 class ProcessError(RuntimeError):
@@ -49,32 +58,30 @@ def leads() -> bool:
     return rank() == 0
 
 
-def gathered(value: Any) -> list[Any]:
+def gathered(value: T) -> list[T]:
     """What each process has for a value that can be pickled, by rank."""
-    if processes() == 1:
-        return [value]
-    found: list[Any] = [None] * processes()
-    dist.all_gather_object(found, value)
-    return found
+    values = [value] * processes()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def largest(*values: float) -> list[float]:
     """Each number's maximum over processes."""
     if processes() == 1:
         return list(values)
-    found = torch.tensor(values, dtype=torch.float64, device=_meeting_place())
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    numbers: list[float] = found.tolist()
-    return numbers
+    numbers = torch.tensor(values, dtype=torch.float64, device=device_of_group())
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return list(map(float, numbers))
 
 
 def total(values: Tensor) -> Tensor:
     """Sum over processes, without gradient."""
     if processes() == 1:
         return values
-    found = values.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(found)
-    return found
+    result = values.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result)
+    return result
 
 
 def mean(values: Tensor) -> Tensor:
@@ -82,11 +89,11 @@ def mean(values: Tensor) -> Tensor:
     return values if processes() == 1 else total(values) / processes()
 
 
-def agree_on_steps(parts: Sequence[Any], solved: bool) -> bool:
+def agree_on_steps(parts: Sequence[Stepped], solved: bool) -> bool:
     """Give all processes the most careful steps of any, part by part.
 
     Args:
-        parts: with ``steps``, the grid of their next solve, 0 for an adaptive one.
+        parts: continuous parts.
         solved: whether this process's batch was solved well enough.
 
     Returns:
@@ -118,9 +125,9 @@ def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     if not _whole_batches:
         return own_mean, own_variance
     # A sum of what is zero in all rows but one's own: every process's moments, side by side.
-    place = torch.arange(processes(), device=rows.device) == rank()
+    is_own = torch.arange(processes(), device=rows.device) == rank()
     own = torch.stack([own_mean, own_variance])
-    means, variances = _Total.apply(place[:, None, None] * own).unbind(1)  # type: ignore[no-untyped-call]
+    means, variances = _Total.apply(is_own[:, None, None] * own).unbind(1)  # type: ignore[no-untyped-call]
     centre = means.mean(0)
     return centre, (variances + (means - centre).square()).mean(0)
 
@@ -129,17 +136,17 @@ class _Total(torch.autograd.Function):
     """The sum over processes; the gradient is the sum of all their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(ctx: object, values: Tensor) -> Tensor:
         return total(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         summed: Tensor = _Total.apply(gradient)  # type: ignore[no-untyped-call]
         return summed
 
 
-def _meeting_place() -> torch.device:
-    """Where numbers of the CPU meet: a group of NCCL alone has no other place than the GPU."""
+def device_of_group() -> torch.device:
+    """Where numbers of the CPU meet: a group of NCCL alone has nothing but the GPU."""
     return torch.device("cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu")
 
 

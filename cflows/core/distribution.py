@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from cflows.core.base import leading
+from cflows.core.base import Scored, Shape, leading
 from cflows.core.density import Density
 from cflows.core.modes import in_mode
 from cflows.core.within import setting_aside
@@ -79,7 +78,7 @@ class FlowDistribution(Distribution):
         return bool(getattr(self.flow.base, "has_rsample", False))
 
     def expand(
-        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None
+        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None
     ) -> FlowDistribution:
         """The same distribution with a larger batch shape."""
         shape = torch.Size(batch_shape)
@@ -103,18 +102,18 @@ class FlowDistribution(Distribution):
             log_prob = log_prob.masked_fill(rows, -torch.inf)
         return log_prob + log_prob.new_zeros(self.batch_shape)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draws without gradient, S -> (*S, *B, D); an int n means (n,)."""
         with self._mode():
             return self.flow.sample(self._leading(sample_shape), self.context)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draws with gradient, S -> (*S, *B, D)."""
         with self._mode():
             return self.flow.rsample(self._leading(sample_shape), self.context)
 
     @property
-    def rsample_and_log_prob(self) -> Any:
+    def rsample_and_log_prob(self) -> Callable[..., Scored]:
         """``flow.rsample_and_log_prob`` as a method: S -> draws (*S, *B, D), log p (*S, *B).
 
         Raises:
@@ -127,15 +126,13 @@ class FlowDistribution(Distribution):
             )
         return self._rsample_and_log_prob
 
-    def _rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+    def _rsample_and_log_prob(self, sample_shape: Shape = ()) -> Scored:
         with self._mode():
             return self.flow.rsample_and_log_prob(self._leading(sample_shape), self.context)
 
-    @contextmanager
-    def _mode(self) -> Iterator[None]:
-        with in_mode(self.flow.modules(), training=self.training):
-            yield
+    def _mode(self) -> AbstractContextManager[None]:
+        return in_mode(self.flow.modules(), training=self.training)
 
-    def _leading(self, sample_shape: Any) -> tuple[int, ...]:
+    def _leading(self, sample_shape: Shape) -> tuple[int, ...]:
         batch = self.batch_shape if self.context is None else ()
         return (*leading(sample_shape), *batch)

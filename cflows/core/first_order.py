@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 __all__ = ["first_order", "first_order_only", "refused"]
 
+Gradients: TypeAlias = Tensor | tuple[Tensor | None, ...] | None
+Backward: TypeAlias = Callable[..., Gradients]
 
-def first_order_only(message: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+
+def first_order_only(message: str) -> Callable[[Backward], Backward]:
     """Decorate a ``backward`` that works without a graph.
 
     Every input that the gradient depends on must be among the tensors saved for backward.
@@ -28,19 +32,18 @@ def first_order_only(message: str) -> Callable[[Callable[..., Any]], Callable[..
 
     """
 
-    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(backward: Backward) -> Backward:
         @functools.wraps(backward)
-        def wrapped(ctx: Any, *gradients: Tensor) -> Any:
+        def wrapped(ctx: BackwardCFunction, *gradients: Tensor) -> Gradients:
             with torch.no_grad(), torch.autocast(gradients[0].device.type, enabled=False):
-                found = backward(ctx, *gradients)
+                result = backward(ctx, *gradients)
             if not torch.is_grad_enabled():
-                return found
+                return result
             sources = [v for v in (*ctx.saved_tensors, *gradients) if v is not None]
-            several = found if isinstance(found, tuple) else (found,)
-            known = [v for v in several if v is not None]
-            refusing = iter(refused(known, sources, message))
+            several = result if isinstance(result, tuple) else (result,)
+            refusing = iter(refused([v for v in several if v is not None], sources, message))
             again = tuple(None if v is None else next(refusing) for v in several)
-            return again if isinstance(found, tuple) else again[0]
+            return again if isinstance(result, tuple) else again[0]
 
         return wrapped
 
@@ -56,27 +59,24 @@ def first_order(value: Tensor, message: str) -> Tensor:
 
 
 def refused(values: Sequence[Tensor], sources: Iterable[Tensor], message: str) -> list[Tensor]:
-    """The values, and an error for whoever differentiates them in a source.
-
-    Args:
-        values: computed without a graph.
-        sources: all that they were computed from.
-        message: of the RuntimeError.
-
-    """
+    """The values, computed without a graph, and an error for whoever differentiates in a source."""
     return list(_Refuse.apply(message, len(values), *values, *sources))  # type: ignore[no-untyped-call]
+
+
+class _Context(BackwardCFunction):
+    message: str
 
 
 class _Refuse(torch.autograd.Function):
     """The first ``count`` tensors as they are; whoever differentiates them meets an error."""
 
     @staticmethod
-    def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: _Context, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.message = message
         return tuple(tensor.clone() for tensor in tensors[:count])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: _Context, *gradients: Tensor) -> None:
         raise RuntimeError(ctx.message)
 
 
@@ -84,13 +84,13 @@ class _Passed(torch.autograd.Function):
     """The identity, and so is its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, message: str) -> Tensor:
+    def forward(ctx: _Context, value: Tensor, message: str) -> Tensor:
         ctx.message = message
         ctx.save_for_backward(value)
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None]:
         if not torch.is_grad_enabled():
             return gradient, None
         return refused([gradient], ctx.saved_tensors, ctx.message)[0], None

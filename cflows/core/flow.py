@@ -240,7 +240,14 @@ class Flow(Pickled):
             yield self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the flow to one file, read by ``cflows.load``; see ``cflows.core.saving``."""
+        """Write the flow to one file, which ``cflows.load`` reads; an earlier file is never lost.
+
+        Raises:
+            TypeError: a part is of a class that was not registered, or the flow is no longer what
+                its constructors build; the message names it.
+            OSError: the file cannot be written.
+
+        """
         write_whole(path, packed(self))
 
     def _continuous_parts(self) -> list[Any]:

@@ -1,34 +1,17 @@
-"""Saving and loading flows; ``cflows.core.flow_file`` says what is in a file."""
+"""Loading flows; ``cflows.core.flow_file`` says what is in a file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from cflows.core.atomic_write import write_whole
 from cflows.core.flow import Flow
-from cflows.core.flow_file import FORMAT, packed, read, rebuilt
+from cflows.core.flow_file import FORMAT, read, rebuilt
 from cflows.core.registry import LoadError
 
-__all__ = ["load", "save"]
-
-
-def save(flow: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a flow to one file, beside its place and then renamed: an earlier file is never lost.
-
-    Args:
-        flow: any module built of registered classes.
-        path: the file.
-
-    Raises:
-        TypeError: a part is of a class that was not registered, or the flow is no longer what its
-            constructors build; the message names it.
-        OSError: the file cannot be written.
-
-    """
-    write_whole(path, packed(flow))
+__all__ = ["load"]
 
 
 def load(path: str | os.PathLike[str], classes: Mapping[str, type] | None = None) -> Flow:

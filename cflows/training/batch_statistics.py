@@ -106,9 +106,10 @@ def _through(parts: list[Bijector], x: Tensor, context: Tensor | None) -> Tensor
 def _store(norm: BatchNorm, batches: Iterator[Tensor]) -> None:
     """Mean and variance over the batches of all processes."""
     nothing = torch.zeros(norm.features, dtype=torch.float64, device=norm.mean.device)
-    count, *sums = reduce(_merged, (_moments(x.double()) for x in batches), (0, nothing, nothing))
+    batch_moments = (_moments(x.double()) for x in batches)
+    count, mean, squares = reduce(_merged, batch_moments, (0, nothing, nothing))
     # By the CPU: a GPU's tensor would be unpickled on a GPU of the same number.
-    count, mean, squares = reduce(_merged, gathered((count, *(part.cpu() for part in sums))))
+    count, mean, squares = reduce(_merged, gathered((count, mean.cpu(), squares.cpu())))
     norm.mean.copy_(mean)
     norm.variance.copy_(squares / count)
     norm.batches.fill_(1)

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cflows.continuous.solvers import SolverError
-from cflows.core.collectives import ProcessError, _meeting_place, gathered, largest, processes
+from cflows.core.collectives import ProcessError, device_of_group, gathered, largest, processes
 from cflows.core.flow import Flow
 
 __all__ = ["batch_size_for", "check_alike", "shared_loss", "together"]
@@ -174,7 +174,7 @@ def _refuse(objective: nn.Module, flow: nn.Module) -> None:
 def _take_over(module: nn.Module) -> None:
     """The state of the first process, in all."""
     state = module.state_dict()
-    device = next((v.device for v in (*module.parameters(), *module.buffers())), _meeting_place())
+    device = next((v.device for v in (*module.parameters(), *module.buffers())), device_of_group())
     for name, value in state.items():
         # Steps of a grid are kept on the CPU, where a group of NCCL alone does not reach.
         state[name] = value.detach().to(device).clone()

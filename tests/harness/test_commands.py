@@ -15,6 +15,8 @@ import cflows
 from baselines.harness import cli, data
 from baselines.harness.estimator import summary
 from baselines.models import builtin
+from cflows.core.atomic_write import write_whole
+from cflows.core.flow_file import packed
 from cflows.training import pipeline
 
 COLUMNS = ["height, cm", "weight"]
@@ -413,7 +415,7 @@ def test_bad_models(command, kind, table, tmp_path, capsys):
     elif kind == "table":
         path.write_bytes(table.read_bytes())
     elif kind == "module":
-        cflows.core.saving.save(cflows.Affine([0.0], [1.0]), path)
+        write_whole(path, packed(cflows.Affine([0.0], [1.0])))
         words = ("Affine", "not a flow")
     elif kind == "context":
         cflows.FFJORD(2, context_features=1).save(path)
