@@ -8,8 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from baselines.harness.data.dataset import DataError, Dataset, Matrix
-from baselines.harness.data.rows import SPLITS
+from baselines.harness.data.dataset import DataError, Dataset, Part
 from baselines.harness.data.streams import Streamed
 from cflows import Bounded
 from cflows.core.messages import listed, nearest
@@ -57,12 +56,9 @@ def within(
     """The bounds of each of some columns, None where no column has any.
 
     Args:
-        rows: all of which must lie inside.
+        rows: all of which must lie inside; DataError where one lies on or outside of a bound.
         columns: names of those that are modelled.
         bounds: by name; names of other columns are passed over, see ``refuse_unknown``.
-
-    Raises:
-        DataError: a row lies on or outside of a bound; one line with the remedy.
 
     """
     if not any(name in bounds for name in columns):
@@ -76,9 +72,8 @@ def within(
 def _refuse_outside(rows: Dataset | Streamed, name: str, pair: Pair) -> None:
     low = -math.inf if pair[0] is None else pair[0]
     high = math.inf if pair[1] is None else pair[1]
-    place = rows.columns.index(name)
-    found = [part[~((part > low) & (part < high))] for part in _parts(rows, place)]
-    outside = np.concatenate(found)
+    at = rows.columns.index(name)
+    outside = np.concatenate([part[~((part > low) & (part < high))] for part in _parts(rows, at)])
     if len(outside):
         where = rows.name if isinstance(rows, Dataset) and rows.kind != "file" else rows.source
         raise DataError(
@@ -88,12 +83,7 @@ def _refuse_outside(rows: Dataset | Streamed, name: str, pair: Pair) -> None:
 
 
 def refuse_unknown(tables: Iterable[Sequence[str]], bounds: Bounds) -> None:
-    """Refuse a name that is no column of any table.
-
-    Raises:
-        DataError: which, and what the columns are.
-
-    """
+    """Raise DataError for a name that is no column of any table."""
     names = list(dict.fromkeys(name for columns in tables for name in columns))
     for name in bounds:
         if name not in names:
@@ -103,10 +93,10 @@ def refuse_unknown(tables: Iterable[Sequence[str]], bounds: Bounds) -> None:
             )
 
 
-def _parts(rows: Dataset | Streamed, place: int) -> Iterator[Matrix]:
+def _parts(rows: Dataset | Streamed, at: int) -> Iterator[Part]:
     """One column of all rows, with the noise that they are trained with."""
     if isinstance(rows, Dataset):
-        yield from (getattr(rows, split)[:, place] for split in SPLITS)
+        yield from (part[:, at] for part in rows.splits)
         return
     for first in range(0, len(rows.array), CHUNK):
-        yield rows.rows(np.arange(first, min(first + CHUNK, len(rows.array))))[:, place]
+        yield rows.rows(np.arange(first, min(first + CHUNK, len(rows.array))))[:, at]

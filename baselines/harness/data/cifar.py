@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baselines.harness.data import store
-from baselines.harness.data.dataset import DataError, Dataset
+from baselines.harness.data.dataset import CATALOGUE, DataError, Dataset
 from baselines.harness.data.download import Archive
 from baselines.harness.data.images import image_set
 from baselines.harness.data.pickles import array_of, unpickle
@@ -26,20 +26,15 @@ __all__ = [
     "ARCHIVE",
     "DOWNLOAD",
     "FOLDER",
-    "LICENCE",
-    "SOURCE",
     "convert",
     "converted",
     "dataset",
     "here",
     "is_source",
     "read",
-    "read_batch",
     "source_in",
 ]
 
-SOURCE = "CIFAR-10, Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html"
-LICENCE = "none stated by the authors"
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST = ("test_batch",)
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
@@ -56,12 +51,7 @@ Images = npt.NDArray[np.uint8]
 
 
 def dataset(seed: int = 0) -> Dataset:
-    """Read what was converted before, or convert what CFLOWS_DATA/cifar10 holds.
-
-    Raises:
-        DataError: there is neither, or it is damaged.
-
-    """
+    """Read what was converted before, or convert what CFLOWS_DATA/cifar10 holds, or DataError."""
     if not converted().is_file():
         source = _source()
         if source is None:
@@ -81,20 +71,13 @@ def dataset(seed: int = 0) -> Dataset:
 def read(source: str | Path, *, seed: int = 0) -> Dataset:
     """Read the archive, or its folder, without keeping a converted copy.
 
-    Raises:
-        DataError: a batch is missing, damaged or would execute code.
-
+    DataError where a batch is missing, damaged or would execute code.
     """
     return _dataset(_batches(Path(source)), Path(source).name, seed)
 
 
 def convert(source: Path) -> Path:
-    """Write the images of the archive, or of its folder, as plain arrays; return the path.
-
-    Raises:
-        DataError: as ``read``.
-
-    """
+    """Write the images of what ``read`` takes as plain arrays; return the path."""
     train, test = _batches(source)
     converted().parent.mkdir(parents=True, exist_ok=True)
 
@@ -134,9 +117,7 @@ def source_in(folder: Path) -> Path | None:
 def read_batch(content: bytes, name: str) -> Images:
     """Read the images of one batch, (N, 3072), red, green and blue planes one after the other.
 
-    Raises:
-        DataError: the pickle asks for anything but an array of bytes, or is damaged.
-
+    DataError where the pickle is damaged, or asks for anything but an array of bytes.
     """
     try:
         batch = unpickle(io.BytesIO(content), "images")
@@ -195,6 +176,5 @@ def _dataset(images: tuple[Images, Images], name: str, seed: int) -> Dataset:
     if len(train) < HELD_OUT:
         raise DataError(f"{name}: has {len(train)} training images; give at least {HELD_OUT}")
     columns = (f"{colour}{i}_{j}" for colour in "rgb" for i in range(SIDE) for j in range(SIDE))
-    return image_set(
-        name, PIXELS, train, test, len(train) // HELD_OUT, seed, tuple(columns), SOURCE, LICENCE
-    )
+    held_out, about = len(train) // HELD_OUT, CATALOGUE["cifar10"]
+    return image_set(name, PIXELS, train, test, held_out, seed, tuple(columns), *about[3:])

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from baselines.harness.data.pixels import Pixels
 
-__all__ = ["SPLITS", "DataError", "Dataset", "Entry", "Kind", "Matrix", "Part", "SplitName"]
+__all__ = [
+    "CATALOGUE",
+    "SPLITS",
+    "DataError",
+    "Dataset",
+    "Entry",
+    "Kind",
+    "Matrix",
+    "Part",
+    "SplitName",
+]
 
 Kind = Literal["toy", "image", "table", "file"]
 SplitName = Literal["train", "validation", "test"]
@@ -148,3 +160,19 @@ class Entry:
     licence: str
     load: Callable[[int], Dataset]
     here: Callable[[], str]
+
+
+class About(NamedTuple):
+    """What an entry says of its rows, in its order."""
+
+    about: str
+    columns: int
+    sizes: tuple[int, int, int]
+    source: str
+    licence: str
+
+
+CATALOGUE: Mapping[str, About] = {
+    name: About(**{**about, "sizes": tuple(about["sizes"])})
+    for name, about in json.loads(Path(__file__).with_name("catalogue.json").read_text()).items()
+}

@@ -54,9 +54,8 @@ class Energy:
     @cached_property
     def log_normaliser(self) -> float:
         """Log Z, in closed form or by the trapezoidal rule over the box, in double precision."""
-        if self.known_log_normaliser is not None:
-            return self.known_log_normaliser
-        return self.quadrature()
+        known = self.known_log_normaliser
+        return self.quadrature() if known is None else known
 
     def log_prob(self, z: Tensor) -> Tensor:
         """-U(z) - log Z, (*B, 2) -> (*B,)."""
@@ -65,11 +64,9 @@ class Energy:
     def quadrature(self, cells: int = CELLS) -> float:
         """Log ∫ exp(-U) over the box, on cells² cells."""
         points, log_weights = grid(self.box, cells)
-        found = [
-            torch.logsumexp(self.log_density(row) + w, 0)
-            for row, w in zip(points, log_weights, strict=True)
-        ]
-        return float(torch.stack(found).logsumexp(0))
+        rows = zip(points, log_weights, strict=True)
+        logs = [torch.logsumexp(self.log_density(row) + weight, 0) for row, weight in rows]
+        return float(torch.stack(logs).logsumexp(0))
 
 
 class GridKL(NamedTuple):
@@ -80,10 +77,7 @@ class GridKL(NamedTuple):
 
 
 def energy(name: str) -> Energy:
-    """Return the target of a name.
-
-    Raises:
-        DataError: an unknown name.
+    """Return the target of a name; DataError where it is unknown.
 
     Example:
         >>> round(energy("gaussian").log_normaliser, 4)
@@ -97,9 +91,13 @@ def energy(name: str) -> Energy:
 
 @torch.no_grad()
 def grid_kl(
-    log_prob: Callable[[Tensor], Tensor], target: Energy, *, box: Box | None = None,
-    cells: int = 400, dtype: torch.dtype = torch.float32,
-) -> GridKL:  # fmt: skip
+    log_prob: Callable[[Tensor], Tensor],
+    target: Energy,
+    *,
+    box: Box | None = None,
+    cells: int = 400,
+    dtype: torch.dtype = torch.float32,
+) -> GridKL:
     """KL(q || p) = ∫ q (log q - log p) by the trapezoidal rule.
 
     Args:

@@ -22,7 +22,7 @@ from cflows.core.messages import nearest
 
 __all__ = ["NAMES", "extract", "fetch"]
 
-IMAGES = (*mnist.SETS, "cifar10")
+IMAGES = (*mnist.ARCHIVES, "cifar10")
 NAMES = (*PUBLISHED, *IMAGES)
 
 Say = Callable[[str], object]

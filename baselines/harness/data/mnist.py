@@ -16,23 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from baselines.harness.data import store
-from baselines.harness.data.dataset import DataError, Dataset
+from baselines.harness.data.dataset import CATALOGUE, DataError, Dataset
 from baselines.harness.data.download import Archive
 from baselines.harness.data.images import image_set
 from baselines.harness.data.pixels import Pixels
 
-__all__ = [
-    "ARCHIVES",
-    "FILES",
-    "SETS",
-    "dataset",
-    "file_in",
-    "here",
-    "is_folder",
-    "read",
-    "read_idx",
-    "read_images",
-]
+__all__ = ["ARCHIVES", "FILES", "dataset", "file_in", "here", "is_folder", "read", "read_images"]
 
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 HELD_OUT = 6  # one of so many training images validates: 10,000 of MNIST's 60,000, as in the paper
@@ -40,16 +29,6 @@ PIXELS = Pixels(levels=256, alpha=1e-6)
 Images = npt.NDArray[np.uint8]
 MOST = 2**31  # bytes of one file, against a header or an archive that claims more
 
-SETS = {
-    "mnist": (
-        "MNIST, LeCun, Cortes and Burges, yann.lecun.com/exdb/mnist",
-        "CC BY-SA 3.0, as commonly stated; the authors state none",
-    ),
-    "fashion_mnist": (
-        "Fashion-MNIST, Xiao, Rasul and Vollgraf 2017, github.com/zalandoresearch/fashion-mnist",
-        "MIT",
-    ),
-}
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
 ARCHIVES = {
@@ -65,12 +44,7 @@ ARCHIVES = {
 
 
 def dataset(name: str, seed: int = 0) -> Dataset:
-    """Read a set that was fetched, or is in the folder of its name in CFLOWS_DATA.
-
-    Raises:
-        DataError: the folder or a file is not there, or damaged.
-
-    """
+    """Read a set that was fetched, or is in the folder of its name in CFLOWS_DATA, or DataError."""
     folder = here(name)
     if not folder:
         raise DataError(
@@ -108,13 +82,13 @@ def read(folder: str | Path, name: str | None = None, *, seed: int = 0) -> Datas
         name: in tables; by default the folder's.
         seed: of the validation images and of the noise.
 
-    Raises:
-        DataError: a file is missing or damaged.
-
     """
     folder = Path(folder)
     train, test = read_images(folder)
     _, height, width = train.shape
+    source = (str(folder), "not stated: the user's own files")
+    if name is not None and name in ARCHIVES:
+        source = CATALOGUE[name][3:]
     return image_set(
         name or folder.resolve().name,
         PIXELS,
@@ -123,16 +97,14 @@ def read(folder: str | Path, name: str | None = None, *, seed: int = 0) -> Datas
         len(train) // HELD_OUT,
         seed,
         tuple(f"p{i}_{j}" for i in range(height) for j in range(width)),
-        *SETS.get(name or "", (str(folder), "not stated: the user's own files")),
+        *source,
     )
 
 
 def read_images(folder: Path) -> tuple[Images, Images]:
     """The images of a folder to train and to test, (N, height, width) and (N', height, width).
 
-    Raises:
-        DataError: a file is missing or damaged.
-
+    DataError where a file is missing or damaged.
     """
     images = []
     for stem in FILES.values():
@@ -152,12 +124,7 @@ def read_images(folder: Path) -> tuple[Images, Images]:
 
 
 def read_idx(path: Path) -> Images:
-    """Read a file of unsigned bytes, compressed or not.
-
-    Raises:
-        DataError: no such file, another format, shorter or longer than its header says.
-
-    """
+    """Read a file of unsigned bytes, compressed or not; DataError where it is another, or cut."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rb") as file:

@@ -84,15 +84,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle(file: IO[bytes], wanted: str) -> Pickled:
-    """What a pickle holds, in stand-ins; strings of Python 2 as text.
+    """What a pickle of ``"images"`` or ``"frames"`` holds, in stand-ins; strings as text.
 
-    Args:
-        file: opened to be read.
-        wanted: ``"images"`` or ``"frames"``, which alone may name what is pandas'.
-
-    Raises:
-        DataError: it asks for something else. Damage raises whatever its opcodes stumble over.
-
+    DataError where it asks for something else. Damage raises whatever its opcodes stumble over.
     """
     unpickler = _Unpickler(file, encoding="latin1")
     unpickler.wanted = wanted
@@ -119,14 +113,8 @@ def array_of(part: Pickled) -> Array:
 def read_frame(path: Path) -> tuple[Matrix, tuple[str, ...]]:
     """Read the numbers (N, D) and the D column names of a ``DataFrame.to_pickle`` file.
 
-    The layouts of pandas from 0.15 (of Python 2 as well) to 3 are known; columns must be numbers.
-    The pickle of the GAS set in the archive of Papamakarios et al. 2017 was never at hand when this
-    was written: it is tested on pickles made for it.
-
-    Raises:
-        DataError: the pickle names something else than arrays and pandas, is damaged, or holds no
-            frame of numbers.
-
+    The layouts of pandas from 0.15 (of Python 2 as well) to 3 are known. DataError where the pickle
+    names something else than arrays and pandas, is damaged, or holds no frame of numbers.
     """
     try:
         with path.open("rb") as file:

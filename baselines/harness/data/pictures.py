@@ -64,10 +64,9 @@ def draw(weights: Matrix, n: int, rng: np.random.Generator) -> Matrix:
     cumulative = np.cumsum(weights)
     chosen = np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
     row, column = np.divmod(chosen, width)
-    places = np.column_stack([column, row]) + rng.random((n, 2))
-    found: Matrix = (places - (width / 2, height / 2)) * (2 * HALF / max(height, width))
-    found[:, 1] *= -1
-    return found
+    pixels = np.column_stack([column, row]) + rng.random((n, 2))
+    points: Matrix = (pixels - (width / 2, height / 2)) * (2 * HALF / max(height, width))
+    return points * (1, -1)
 
 
 def is_supported(path: str | Path) -> bool:

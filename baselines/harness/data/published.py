@@ -10,27 +10,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from baselines.harness.data import store, tabular
-from baselines.harness.data.dataset import SPLITS, DataError, Dataset, Entry, Matrix
+from baselines.harness.data.dataset import CATALOGUE, SPLITS, DataError, Dataset, Matrix
 from baselines.harness.data.download import Archive
 from baselines.harness.data.pickles import read_frame
 from baselines.harness.data.tabular import Splits
 
-__all__ = [
-    "ARCHIVE",
-    "PUBLISHED",
-    "Published",
-    "entries",
-    "find",
-    "load",
-    "prepare",
-    "refuse_without_h5py",
-]
+__all__ = ["ARCHIVE", "PUBLISHED", "Published", "dataset", "find", "here", "prepare"]
 
 ARCHIVE = Archive(
     "https://zenodo.org/records/1161203/files/data.tar.gz",
@@ -45,30 +35,30 @@ class Published:
 
     Attributes:
         name: as it is typed.
-        about: what the rows are.
-        files: in the archive, a folder and a file each.
+        about: what the rows are; this and the next four as in ``Entry``.
         columns: of the full set.
         sizes: rows to train, validate and test of the full set.
-        gaussian: the published test log-likelihood of a Gaussian, in nats (the paper's table 1).
         source: the paper or repository behind the rows.
         licence: its terms.
-        read: the files, in the order of ``files``, to splits.
+        files: in the archive, a folder and a file each.
+        gaussian: the published test log-likelihood of a Gaussian, in nats (the paper's table 1).
+        read: the files, in this order, to splits.
 
     """
 
     name: str
     about: str
-    files: tuple[str, ...]
     columns: int
     sizes: tuple[int, int, int]
-    gaussian: float
     source: str
     licence: str
+    files: tuple[str, ...]
+    gaussian: float
     read: Callable[..., Splits]
 
 
-def load(name: str) -> Dataset:
-    """Return one of the five sets, in float32.
+def dataset(name: str, seed: int = 0) -> Dataset:
+    """Return one of the five sets, in float32; whatever the seed, the rows are those published.
 
     Raises:
         DataError: it is not here, or its files cannot be used. One line says how to get it.
@@ -86,33 +76,13 @@ def load(name: str) -> Dataset:
     )
 
 
-def entries() -> list[Entry]:
-    """Return the five, for the registry."""
-    return [
-        Entry(
-            table.name,
-            table.about,
-            table.columns,
-            table.sizes,
-            table.source,
-            table.licence,
-            partial(_load_any_seed, table.name),
-            partial(_here, table),
-        )
-        for table in PUBLISHED.values()
-    ]
-
-
-def _load_any_seed(name: str, seed: int) -> Dataset:
-    return load(name)
-
-
-def _here(table: Published) -> str:
-    about = store.manifest(table.name)
+def here(name: str) -> str:
+    """Where a set's rows are, in a few words; empty where they are not."""
+    about, table = store.manifest(name), PUBLISHED[name]
     if about is not None:
         sizes = " / ".join(f"{about['splits'][split]['rows']:,}" for split in SPLITS)
         kind = f"a subset ({sizes} rows)" if about["subset"] else "the full set"
-        return f"{kind}, in {store.folder_of(table.name)}"
+        return f"{kind}, in {store.folder_of(name)}"
     if files := _unconverted(table):
         return f"in {files[0].parent} (CFLOWS_DATA), {_size(table, files)}"
     return ""
@@ -148,12 +118,7 @@ def find(table: Published, folder: Path) -> list[Path] | None:
 
 
 def prepare(table: Published, files: Sequence[Path]) -> Dataset:
-    """Read the files of a set, and split and scale their rows; float32.
-
-    Raises:
-        DataError: they cannot be used.
-
-    """
+    """Read the files of a set, and split and scale their rows; float32, or raise DataError."""
     try:
         splits = table.read(*files)
     except OSError as error:
@@ -211,6 +176,14 @@ def _hdf5(path: Path) -> tuple[Matrix, Matrix, Matrix]:
         return train, validation, test
 
 
+def _read_power(path: Path) -> Splits:
+    return tabular.power(_array(path))
+
+
+def _read_miniboone(path: Path) -> Splits:
+    return tabular.miniboone(_array(path))
+
+
 def _read_hepmass(train: Path, test: Path) -> Splits:
     rows, names = _csv(train)
     return tabular.hepmass(rows, _csv(test)[0], names[1:])
@@ -221,66 +194,13 @@ def _read_bsds300(path: Path) -> Splits:
     return Splits(*splits, tuple(f"p{i}" for i in range(splits[0].shape[1])))
 
 
-_UCI = "CC BY 4.0, as the UCI repository states"
-
-PUBLISHED: dict[str, Published] = {
-    table.name: table
-    for table in (
-        Published(
-            "power",
-            "electric power of a household, minute by minute",
-            ("power/data.npy",),
-            6,
-            (1_659_917, 184_435, 204_928),
-            -7.74,
-            "UCI 235, Hebrail and Berard, prepared as by Papamakarios et al. 2017",
-            _UCI,
-            lambda path: tabular.power(_array(path)),
-        ),
-        Published(
-            "gas",
-            "sensors in mixtures of ethylene and CO",
-            ("gas/ethylene_CO.pickle",),
-            8,
-            (852_174, 94_685, 105_206),
-            -3.58,
-            "UCI 322, Fonollosa, prepared as by Papamakarios et al. 2017",
-            _UCI,
-            lambda path: tabular.gas(*read_frame(path)),
-        ),
-        Published(
-            "hepmass",
-            "collisions that produce a particle of mass 1000",
-            ("hepmass/1000_train.csv", "hepmass/1000_test.csv"),
-            21,
-            (315_123, 35_013, 174_987),
-            -27.93,
-            "UCI 347, Whiteson, prepared as by Papamakarios et al. 2017",
-            _UCI,
-            _read_hepmass,
-        ),
-        Published(
-            "miniboone",
-            "particle identification in the MiniBooNE experiment",
-            ("miniboone/data.npy",),
-            43,
-            (29_556, 3_284, 3_648),
-            -37.24,
-            "UCI 199, Roe, prepared as by Papamakarios et al. 2017",
-            _UCI,
-            lambda path: tabular.miniboone(_array(path)),
-        ),
-        Published(
-            "bsds300",
-            "8 x 8 grey patches of photographs, their mean removed",
-            ("BSDS300/BSDS300.hdf5",),
-            63,
-            (1_000_000, 50_000, 250_000),
-            96.67,
-            "Berkeley segmentation data set, Martin et al. 2001, prepared as by Papamakarios et "
-            "al. 2017",
-            "research and education only, as its authors state",
-            _read_bsds300,
-        ),
+PUBLISHED = {
+    name: Published(name, *CATALOGUE[name], files, gaussian, read)
+    for name, files, gaussian, read in (
+        ("power", ("power/data.npy",), -7.74, _read_power),
+        ("gas", ("gas/ethylene_CO.pickle",), -3.58, lambda path: tabular.gas(*read_frame(path))),
+        ("hepmass", ("hepmass/1000_train.csv", "hepmass/1000_test.csv"), -27.93, _read_hepmass),
+        ("miniboone", ("miniboone/data.npy",), -37.24, _read_miniboone),
+        ("bsds300", ("BSDS300/BSDS300.hdf5",), 96.67, _read_bsds300),
     )
 }

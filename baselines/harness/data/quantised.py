@@ -8,7 +8,7 @@ density whose integral over a step is the probability of the value (Uria et al. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -79,9 +79,9 @@ def repeats_of(values: Matrix) -> list[Repeats]:
     return [_repeats(column) for column in values.T]
 
 
-def widths(found: Sequence[Repeats], width: Width) -> Vector:
-    """How wide each column's noise is, (D,): its own step, or the given one; 0 for none."""
-    return np.array([column.step if width == "auto" else width * bool(column) for column in found])
+def widths(repeats: Sequence[Repeats], width: Width) -> Vector:
+    """How wide each column's noise is, (D,): its own step, or this width; 0 for none."""
+    return np.array([c.step if width == "auto" else width * bool(c) for c in repeats])
 
 
 def uniform(rows: npt.NDArray[np.int64], columns: int, seed: int) -> Matrix:
@@ -103,58 +103,57 @@ def uniform(rows: npt.NDArray[np.int64], columns: int, seed: int) -> Matrix:
 
 
 def notes(
-    place: str,
+    source: str,
     columns: Sequence[str],
     values: Matrix,
-    found: Sequence[Repeats],
+    repeats: Sequence[Repeats],
     dequantise: Width | None = None,
 ) -> tuple[str, ...]:
     """What is to be warned of, a line each: grids, single values, copies of rows and of columns.
 
     Args:
-        place: the file, for the messages.
+        source: the file, for the messages.
         columns: D names.
         values: the rows that were looked at, (N, D).
-        found: what ``repeats_of`` said of them.
+        repeats: what ``repeats_of`` said of them.
         dequantise: noise that columns have: a step's leaves what repeats on none.
 
     """
-    told = []
-    pairs = list(zip(columns, found, strict=True))
-    named = pairs if dequantise in (None, "auto") else []
+    lines = []
+    named = list(zip(columns, repeats, strict=True)) if dequantise in (None, "auto") else []
     grids = [f"{name!r} ({column.step:g})" for name, column in named if column.step]
     if grids and dequantise is None:
-        told.append(
-            f"{place}: quantised columns, with their steps: {listed(grids, 5)}; their density has "
-            "no upper bound: --dequantise adds noise of a step's width"
+        lines.append(
+            f"quantised columns, with their steps: {listed(grids, 5)}; their density has no upper "
+            "bound: --dequantise adds noise of a step's width"
         )
     spikes = [_spiked(name, column.spikes, len(values)) for name, column in named if column.spikes]
     if spikes:
-        told.append(
-            f"{place}: {listed(spikes, 5)}; a density has no upper bound there: --dequantise WIDTH "
-            "adds noise of that width, or drop such rows or the column"
+        lines.append(
+            f"{listed(spikes, 5)}; a density has no upper bound there: --dequantise WIDTH adds "
+            "noise of that width, or drop such rows or the column"
         )
-    apart = [j for j, column in enumerate(found) if column.apart and named]
+    apart = [j for j, column in enumerate(repeats) if column.apart and named]
     distinct = np.unique(values, axis=0) if apart and values.shape[1] > 1 else values
     copies = len(values) - len(distinct)
     if copies and not any(column.apart for column in repeats_of(distinct[:, apart])):
-        told.append(
-            f"{place}: {copies:,} of {len(values):,} rows are copies of others; their density has "
-            "no upper bound, and rows to test are among those to train: drop the copies"
+        lines.append(
+            f"{copies:,} of {len(values):,} rows are copies of others; their density has no upper "
+            "bound, and rows to test are among those to train: drop the copies"
         )
     elif apart:
-        told.append(
-            f"{place}: columns that repeat values far from their neighbours: "
+        lines.append(
+            "columns that repeat values far from their neighbours: "
             f"{listed([repr(columns[j]) for j in apart], 5)}; their density has no upper bound: "
             "--dequantise WIDTH adds noise of that width, or drop them"
         )
     equal = [f"{columns[j]!r} of {columns[i]!r}" for i, j in _duplicates(values)]
     if equal:
-        told.append(
-            f"{place}: columns that are copies: {listed(equal, 5)}; rows on a line have no "
-            "density: drop the copies"
+        lines.append(
+            f"columns that are copies: {listed(equal, 5)}; rows on a line have no density: drop "
+            "the copies"
         )
-    return tuple(told)
+    return tuple(f"{source}: {line}" for line in lines)
 
 
 def _spiked(name: str, spikes: Sequence[tuple[float, int]], rows: int) -> str:
@@ -241,29 +240,23 @@ def _spacing(distinct: Vector) -> float | None:
 
 def _decimal(distinct: Vector) -> float | None:
     """The largest of ..., 10, 5, 2, 1, 0.5, ... of which all values are multiples."""
-    single = _rounding(distinct) > 1e-10
-    largest = min(float(np.ptp(distinct)), 1e308)
-    for step in _decimals(largest, _rounding(distinct) * np.abs(distinct).max()):
+    rounding = _rounding(distinct)
+    exponent = math.floor(math.log10(min(float(np.ptp(distinct)), 1e308)))
+    steps = (float(f"{digit}e{e}") for e in range(exponent, -300, -1) for digit in (5, 2, 1))
+    for step in steps:
+        if step < 2 * rounding * np.abs(distinct).max():
+            break
         for part in (distinct[:50], distinct):  # most steps fail early
             nearest = np.round(part / step) * step
-            if single:
+            if rounding > 1e-10:  # stored as float32
                 off = nearest.astype(np.float32) != part.astype(np.float32)
             else:
-                off = ~(np.abs(nearest - part) <= 4 * _rounding(distinct) * np.abs(part))
+                off = ~(np.abs(nearest - part) <= 4 * rounding * np.abs(part))
             if off.any():
                 break
         else:
             return step
     return None
-
-
-def _decimals(largest: float, least: float) -> Iterator[float]:
-    for exponent in range(math.floor(math.log10(largest)), -300, -1):
-        for digit in (5, 2, 1):
-            step = float(f"{digit}e{exponent}")
-            if step < 2 * least:
-                return
-            yield step
 
 
 def _rounding(values: Vector) -> float:
@@ -276,16 +269,12 @@ def _rounding(values: Vector) -> float:
 def _duplicates(values: Matrix) -> list[tuple[int, int]]:
     """Pairs of columns, each with the first that it equals."""
     first: dict[bytes, int] = {}
-    pairs = []
-    for j, column in enumerate(values.T):
-        i = first.setdefault(column.tobytes(), j)
-        if i != j:
-            pairs.append((i, j))
-    return pairs
+    pairs = [(first.setdefault(c.tobytes(), j), j) for j, c in enumerate(values.T)]
+    return [(i, j) for i, j in pairs if i != j]
 
 
 def _mixed(state: Bits) -> Bits:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: Bits = state ^ (state >> np.uint64(31))
-    return found
+    mixed: Bits = state ^ (state >> np.uint64(31))
+    return mixed

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from baselines.harness.data import cifar, files, mnist, pictures, published, sklearn_images, toys
-from baselines.harness.data.dataset import DataError, Dataset, Entry
+from baselines.harness.data.dataset import CATALOGUE, DataError, Dataset, Entry
 from baselines.harness.data.files import Source
 from baselines.harness.data.frames import is_frame
 from baselines.harness.data.quantised import Width
@@ -45,10 +45,11 @@ def load(
         name: one of ``names()``, a path, ``-`` for standard input, or a ``pandas.DataFrame``.
         seed: fixes the rows of a toy, the training patches and dequantisation noise of images,
             and the split of a file.
-        dequantise: noise for the columns of a file, as ``files.read`` takes it; likewise spared.
+        dequantise: noise for the columns of a file: ``"auto"`` for each column's own step, or a
+            width; see ``files.read`` for this and what follows.
         spared: the columns of a file that stay as they are.
-        columns: of a file, as ``files.read`` takes them; likewise drop.
-        drop: the columns of a file that are left out.
+        columns: those of a file that are kept; None for all.
+        drop: those that are left out.
 
     Raises:
         DataError: neither a known name nor a file, a file that ``files.read`` refuses, or a set
@@ -95,10 +96,7 @@ def load(
 
 
 def entry(name: str) -> Entry:
-    """Return what is known of a registered data set without loading it.
-
-    Raises:
-        DataError: an unknown name.
+    """Return what is known of a registered data set without loading it, or raise DataError.
 
     Example:
         >>> entry("power").columns
@@ -151,74 +149,34 @@ def _entered(point: EntryPoint) -> Entry:
     return entry
 
 
-_ENTRIES: dict[str, Entry] = {
-    entry.name: entry
-    for entry in (
-        *(
-            Entry(
-                name,
-                "a density in the plane",
-                2,
-                toys.SIZES,
-                toys.SOURCE,
-                toys.LICENCE,
-                partial(toys.dataset, name),
-                lambda: "drawn when it is loaded",
-            )
-            for name in toys.TOYS
-        ),
-        Entry(
-            "patches4",
-            "4 x 4 grey patches of two photographs, their mean removed",
-            15,
-            (sklearn_images.TRAIN_ROWS, 4240, 4240),
-            "china.jpg and flower.jpg, sklearn.datasets.load_sample_images",
-            "CC BY 2.0",
-            sklearn_images.patches4,
-            _scikit_learn,
-        ),
-        Entry(
-            "patches",
-            "8 x 8 grey patches of the same, as BSDS300 is made: the mean and a pixel removed",
-            63,
-            (60_000, 1060, 1060),
-            "china.jpg and flower.jpg, sklearn.datasets.load_sample_images",
-            "CC BY 2.0",
-            sklearn_images.patches,
-            _scikit_learn,
-        ),
-        Entry(
-            "digits",
-            "8 x 8 images of digits, dequantised, logit",
-            64,
-            (1439, 179, 179),
-            "UCI optical recognition of handwritten digits, sklearn.datasets.load_digits",
-            "CC BY 4.0",
-            sklearn_images.digits,
-            _scikit_learn,
-        ),
-        *(
-            Entry(
-                name,
-                "28 x 28 images, dequantised, logit",
-                784,
-                (50_000, 10_000, 10_000),
-                *mnist.SETS[name],
-                partial(mnist.dataset, name),
-                partial(mnist.here, name),
-            )
-            for name in mnist.SETS
-        ),
-        Entry(
-            "cifar10",
-            "32 x 32 colour images, dequantised, logit",
-            3072,
-            (45_000, 5_000, 10_000),
-            cifar.SOURCE,
-            cifar.LICENCE,
-            cifar.dataset,
-            cifar.here,
-        ),
-        *published.entries(),
-    )
+_LOADERS: dict[str, tuple[Callable[[int], Dataset], Callable[[], str]]] = {
+    "patches4": (sklearn_images.patches4, _scikit_learn),
+    "patches": (sklearn_images.patches, _scikit_learn),
+    "digits": (sklearn_images.digits, _scikit_learn),
+    "mnist": (partial(mnist.dataset, "mnist"), partial(mnist.here, "mnist")),
+    "fashion_mnist": (
+        partial(mnist.dataset, "fashion_mnist"),
+        partial(mnist.here, "fashion_mnist"),
+    ),
+    "cifar10": (cifar.dataset, cifar.here),
+    **{
+        name: (partial(published.dataset, name), partial(published.here, name))
+        for name in published.PUBLISHED
+    },
+}
+_ENTRIES = {
+    **{
+        name: Entry(
+            name,
+            "a density in the plane",
+            2,
+            toys.SIZES,
+            toys.SOURCE,
+            toys.LICENCE,
+            partial(toys.dataset, name),
+            lambda: "drawn when it is loaded",
+        )
+        for name in toys.TOYS
+    },
+    **{name: Entry(name, *CATALOGUE[name], *loaders) for name, loaders in _LOADERS.items()},
 }

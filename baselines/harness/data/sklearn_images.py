@@ -1,20 +1,26 @@
 """What scikit-learn ships: patches of its two photographs, and its handwritten digits.
 
-The patches are a stand-in for BSDS300 that needs no download: the same preparation.
+The patches are a stand-in for BSDS300 that needs no download, by the recipe of Papamakarios et al.
+2017, after Uria et al. 2013: x = (grey + u) / 256 with grey the integer value (ITU-R 601 luma) and
+u ~ U[0, 1); the patch's mean is subtracted and its last pixel, now minus the sum of the others, is
+dropped. DataError where scikit-learn or pillow is not installed.
+
+Patches overlap, so the splits come from separate regions: see ``positions``. Training takes 60,000
+positions of stride 1, drawn without replacement; validation and test take every patch of their
+grids, in which no pixel is used twice, so that a standard error over rows is not flattered by
+copies.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
-from baselines.harness.data.dataset import DataError, Dataset, Matrix
+from baselines.harness.data.dataset import DataError, Dataset, Matrix, SplitName
 from baselines.harness.data.images import image_set
 from baselines.harness.data.pixels import Pixels
 
-__all__ = ["DIGITS", "TRAIN_ROWS", "digits", "patches", "patches4", "positions"]
+__all__ = ["DIGITS", "digits", "patches", "patches4", "positions"]
 
 TRAIN_ROWS = 60_000
 DIGITS = Pixels(levels=17, alpha=1e-6)
@@ -25,22 +31,7 @@ _HELD_OUT = {"validation": 3, "test": 7}  # band index modulo 8
 
 
 def patches4(seed: int = 0) -> Dataset:
-    """Return 4 x 4 grey patches with their mean removed, D = 15 (columns p0 to p14).
-
-    The recipe is that of BSDS300 in Papamakarios et al. (2017), after Uria et al. (2013):
-    x = (grey + u) / 256 with grey the integer value (ITU-R 601 luma) and u ~ U[0, 1); the
-    patch's mean is subtracted and its last pixel, now minus the sum of the others, is dropped.
-
-    Patches overlap, so the splits come from separate regions: see ``positions``. Training takes
-    60,000 positions of stride 1, drawn without replacement; validation and test take every patch of
-    their grids, in which no pixel is used twice, so that a standard error over rows is not
-    flattered by copies.
-
-    Args:
-        seed: fixes the training positions and the noise u.
-
-    Raises:
-        DataError: scikit-learn or pillow is not installed.
+    """Return 4 x 4 grey patches, D = 15; the seed fixes the training positions and the noise u.
 
     Example:
         >>> patches4().test.shape
@@ -51,10 +42,7 @@ def patches4(seed: int = 0) -> Dataset:
 
 
 def patches(seed: int = 0) -> Dataset:
-    """Return 8 x 8 grey patches, D = 63 as in BSDS300; the recipe and the splits of ``patches4``.
-
-    Raises:
-        DataError: scikit-learn or pillow is not installed.
+    """Return 8 x 8 grey patches, D = 63 as in BSDS300.
 
     Example:
         >>> patches().test.shape
@@ -67,19 +55,12 @@ def patches(seed: int = 0) -> Dataset:
 def digits(seed: int = 0) -> Dataset:
     """Return scikit-learn's 1,797 digits of 8 x 8 pixels, D = 64, dequantised, on the logit scale.
 
-    A pixel counts 0 to 16 dots, 17 levels; see ``pixels``. A tenth of the digits, drawn at
-    random, validates and another tests.
-
-    Args:
-        seed: fixes the splits and the noise.
-
-    Raises:
-        DataError: scikit-learn is not installed.
+    A pixel counts 0 to 16 dots, 17 levels; see ``pixels``. A tenth of the digits, drawn at random,
+    validates and another tests; the seed fixes the splits and the noise.
 
     Example:
-        >>> data = digits()
-        >>> data.train.shape, data.validation.shape, data.test.shape
-        ((1439, 64), (179, 64), (179, 64))
+        >>> digits().sizes
+        (1439, 179, 179)
 
     """
     try:
@@ -129,9 +110,7 @@ def _patch_set(name: str, side: int, seed: int) -> Dataset:
     )
 
 
-def positions(
-    split: Literal["train", "validation", "test"], side: int = 4
-) -> npt.NDArray[np.int64]:
+def positions(split: SplitName, side: int = 4) -> npt.NDArray[np.int64]:
     """Return all positions a split may use, shape (M, 3): photograph, top row, left column.
 
     Each photograph is cut into 16 vertical bands of 40 pixels. Band i belongs to validation if

@@ -50,13 +50,7 @@ def gaussian_scores(train: Part, *held_out: Part) -> list[Score]:
 
     log p(x) = -(|L⁻¹(x - m)|² + D log 2π) / 2 - log det L, with the covariance L Lᵀ (ddof 0).
 
-    Args:
-        train: (N, D).
-        held_out: each (N', D).
-
-    Raises:
-        DataError: the covariance is singular.
-
+    Training rows are (N, D), others (N', D). DataError where the covariance is singular.
     """
     mean, _ = moments(train)
     products = ((part - mean).T @ (part - mean) for part in _pieces(train))

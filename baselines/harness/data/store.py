@@ -24,15 +24,7 @@ from baselines.harness.data.download import digest
 from baselines.harness.data.statistics import moments
 from cflows.core.atomic_write import WriteOnly, blaming
 
-__all__ = [
-    "cache_folder",
-    "folder_of",
-    "load",
-    "manifest",
-    "read_only_folder",
-    "save",
-    "verify",
-]
+__all__ = ["cache_folder", "folder_of", "load", "manifest", "read_only_folder", "save", "verify"]
 
 FORMAT = 1
 
@@ -83,15 +75,9 @@ def folder_of(name: str) -> Path:
 
 
 def save(data: Dataset, origin: str) -> Path:
-    """Write the rows as they will be loaded; an earlier set of this name goes when all is written.
+    """Write the rows as they will be loaded, and what they were converted from.
 
-    Args:
-        data: the set.
-        origin: what it was converted from.
-
-    Raises:
-        OSError: the cache folder cannot be written to.
-
+    An earlier set of this name goes when all is written. OSError where the cache takes nothing.
     """
     folder = folder_of(data.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -122,12 +108,7 @@ def save(data: Dataset, origin: str) -> Path:
 
 
 def manifest(name: str) -> Manifest | None:
-    """What was written beside a converted set; None where there is none of this name.
-
-    Raises:
-        DataError: it cannot be read, or is of another format.
-
-    """
+    """What was written beside a converted set, None where there is none; DataError if damaged."""
     path = folder_of(name) / "manifest.json"
     if not path.is_file():
         return None
@@ -143,11 +124,8 @@ def manifest(name: str) -> Manifest | None:
 def load(name: str) -> Dataset | None:
     """Map a converted set into memory, without reading its rows; None where there is none.
 
-    The maps are copy-on-write: writing to an array never changes the file.
-
-    Raises:
-        DataError: a file is missing, cut short, or not what the manifest says.
-
+    The maps are copy-on-write: writing to an array never changes the file. DataError where a file
+    is missing, cut short, or not what the manifest says.
     """
     about = manifest(name)
     if about is None:
@@ -168,12 +146,7 @@ def load(name: str) -> Dataset | None:
 
 
 def verify(name: str) -> None:
-    """Read all files of a converted set and compare their checksums with the manifest.
-
-    Raises:
-        DataError: one is not what was written.
-
-    """
+    """Read all files of a converted set; DataError where a checksum is not that of the manifest."""
     about = manifest(name)
     for split, file in about["splits"].items() if about else ():
         path = folder_of(name) / f"{split}.npy"

@@ -149,9 +149,7 @@ class Streamed:
             return Summary(largest, one + mean, spread, change)
 
     def _refuse_not_finite(self, first: int, values: Array) -> None:
-        finite = np.isfinite(values)
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0]
+        for row, column in np.argwhere(~np.isfinite(values))[:1]:
             raise DataError(
                 f"{self.path}: column {self.columns[column]!r} is {values[row, column]} in row "
                 f"{first + row} (counted from 0); drop such rows or fill them in"

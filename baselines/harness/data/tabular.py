@@ -3,7 +3,8 @@
 Papamakarios, Pavlakou and Murray 2017, "Masked Autoregressive Flow for Density Estimation",
 appendix D.1, and the code that was published with it. Random numbers are drawn in that code's
 order, so that the full files give the very rows of the papers, which the code then rounds to
-float32. Everything here is a function of arrays, in float64, and leaves its arguments alone.
+float32. Everything here is a function of arrays, in float64, leaves its arguments alone, and
+refuses fewer than 20 rows, and columns that are not those of the set, by a DataError.
 """
 
 from __future__ import annotations
@@ -42,9 +43,6 @@ def power(raw: Matrix) -> Splits:
         raw: (N, 8): active power (kW), reactive power, voltage (V), intensity, three sub-meterings
             (Wh), minute of the day.
 
-    Raises:
-        DataError: not eight columns, or fewer than 20 rows.
-
     """
     _refuse_shape("POWER", raw, 8)
     rng = np.random.RandomState(42)
@@ -69,10 +67,7 @@ def gas(raw: Matrix, columns: tuple[str, ...]) -> Splits:
 
     Args:
         raw: (N, D).
-        columns: the D names.
-
-    Raises:
-        DataError: a column to drop is not there, or fewer than 20 rows.
+        columns: the D names, those that are dropped among them.
 
     """
     if missing := [name for name in DROPPED_OF_GAS if name not in columns]:
@@ -103,10 +98,6 @@ def hepmass(train: Matrix, test: Matrix, columns: tuple[str, ...]) -> Splits:
         test: (N', 1 + D + 1) with the extra last column.
         columns: the D names of the features.
 
-    Raises:
-        DataError: the test file has fewer columns than the training file, or fewer than 20 training
-            rows have label 1.
-
     """
     width = 1 + len(columns)
     if test.shape[1] < width:
@@ -124,14 +115,7 @@ def miniboone(raw: Matrix) -> Splits:
     """Particle identification variables, neither shuffled nor given noise.
 
     The last tenth is the test set, the last tenth of the rest validates, and all are standardised
-    by training and validation rows (ddof 0).
-
-    Args:
-        raw: (N, D).
-
-    Raises:
-        DataError: no matrix, or fewer than 20 rows.
-
+    by training and validation rows (ddof 0). The raw rows are (N, D).
     """
     _refuse_shape("MINIBOONE", raw, raw.shape[1] if raw.ndim == 2 else 43)
     return _standardised_by_seen(raw, tuple(f"x{i}" for i in range(raw.shape[1])))

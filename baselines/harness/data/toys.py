@@ -10,12 +10,11 @@ down to a multiple of their components.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from baselines.harness.data.dataset import DataError, Dataset, Matrix
+from cflows.core.arrays import Array
 
 __all__ = ["LICENCE", "SIZES", "SOURCE", "TOYS", "dataset", "toy"]
 
@@ -48,9 +47,6 @@ def toy(name: str, n: int, seed: int | np.random.SeedSequence = 0) -> Matrix:
 def dataset(name: str, seed: int = 0) -> Dataset:
     """Return a toy as three splits of ``SIZES`` rows, each from a random stream of its own.
 
-    Raises:
-        DataError: an unknown name.
-
     Example:
         >>> dataset("rings").test.shape
         (10000, 2)
@@ -58,16 +54,7 @@ def dataset(name: str, seed: int = 0) -> Dataset:
     """
     streams = np.random.SeedSequence(seed).spawn(len(SIZES))
     train, validation, test = (toy(name, n, s) for n, s in zip(SIZES, streams, strict=True))
-    return Dataset(
-        name,
-        train,
-        validation,
-        test,
-        columns=("x0", "x1"),
-        source=SOURCE,
-        licence=LICENCE,
-        kind="toy",
-    )
+    return Dataset(name, train, validation, test, ("x0", "x1"), SOURCE, LICENCE, "toy")
 
 
 def _gaussians(n: int, rng: np.random.Generator) -> Matrix:
@@ -117,7 +104,7 @@ def _swissroll(n: int, rng: np.random.Generator) -> Matrix:
     return (t[:, None] * _unit(t) + rng.normal(size=(n, 2))) / 5
 
 
-def _unit(angle: npt.NDArray[Any]) -> Matrix:
+def _unit(angle: Array) -> Matrix:
     return np.column_stack((np.cos(angle), np.sin(angle)))
 
 
