@@ -30,7 +30,7 @@ def _made_mog(features: int, *, hidden: Sequence[int]) -> Flow:
     return Flow(identity, MADEMoG(features, COMPONENTS, hidden=hidden))
 
 
-_maf = partial(MAF, batch_norm=True)
+_maf = partial(MAF, batch_norm=True, components=1)
 _realnvp = partial(RealNVP, batch_norm=True, networks="separate")
 
 PRESETS: dict[str, Callable[..., Flow]] = {
