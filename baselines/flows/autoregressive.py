@@ -35,6 +35,7 @@ from baselines.inversion.degree_sweep import INVERSIONS
 from baselines.networks.made import MADE, ORDERS
 from baselines.transforms.univariate import AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, Flow
+from cflows.core.bijector import Mapped
 from cflows.core.messages import known
 
 __all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "autoregressive_layers"]
@@ -87,9 +88,7 @@ class Autoregressive(Bijector):
             features, context_features=context_features, outputs=transformer.size, **made
         )
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """x = τ(z); D coordinates at once for an IAF layer, ``inversion`` for a MAF layer."""
         if self.conditions_on == "noise":
             x, log_det = self.transformer.forward(z, self._conditional(z, context))
@@ -97,9 +96,7 @@ class Autoregressive(Bijector):
         tau = self.transformer
         return INVERSIONS[self.inversion](self.made, z, context, tau.forward, tau.forward_vjp)
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """z = τ⁻¹(x); D coordinates at once for a MAF layer, ``inversion`` for an IAF layer."""
         if self.conditions_on == "data":
             z, log_det = self.transformer.inverse(x, self._conditional(x, context))

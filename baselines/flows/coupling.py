@@ -25,7 +25,7 @@ from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.mask_split import MaskSplit, coupling_mask
 from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow
-from cflows.core.bijector import may_be_read
+from cflows.core.bijector import Mapped, may_be_read
 from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 
@@ -148,15 +148,11 @@ class Coupling(Bijector):
             for outputs, kind in kinds
         )
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """x_b = g(z_b)."""
         return self._apply_to_active(self.transformer.forward, z, context)
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """z_b = g⁻¹(x_b)."""
         return self._apply_to_active(self.transformer.inverse, x, context)
 

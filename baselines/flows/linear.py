@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cflows import Bijector
+from cflows.core.bijector import Mapped
+from cflows.core.messages import known
 
 __all__ = ["Householder", "Invertible1x1", "LULinear", "Permutation", "checked_shape"]
 
@@ -57,15 +59,11 @@ class Permutation(Bijector):
         self.register_buffer("order", indices.to(device))
         self.register_buffer("places", indices.argsort().to(device))
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """x_i = z_order(i)."""
         return z[..., self.order], z.new_zeros(z.shape[:-1])
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """z_order(i) = x_i."""
         return x[..., self.places], x.new_zeros(x.shape[:-1])
 
@@ -98,20 +96,18 @@ class LULinear(Bijector):
 
     def __init__(self, features: int, *, bias: bool = True, start: str = "identity") -> None:
         super().__init__(features)
-        if start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {start!r}")
-        order, signs, packed = torch.arange(features), torch.ones(features), None
-        if start == "rotation":
+        if known("start", start, STARTS) == "rotation":
             order, signs, packed = _packed_rotation(features)
-        self.packed = nn.Parameter(torch.zeros(features, features) if packed is None else packed)
+        else:
+            order, signs = torch.arange(features), torch.ones(features)
+            packed = torch.zeros(features, features)
+        self.packed = nn.Parameter(packed)
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
         # Row i of P L U is row order(i) of L U.
         self.register_buffer("order", order)
         self.register_buffer("signs", signs)
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """P (L (U z)) + b."""
         lower, upper = self._factors()
         with torch.autocast(z.device.type, enabled=False):
@@ -120,9 +116,7 @@ class LULinear(Bijector):
             x = x + self.bias
         return x, self._log_det().expand(z.shape[:-1])
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """U⁻¹ L⁻¹ Pᵀ (x - b), by two triangular solves."""
         lower, upper = self._factors()
         y = x if self.bias is None else x - self.bias
@@ -177,15 +171,11 @@ class Householder(Bijector):
         pairs = torch.randn((count + 1) // 2, features)
         self.vectors = nn.Parameter(pairs.repeat_interleave(2, dim=0)[:count])
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """z - V T Vᵀ z."""
         return self._reflected(z, transpose=False), z.new_zeros(z.shape[:-1])
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """x - V Tᵀ Vᵀ x."""
         return self._reflected(x, transpose=True), x.new_zeros(x.shape[:-1])
 
@@ -225,23 +215,18 @@ class Invertible1x1(Bijector):
     def __init__(self, shape: Sequence[int], *, mix: str = "lu", start: str = "rotation") -> None:
         channels, height, width = checked_shape(shape)
         super().__init__(channels * height * width)
-        if mix not in MIXES:
-            raise ValueError(f"mix must be one of {', '.join(MIXES)}; got {mix!r}")
+        known("mix", mix, MIXES)
         self.shape = (channels, height, width)
         self.mix: Bijector = (
             LULinear(channels, bias=False, start=start) if mix == "lu" else Householder(channels)
         )
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """W z at every pixel."""
         pixels, log_det = self.mix.forward_and_log_det(self._pixels(z))
         return self._flat(pixels), log_det.sum(-1)
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """W⁻¹ x at every pixel."""
         pixels, log_det = self.mix.inverse_and_log_det(self._pixels(x))
         return self._flat(pixels), log_det.sum(-1)

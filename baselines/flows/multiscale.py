@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from baselines.flows.linear import Permutation, checked_shape
 from cflows import Bijector
+from cflows.core.bijector import Mapped
 
 __all__ = ["MultiScale", "Squeeze"]
 
@@ -125,9 +126,7 @@ class MultiScale(Bijector):
             h = level.inverse(h[..., : level.features], seen)
         return torch.cat([h, *reversed(pieces)], dim=-1)
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Noise to data; the levels' log-determinants add up."""
         h, total = z[..., :0], z.new_zeros(z.shape[:-1])
         for level, seen in self._with_context(context):
@@ -136,9 +135,7 @@ class MultiScale(Bijector):
             total = total + log_det
         return h, total
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Data to noise; the levels' log-determinants add up."""
         h, total, pieces = x, x.new_zeros(x.shape[:-1]), []
         for level, seen in reversed([*self._with_context(context)]):

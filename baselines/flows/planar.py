@@ -34,6 +34,7 @@ from baselines.inversion.roots import (
     tanh_slope,
 )
 from cflows import Bijector, Chain, Flow
+from cflows.core.bijector import Mapped
 
 __all__ = ["Amortized", "Planar", "PlanarFlow", "Radial", "RadialFlow", "RootBijector"]
 
@@ -149,17 +150,13 @@ class Planar(RootBijector):
         u, w = START * torch.randn(features), torch.randn(features) / features**0.5
         self.parts = Amortized(torch.cat([u, w, torch.zeros(1)]), context_features)
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """z + û tanh(w·z + b)."""
         u, w, b, slope = self._u_w_b_slope(context)
         t = torch.tanh(_dot(w, z) + b)
         return z + u * t[..., None], tanh_slope(t, slope).log()
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """x - û tanh(s), from the root s of s + (w·û) tanh(s) = w·x + b."""
         u, w, b, slope = self._u_w_b_slope(context)
         self.inversion_status = None
@@ -205,9 +202,7 @@ class Radial(Bijector):
         start = torch.cat([torch.randn(features), torch.zeros(1), START * torch.randn(1)])
         self.parts = Amortized(start, context_features)
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """z₀ + (z - z₀) (γ + r) / (α + r)."""
         centre, alpha, gamma = self._centre_alpha_gamma(context)
         offset = z - centre
@@ -215,9 +210,7 @@ class Radial(Bijector):
         stretch, log_det = self._stretch_and_log_det(r, alpha, gamma)
         return centre + offset * stretch[..., None], log_det
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """z₀ + (x - z₀) (α + r) / (γ + r), from the quadratic's root r."""
         centre, alpha, gamma = self._centre_alpha_gamma(context)
         offset = x - centre

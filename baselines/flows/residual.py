@@ -28,14 +28,11 @@ from baselines.networks.lipschitz import LipschitzMLP
 from cflows import Bijector, Chain, Flow
 from cflows.continuous.divergence import PROBES, draw_probes
 from cflows.continuous.fields import FrozenMLP, Linearized, pushforward
-from cflows.core.bijector import fusible
+from cflows.core.bijector import Mapped, fusible
 from cflows.core.first_order import first_order, first_order_only
+from cflows.core.messages import known
 
-__all__ = [
-    "LOG_DETS",
-    "Residual",
-    "ResidualFlow",
-]
+__all__ = ["LOG_DETS", "Residual", "ResidualFlow"]
 
 LOG_DETS = ("auto", "exact", "unbiased")
 ONCE_FORWARD = (
@@ -114,9 +111,8 @@ class Residual(Bijector):
             coefficient=coefficient,
             activation=activation,
         )
-        for name, value, known in (("log_det", log_det, LOG_DETS), ("probe", probe, PROBES)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        known("log_det", log_det, LOG_DETS)
+        known("probe", probe, PROBES)
         if min(probes, max_iterations) < 1 or exact_terms < 0:
             raise ValueError("probes and max_iterations must be at least 1, exact_terms at least 0")
         if continuation is None:
@@ -138,26 +134,22 @@ class Residual(Bijector):
             return self._solved(self.network.frozen(context), z)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """X + g(x)."""
+        """x + g(x)."""
         if not torch.compiler.is_compiling():
             self.evaluations_made += 1
         with torch.autocast(x.device.type, enabled=False):
             z: Tensor = x + self.network(x, context)
             return z
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """The solution of x = z - g(x), and -log det(I + J) there."""
         with torch.autocast(z.device.type, enabled=False):
             g = self.network.frozen(context)
             x = self._solved(g, z)
             return x, -self._log_det(g.linearize(x), x)
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """X + g(x), and log det(I + J) there."""
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+        """x + g(x), and log det(I + J) there."""
         if not torch.compiler.is_compiling():
             self.evaluations_made += 1
         with torch.autocast(x.device.type, enabled=False):

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from baselines.flows.planar import SMALLEST_SLOPE, START, Amortized, RootBijector, check_layers
 from baselines.inversion.roots import MAX_ITERATIONS, tanh_slope
 from cflows import Bijector, Chain, Flow
+from cflows.core.bijector import Mapped
+from cflows.core.messages import known
 
 __all__ = ["ORTHOGONALS", "Sylvester", "SylvesterFlow"]
 
@@ -77,10 +79,7 @@ class Sylvester(RootBijector):
         hidden = features if hidden is None else hidden
         if not 1 <= hidden <= features:
             raise ValueError(f"hidden must be within 1 to features={features}, got {hidden}")
-        if orthogonal not in ORTHOGONALS:
-            known = ", ".join(ORTHOGONALS)
-            raise ValueError(f"orthogonal must be one of {known}; got {orthogonal!r}")
-        self.hidden, self.orthogonal = hidden, orthogonal
+        self.hidden, self.orthogonal = hidden, known("orthogonal", orthogonal, ORTHOGONALS)
         rows, columns = torch.triu_indices(hidden, hidden)
         self.register_buffer("rows", rows)
         self.register_buffer("columns", columns)
@@ -90,9 +89,7 @@ class Sylvester(RootBijector):
         if orthogonal == "householder":
             self.reflections = nn.Parameter(torch.randn(hidden, features))
 
-    def forward_and_log_det(
-        self, z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """z + Q R tanh(R̃ Qᵀz + b)."""
         outer, inner, b = self._outer_inner_b(context)
         # In low precision the inverse would not be that of this map.
@@ -102,9 +99,7 @@ class Sylvester(RootBijector):
             x = z + _product(outer, t) @ q.mT
         return x, _log_det(t, outer, inner)
 
-    def inverse_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """x - Q R tanh(h), from the roots h of the rows, the last first."""
         outer, inner, b = self._outer_inner_b(context)
         with torch.autocast(x.device.type, enabled=False):
@@ -182,10 +177,8 @@ class SylvesterFlow(Flow):
         base: nn.Module | None = None,
     ) -> None:
         check_layers(layers)
+        known("orthogonal", orthogonal, ("alternate", *ORTHOGONALS))
         kinds = ("identity", "reversed") if orthogonal == "alternate" else (orthogonal,)
-        if kinds[0] not in ORTHOGONALS:
-            known = ", ".join(("alternate", *ORTHOGONALS))
-            raise ValueError(f"orthogonal must be one of {known}; got {orthogonal!r}")
         maps: list[Bijector] = [
             Sylvester(
                 features,

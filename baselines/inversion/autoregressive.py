@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from baselines.networks.made import MADE
-from baselines.transforms.univariate import pull_back
+from baselines.transforms.univariate import Pullback, pull_back
 from cflows.core.bijector import fusible
 from cflows.core.first_order import first_order_only
 
-__all__ = ["ONCE", "Pullback", "Solve", "jacobi", "sequential"]
+__all__ = ["ONCE", "Solve", "jacobi", "sequential"]
 
 ONCE = (
     "the gradient through a cached or jacobi inversion cannot be differentiated again: "
@@ -37,8 +37,6 @@ ONCE = (
 
 # values (*S), parameters (*S, P) -> images (*S), log-derivatives (*S)
 Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-# values, parameters, images, for_images, for_log_dets -> for_values (*S), for_parameters (*S, P)
-Pullback = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def sequential(

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.inversion.autoregressive import ONCE, Pullback, Solve, jacobi, sequential
+from baselines.inversion.autoregressive import ONCE, Solve, jacobi, sequential
 from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.made import MADE
+from baselines.transforms.univariate import Pullback
 from cflows.core.bijector import fusible
 from cflows.core.first_order import first_order_only
 
@@ -113,7 +114,11 @@ class _Network:
         self.columns = [coordinates, *hidden]
         self.edges = [*hidden, [made.outputs * before for before in coordinates]]
         self.activation = FUSED_ACTIVATIONS[made.activation]
-        self.skips = [made.skip(layer) for layer in range(self.depth)]
+        # The hidden layer whose values are added to a layer's, at the end of a residual block.
+        self.skips = [
+            layer - 2 if made.residual and layer and layer % 2 == 0 else None
+            for layer in range(self.depth)
+        ]
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of degrees p..q-1 that cover 0..D; the last has no hidden unit."""

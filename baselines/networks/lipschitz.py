@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from cflows.continuous.fields import FrozenMLP
 from cflows.continuous.layers import ACTIVATIONS, Activation
 from cflows.core.bijector import fusible, may_be_read
+from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 
 __all__ = ["CONTRACTIVE", "LipSwish", "LipschitzMLP", "spectral_bound"]
@@ -119,10 +120,7 @@ class LipschitzMLP(Pickled):
         activation: str = "lipswish",
     ) -> None:
         super().__init__()
-        if activation not in CONTRACTIVE:
-            raise ValueError(
-                f"activation must be one of {', '.join(CONTRACTIVE)}; got {activation!r}"
-            )
+        known("activation", activation, CONTRACTIVE)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden must list at least one width of at least 1, got {hidden}")
         if not 0 < coefficient < 1:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import operator
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,35 +49,18 @@ def input_degrees(features: int, order: str) -> Tensor:
     return degrees if order == "sequential" else degrees.flip(0)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Degrees on the Python side, where loops and slices want them.
 
     Attributes:
-        features: D.
-        hidden: degrees of each hidden layer's units, ascending.
+        edges: ``edges[l][m]`` is how many units of hidden layer l have a degree below m <= D + 1.
+        staircases: for each layer of the network the blocks that its mask leaves, None for a full
+            one.
 
     """
 
-    features: int
-    hidden: tuple[tuple[int, ...], ...]
-
-    @cached_property
-    def edges(self) -> tuple[tuple[int, ...], ...]:
-        """``edges[l][m]`` is how many units of hidden layer l have a degree below m <= D + 1."""
-        return tuple(
-            tuple(bisect_left(degrees, m) for m in range(self.features + 2))
-            for degrees in self.hidden
-        )
-
-    @cached_property
-    def staircases(self) -> tuple[Staircase | None, ...]:
-        """For each layer of the network the blocks that its mask leaves, None for a full one."""
-        between = (
-            staircase_of(*pair, 4) if min(map(len, pair)) >= STAIRCASE_FROM else None
-            for pair in pairwise(self.hidden)
-        )
-        return (None, *between, None)
+    edges: tuple[tuple[int, ...], ...]
+    staircases: tuple[Staircase | None, ...]
 
 
 class MADE(Pickled):
@@ -184,10 +167,6 @@ class MADE(Pickled):
         # The buffers that were read may since have been replaced, on another device.
         return {**self.__dict__, "_read": None}
 
-    def skip(self, layer: int) -> int | None:
-        """The hidden layer whose values are added to this one's, None where there is none."""
-        return layer - 2 if self.residual and layer >= 2 and layer % 2 == 0 else None
-
     def plan(self) -> Plan:
         """Degrees as Python numbers; a device is asked anew where their buffers have changed."""
         buffers = [getattr(self, f"hidden_degrees_{k}") for k in range(len(self.layers) - 1)]
@@ -263,7 +242,13 @@ class MADE(Pickled):
 
 @lru_cache(maxsize=256)
 def _planned(features: int, hidden: tuple[tuple[int, ...], ...]) -> Plan:
-    return Plan(features, hidden)
+    """The plan for hidden layers whose units have these degrees, ascending."""
+    edges = (tuple(bisect_left(degrees, m) for m in range(features + 2)) for degrees in hidden)
+    between = (
+        staircase_of(*pair, 4) if min(map(len, pair)) >= STAIRCASE_FROM else None
+        for pair in pairwise(hidden)
+    )
+    return Plan(tuple(edges), (None, *between, None))
 
 
 def _hidden_degrees(width: int, features: int, least: int, kind: str) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from baselines.transforms.univariate import AffineScale, UnivariateTransform
 from cflows import register
+from cflows.core.bijector import Mapped
 
 __all__ = ["AffineSpline", "RationalQuadratic", "rational_quadratic"]
 
@@ -70,18 +71,17 @@ class RationalQuadratic(UnivariateTransform):
         """3K - 1: K widths, K heights, K - 1 derivatives at the inner knots."""
         return 3 * self.bins - 1
 
-    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Z (*S,) and parameters (*S, 3K - 1) -> x and log dx/dz, (*S,) each."""
-        widths, heights, derivatives = self._split(parameters)
-        return rational_quadratic(z, widths, heights, derivatives, inverse=False, bound=self.bound)
+    def forward(self, z: Tensor, parameters: Tensor) -> Mapped:
+        """z (*S,) and parameters (*S, 3K - 1) -> x and log dx/dz, (*S,) each."""
+        return self._map(z, parameters, inverse=False)
 
-    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """X (*S,) and parameters (*S, 3K - 1) -> z and log dz/dx, (*S,) each."""
-        widths, heights, derivatives = self._split(parameters)
-        return rational_quadratic(x, widths, heights, derivatives, inverse=True, bound=self.bound)
+    def inverse(self, x: Tensor, parameters: Tensor) -> Mapped:
+        """x (*S,) and parameters (*S, 3K - 1) -> z and log dz/dx, (*S,) each."""
+        return self._map(x, parameters, inverse=True)
 
-    def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(parameters, [self.bins, self.bins, self.bins - 1], dim=-1)
+    def _map(self, value: Tensor, parameters: Tensor, *, inverse: bool) -> Mapped:
+        parts = torch.split(parameters, [self.bins, self.bins, self.bins - 1], dim=-1)
+        return rational_quadratic(value, *parts, inverse=inverse, bound=self.bound)
 
 
 @register
@@ -123,15 +123,15 @@ class AffineSpline(UnivariateTransform):
         """3K + 1."""
         return _AFFINE.size + self._spline.size
 
-    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Z (*S,) and parameters (*S, 3K + 1) -> x and log dx/dz, (*S,) each."""
+    def forward(self, z: Tensor, parameters: Tensor) -> Mapped:
+        """z (*S,) and parameters (*S, 3K + 1) -> x and log dx/dz, (*S,) each."""
         affine, spline = self._split(parameters)
         bent, first = self._spline.forward(z, spline)
         x, second = _AFFINE.forward(bent, affine)
         return x, first + second
 
-    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """X (*S,) and parameters (*S, 3K + 1) -> z and log dz/dx, (*S,) each."""
+    def inverse(self, x: Tensor, parameters: Tensor) -> Mapped:
+        """x (*S,) and parameters (*S, 3K + 1) -> z and log dz/dx, (*S,) each."""
         affine, spline = self._split(parameters)
         bent, first = _AFFINE.inverse(x, affine)
         z, second = self._spline.inverse(bent, spline)

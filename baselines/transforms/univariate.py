@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from cflows import register
-from cflows.core.bijector import BOUND, bounded, plain
+from cflows.core.bijector import BOUND, Mapped, bounded, plain
 
-__all__ = [
-    "Additive",
-    "AffineScale",
-    "Transformer",
-    "UnivariateTransform",
-    "pull_back",
-]
+__all__ = ["Additive", "AffineScale", "Pullback", "Transformer", "UnivariateTransform", "pull_back"]
+
+# value (*S), parameters (*S, P), image, for_image, for_log_det -> for_value (*S), for_parameters
+Pullback = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class UnivariateTransform(ABC):
@@ -43,11 +40,11 @@ class UnivariateTransform(ABC):
         """P, parameters per coordinate."""
 
     @abstractmethod
-    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, parameters: Tensor) -> Mapped:
         """Noise to data: z (*S), (*S, P) -> x (*S), log dx/dz (*S)."""
 
     @abstractmethod
-    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, parameters: Tensor) -> Mapped:
         """Data to noise: x (*S), (*S, P) -> z (*S), log dz/dx (*S)."""
 
     def forward_vjp(
@@ -71,22 +68,22 @@ def pull_back(
 ) -> tuple[Tensor, ...]:
     """Cotangents of the inputs, zero where no output depends on them; the graph is kept."""
     live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    outputs, cotangents = zip(*live, strict=True) if live else ((), ())
     return torch.autograd.grad(
-        [o for o, _ in live], inputs, [c for _, c in live], retain_graph=True,
-        allow_unused=True, materialize_grads=True,
-    )  # fmt: skip
+        outputs, inputs, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
 
 
 def _vjp(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    given: Tensor,
+    function: Callable[[Tensor, Tensor], Mapped],
+    value: Tensor,
     parameters: Tensor,
     *cotangents: Tensor,
 ) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
-        inputs = given.detach().requires_grad_(), parameters.detach().requires_grad_()
-        for_given, for_parameters = pull_back(function(*inputs), inputs, cotangents)
-    return for_given, for_parameters
+        inputs = value.detach().requires_grad_(), parameters.detach().requires_grad_()
+        for_value, for_parameters = pull_back(function(*inputs), inputs, cotangents)
+    return for_value, for_parameters
 
 
 @register
@@ -112,13 +109,13 @@ class AffineScale(UnivariateTransform):
         """2."""
         return 2
 
-    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, parameters: Tensor) -> Mapped:
         """μ + exp(α) z, α."""
-        return _affine(_scale_and_shift, z, parameters)
+        return _affine(_scale_and_shift, self.forward_vjp, z, parameters)
 
-    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, parameters: Tensor) -> Mapped:
         """(x - μ) exp(-α), -α."""
-        return _affine(_shift_and_scale, x, parameters)
+        return _affine(_shift_and_scale, self.inverse_vjp, x, parameters)
 
     def forward_vjp(
         self, z: Tensor, parameters: Tensor, x: Tensor, for_x: Tensor, for_log_det: Tensor
@@ -157,48 +154,54 @@ class Additive(UnivariateTransform):
         """1."""
         return 1
 
-    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, parameters: Tensor) -> Mapped:
         """μ + z, 0."""
         return z + parameters.squeeze(-1), torch.zeros_like(z)
 
-    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, parameters: Tensor) -> Mapped:
         """x - μ, 0."""
         return x - parameters.squeeze(-1), torch.zeros_like(x)
 
 
-def _scale_and_shift(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(z: Tensor, parameters: Tensor) -> Mapped:
     log_scale = bounded(parameters[..., 1])
     return torch.addcmul(parameters[..., 0], log_scale.exp(), z), log_scale
 
 
-def _shift_and_scale(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+def _shift_and_scale(x: Tensor, parameters: Tensor) -> Mapped:
     minus = -bounded(parameters[..., 1])
     return (x - parameters[..., 0]) * minus.exp(), minus
 
 
 def _affine(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], given: Tensor, parameters: Tensor
-) -> tuple[Tensor, Tensor]:
+    function: Callable[[Tensor, Tensor], Mapped],
+    vjp: Pullback,
+    value: Tensor,
+    parameters: Tensor,
+) -> Mapped:
     """The function as one node of the graph: the gradient of an index is a sum into zeros."""
-    differentiated = torch.is_grad_enabled() and (given.requires_grad or parameters.requires_grad)
-    if not differentiated or not plain(given) or given.shape != parameters.shape[:-1]:
-        return function(given, parameters)
-    found: tuple[Tensor, Tensor] = _Affine.apply(function, given, parameters)  # type: ignore[no-untyped-call]
-    return found
+    differentiated = torch.is_grad_enabled() and (value.requires_grad or parameters.requires_grad)
+    if not differentiated or not plain(value) or value.shape != parameters.shape[:-1]:
+        return function(value, parameters)
+    mapped: Mapped = _Affine.apply(function, vjp, value, parameters)  # type: ignore[no-untyped-call]
+    return mapped
 
 
 class _Affine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Any, given: Tensor, parameters: Tensor) -> Any:
-        value, log_det = function(given, parameters)
-        ctx.function = function
-        ctx.save_for_backward(given, parameters, value)
-        return value, log_det
+    def forward(
+        ctx: Any,
+        function: Callable[[Tensor, Tensor], Mapped],
+        vjp: Pullback,
+        value: Tensor,
+        parameters: Tensor,
+    ) -> Mapped:
+        image, log_det = function(value, parameters)
+        ctx.vjp = vjp
+        ctx.save_for_backward(value, parameters, image)
+        return image, log_det
 
     @staticmethod
-    def backward(ctx: Any, for_value: Tensor, for_log_det: Tensor) -> Any:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         # Torch's own operations on what was saved: their graph is the second derivative.
-        given, parameters, value = ctx.saved_tensors
-        affine = AffineScale()
-        vjp = affine.inverse_vjp if ctx.function is _shift_and_scale else affine.forward_vjp
-        return None, *vjp(given, parameters, value, for_value, for_log_det)
+        return None, None, *ctx.vjp(*ctx.saved_tensors, *cotangents)
