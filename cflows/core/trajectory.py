@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cflows.core.bijector import Bijector, Chain
 
-__all__ = ["Solved", "trajectory"]
+__all__ = ["Solved", "flattened", "through", "trajectory"]
 
 
 @runtime_checkable
@@ -34,18 +34,18 @@ def trajectory(
     ordered = all((a < b) == upwards and a != b for a, b in pairwise(times))
     if len(times) < 2 or times[0] != begin or not ordered or not 0 <= times[-1] <= 1:
         raise ValueError(f"times must run from 0 upwards or from 1 downwards, got {list(times)}")
-    parts = list(_flattened(bijector))
+    parts = list(flattened(bijector))
     solved = [index for index, part in enumerate(parts) if isinstance(part, Solved)]
     if not solved:
         raise TypeError("this flow has no continuous part: it has no path to show")
     head, middle = parts[: solved[0]], parts[solved[0] : solved[-1] + 1]
     tail = parts[solved[-1] + 1 :]
     state, context = bijector.broadcast(start, context)
-    state = _through(head if upwards else tail, state, context, upwards)
+    state = through(head if upwards else tail, state, context, upwards)
     states, waiting, passed = [state], list(times[1:]), 0
     for part in middle if upwards else reversed(middle):
         if not isinstance(part, Solved):
-            state = _through([part], state, context, upwards)
+            state = through([part], state, context, upwards)
             continue
         # This part runs over [passed, passed + 1] / K, upwards or downwards alike.
         local = [abs(t - begin) * len(solved) - passed for t in waiting]
@@ -54,22 +54,24 @@ def trajectory(
         path = part.trajectory(state, [begin, *stops, end], context)
         states += list(path[1 : 1 + len(local)])
         state, passed, waiting = path[-1], passed + 1, waiting[len(local) :]
-    return torch.stack([_through(tail, seen, context, True) for seen in states])
+    return torch.stack([through(tail, seen, context, True) for seen in states])
 
 
-def _through(
+def through(
     parts: Iterable[Bijector], state: Tensor, context: Tensor | None, upwards: bool
 ) -> Tensor:
+    """A state taken through maps that are listed from noise to data, or back through them."""
     for part in parts if upwards else reversed(list(parts)):
         seen = context if part.context_features else None
         state = part.forward(state, seen) if upwards else part.inverse(state, seen)
     return state
 
 
-def _flattened(bijector: Bijector) -> Iterator[Bijector]:
+def flattened(bijector: Bijector) -> Iterator[Bijector]:
+    """The parts of nested chains, from noise to data."""
     if isinstance(bijector, Chain):
         for part in bijector.parts:
             assert isinstance(part, Bijector)
-            yield from _flattened(part)
+            yield from flattened(part)
     else:
         yield bijector

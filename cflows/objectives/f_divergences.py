@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from cflows.core.density import Density
 from cflows.objectives.base import AnyBatch, LogDensity, Objective, weighted_mean
-from cflows.objectives.kl import draw, score
+from cflows.objectives.kl import draw, refuse_weights, score
 
 __all__ = ["AlphaDivergence", "ChiSquare", "FDivergence", "JensenShannon"]
 
@@ -102,12 +102,12 @@ class FDivergence(Objective):
         """
         rows, context = batch
         if self.critic is None:
-            if weights is not None:
-                raise ValueError(f"{self.name} with a density weighs no rows: leave weights out")
             assert self.log_density is not None
+            refuse_weights(self.name, context, weights)
             x, log_q = draw(flow, self.rows, context)
             u = score(self.log_density, x, context) - log_q
-            return self.value(u if self.normalised else self._self_normalised(u, context)).mean()
+            u = u if self.normalised else self._self_normalised(u, context)
+            return weighted_mean(self.value(u), weights)
         if rows is None:
             raise ValueError(f"{self.name} with a critic compares rows: give fit training rows")
         x = flow.rsample((len(rows),)) if context is None else flow.rsample((), context)
@@ -130,8 +130,8 @@ class FDivergence(Objective):
         if context is not None:
             x = torch.cat([x, context.repeat(2, 1)], dim=1)
         parameters = {k: _Reversed.apply(v) for k, v in self.critic.named_parameters()}  # type: ignore[no-untyped-call]
-        found = functional_call(self.critic, parameters, (x,))
-        return BOUND * torch.tanh(found.reshape(len(x)) / BOUND)
+        u = functional_call(self.critic, parameters, (x,))
+        return BOUND * torch.tanh(u.reshape(len(x)) / BOUND)
 
 
 class AlphaDivergence(FDivergence):
@@ -260,9 +260,9 @@ class _Reversed(torch.autograd.Function):
     """The identity, whose gradient changes sign."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(ctx: object, value: Tensor) -> Tensor:
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return -gradient

@@ -6,16 +6,15 @@ of straight paths from noise to data, and the likelihood is asked for afterwards
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cflows.continuous.fields import MLP
 from cflows.continuous.ode_bijector import ODEBijector
-from cflows.core.bijector import Bijector, Chain, may_read
+from cflows.core.bijector import Bijector, may_read
 from cflows.core.density import Density
+from cflows.core.messages import known
+from cflows.core.trajectory import flattened, through
 from cflows.objectives.base import Batch, Objective, weighted_mean
 
 __all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]
@@ -80,9 +79,7 @@ class FlowMatching(Objective):
 
     def __init__(self, coupling: str = "independent") -> None:
         super().__init__()
-        if coupling not in COUPLINGS:
-            raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}; got {coupling!r}")
-        self.coupling = coupling
+        self.coupling = known("coupling", coupling, COUPLINGS)
         self.additive = coupling == "independent"  # a pairing is of the whole batch
 
     def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
@@ -95,21 +92,16 @@ class FlowMatching(Objective):
         before, block, behind = split_at_block(flow)
         x, context = flow.bijector.broadcast(*batch)
         with torch.no_grad():
-            end = _through(reversed(behind), x, context, "inverse")
+            end = through(behind, x, context, upwards=False)
             # A base without context of its own takes the number of draws from the shape.
             start = flow.base.sample(() if context is not None else x.shape[:-1], context)
-            start = _through(before, start.to(end), context, "forward")
+            start = through(before, start.to(end), context, upwards=True)
             if self.coupling == "optimal":
                 start = start[self._pairing(start, end, context)]
         times, sizes = _times(block, end)
-        rows = (
-            times
-            if sizes is None
-            else torch.cat([t.expand(k) for t, k in zip(times.unbind(), sizes, strict=True)])
-        )
-        place = torch.lerp(start, end, rows.unsqueeze(-1))
+        state = torch.lerp(start, end, times.unsqueeze(-1))
         context = context if block.context_features else None
-        velocity = _velocity(block, times, sizes, place, context)
+        velocity = _velocity(block, times, sizes, state, context)
         return weighted_mean((velocity - (end - start)).square().sum(-1), weights)
 
     @staticmethod
@@ -157,7 +149,7 @@ def split_at_block(flow: Density) -> tuple[list[Bijector], ODEBijector, list[Bij
         ValueError: there are several, it stands within another map, or another part is trained.
 
     """
-    parts = list(_flattened(flow.bijector))
+    parts = list(flattened(flow.bijector))
     at = [index for index, part in enumerate(parts) if isinstance(part, ODEBijector)]
     inside = sum(isinstance(module, ODEBijector) for module in flow.bijector.modules())
     if not inside:
@@ -181,24 +173,8 @@ def split_at_block(flow: Density) -> tuple[list[Bijector], ODEBijector, list[Bij
     return parts[: at[0]], block, parts[at[0] + 1 :]
 
 
-def _flattened(bijector: Bijector) -> Iterator[Bijector]:
-    """The parts of nested chains, from noise to data."""
-    if not isinstance(bijector, Chain):
-        yield bijector
-        return
-    for part in bijector.parts:
-        assert isinstance(part, Bijector)
-        yield from _flattened(part)
-
-
-def _through(parts: Any, value: Tensor, context: Tensor | None, method: str) -> Tensor:
-    for part in parts:
-        value = getattr(part, method)(value, context if part.context_features else None)
-    return value
-
-
 def _times(block: ODEBijector, x: Tensor) -> tuple[Tensor, list[int] | None]:
-    """Stratified times in [0, 1], and how many rows take each; None where each row has its own."""
+    """Stratified times (N,) in [0, 1], and how many rows share one; None where no two do."""
     n = len(x)
     if _by_row(block.field) or n == 0:
         s = torch.rand(n, dtype=x.dtype, device=x.device)
@@ -208,7 +184,8 @@ def _times(block: ODEBijector, x: Tensor) -> tuple[Tensor, list[int] | None]:
     edges = torch.arange(parts + 1) * n // parts
     first, size = edges[:-1].to(x), edges.diff()
     s = torch.rand(parts, dtype=x.dtype, device=x.device)
-    return (first + s * size.to(x)) / n, size.tolist()
+    times = (first + s * size.to(x)) / n
+    return times.repeat_interleave(size.to(x.device), output_size=n), size.tolist()
 
 
 def _by_row(field: torch.nn.Module) -> bool:
@@ -222,13 +199,14 @@ def _velocity(
 ) -> Tensor:
     """T f(sT, x, c), the velocity of the block's solve over [0, 1], at the times of the rows."""
     end_time = block.end_time
+    times = s * end_time
     if may_read(x):
         block.evaluations_made += 1
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=block.low_precision):
         if sizes is None:
-            velocity: Tensor = block.field(s * end_time, x, context)
+            velocity: Tensor = block.field(times, x, context)
         else:
             contexts = [None] * len(sizes) if context is None else torch.split(context, sizes)
-            parts = zip((s * end_time).unbind(), torch.split(x, sizes), contexts, strict=True)
-            velocity = torch.cat([block.field(*part) for part in parts])
+            parts = zip(torch.split(times, sizes), torch.split(x, sizes), contexts, strict=True)
+            velocity = torch.cat([block.field(t[0], *part) for t, *part in parts])
     return end_time * velocity.to(x.dtype)

@@ -10,9 +10,8 @@ with u = f⁻¹(x), q(u) the base and p(u) what the inverse makes of p (Papamaka
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,17 +49,16 @@ class ForwardKL(Objective):
     def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """-mean log p(x | context), and the penalties, each row by its weight."""
         if not self.penalties:
-            log_prob: Tensor = flow(*batch)
-            return -weighted_mean(log_prob, weights)
-        log_prob, found = flow.log_prob_and_penalties(*batch)
-        if missing := self.penalties.keys() - found.keys():
+            return -weighted_mean(flow(*batch), weights)
+        log_prob, integrals = flow.log_prob_and_penalties(*batch)
+        if missing := self.penalties.keys() - integrals.keys():
             raise ValueError(
-                f"the flow integrates {sorted(found) or 'no penalty'}, not {sorted(missing)}: "
+                f"the flow integrates {sorted(integrals) or 'no penalty'}, not {sorted(missing)}: "
                 "build it with penalties=(...)"
             )
-        loss: Tensor = -weighted_mean(log_prob, weights)
+        loss = -weighted_mean(log_prob, weights)
         for name, weight in self.penalties.items():
-            loss = loss + weight * weighted_mean(found[name], weights)
+            loss = loss + weight * weighted_mean(integrals[name], weights)
         return loss
 
 
@@ -78,8 +76,8 @@ class ReverseKL(Objective):
     loss is the same. It costs a second pass: x is drawn without its density, then scored as
     ``log_prob`` scores it, about twice the time, and a numerical inverse where the flow has one.
 
-    With a context (N, C) in the batch there is one draw a row, and log p̃ is called with (x,
-    context). The rows of the batch are not looked at.
+    With a context (N, C) in the batch there is one draw a row, which counts by the row's weight,
+    and log p̃ is called with (x, context). The rows of the batch are not looked at.
 
     Args:
         log_density: log p̃, differentiable: (S, D) -> (S,), or (N, D) and (N, C) -> (N,).
@@ -87,7 +85,7 @@ class ReverseKL(Objective):
         path_gradient: whether to leave the term of mean zero out.
 
     Raises:
-        ValueError: no log-density, or samples less than 1.
+        ValueError: no log-density, samples less than 1, or weights without a context.
         TypeError: the base is trained but has no reparameterised draws.
 
     Example:
@@ -119,16 +117,19 @@ class ReverseKL(Objective):
         self.rows = samples
         self.path_gradient = path_gradient
 
-    def forward(self, flow: Density, batch: AnyBatch = (None, None)) -> Tensor:
-        """Mean of log q(x) - log p̃(x) over draws."""
+    def forward(
+        self, flow: Density, batch: AnyBatch = (None, None), weights: Tensor | None = None
+    ) -> Tensor:
+        """Mean of log q(x) - log p̃(x) over draws, those of a context's rows by their weights."""
         context = batch[1]
+        refuse_weights("reverse_kl", context, weights)
         if self.path_gradient:
             _check_base(flow)
             x = flow.rsample(*_request(self.rows, context))
             log_q = held_log_prob(flow, x, context)
         else:
             x, log_q = draw(flow, self.rows, context)
-        return (log_q - score(self.log_density, x, context)).mean()
+        return weighted_mean(log_q - score(self.log_density, x, context), weights)
 
 
 def draw(flow: Density, samples: int | None, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -139,52 +140,55 @@ def draw(flow: Density, samples: int | None, context: Tensor | None) -> tuple[Te
 
     """
     _check_base(flow)
-    x, log_q = flow.sample_and_log_prob(*_request(samples, context))
-    return x, log_q
+    return flow.sample_and_log_prob(*_request(samples, context))
+
+
+def refuse_weights(name: str, context: Tensor | None, weights: Tensor | None) -> None:
+    """A ValueError for weights where no row has a draw of its own."""
+    if weights is not None and context is None:
+        raise ValueError(
+            f"{name} with a density weighs no rows: leave weights out, or give rows their contexts"
+        )
 
 
 def score(log_density: LogDensity, x: Tensor, context: Tensor | None) -> Tensor:
-    """Log p̃ at draws, its shape checked: a density (S, 1) would broadcast in silence.
+    """log p̃ at draws, its shape checked: a density (S, 1) would broadcast in silence.
 
     Raises:
         ValueError: the density has another shape.
 
     """
-    found = log_density(x) if context is None else log_density(x, context)
-    if found.shape != x.shape[:-1]:
+    log_p = log_density(x) if context is None else log_density(x, context)
+    if log_p.shape != x.shape[:-1]:
         raise ValueError(
             f"the log-density of x {tuple(x.shape)} must have shape {tuple(x.shape[:-1])}, "
-            f"got {tuple(found.shape)}"
+            f"got {tuple(log_p.shape)}"
         )
-    return found
+    return log_p
 
 
 def held_log_prob(flow: Density, x: Tensor, context: Tensor | None) -> Tensor:
-    """Log q(x; θ) with gradient in x alone.
+    """log q(x; θ) with gradient in x alone.
 
     Draws pass batch normalisation by its stored statistics, so they are scored by these, and no
     layer learns statistics from draws: only continuous parts keep their mode, which picks their
     solver.
     """
     parameters = {name: value.detach() for name, value in flow.named_parameters()}
-    with _as_drawn(flow):
-        log_prob: Tensor = functional_call(cast(nn.Module, flow), parameters, (x, context))
-    return log_prob
-
-
-@contextmanager
-def _as_drawn(flow: Density) -> Iterator[None]:
-    """The discrete parts of a flow in evaluation mode within a block."""
     solved = {
         inner for part in flow.modules() if hasattr(part, "override") for inner in part.modules()
     }
     with in_mode([p for p in flow.bijector.modules() if p not in solved], training=False):
-        yield
+        log_prob: Tensor = functional_call(cast(nn.Module, flow), parameters, (x, context))
+    return log_prob
 
 
-def _request(samples: int | None, context: Tensor | None) -> tuple[Any, Tensor | None]:
+def _request(samples: int | None, context: Tensor | None) -> tuple[tuple[int, ...], Tensor | None]:
     """What ``rsample`` is asked for."""
-    return ((samples,), None) if context is None else ((), context)
+    if context is not None:
+        return (), context
+    assert samples is not None
+    return (samples,), None
 
 
 def _check_base(flow: Density) -> None:

@@ -173,8 +173,6 @@ def fit(
         raise ValueError(f"{type(goal).__name__} needs training rows, got None")
     flow.to(device)
     _check_trains(flow, goal)
-    if weights is not None:
-        _check_weighs(goal)
     if validation_weights is not None and validation is None:
         raise ValueError("validation_weights need validation rows, got None")
     rows = held_out = None
@@ -183,6 +181,8 @@ def fit(
         batch_size = distributed.batch_size_for(batch_size, len(rows))
     if validation is not None:
         held_out = rows_for(flow, validation, "validation", validation_weights)
+    if weights is not None:
+        _check_weighs(goal, rows is not None and rows.context is not None)
     run = Run(
         flow=flow,
         objective=goal.to(device),
@@ -240,9 +240,9 @@ def _check_trains(flow: Flow, objective: nn.Module) -> None:
         )
 
 
-def _check_weighs(objective: nn.Module) -> None:
+def _check_weighs(objective: nn.Module, has_context: bool) -> None:
     name = type(objective).__name__
-    if not getattr(objective, "needs_data", True):
+    if not (has_context or getattr(objective, "needs_data", True)):
         raise ValueError(
             f"{name} learns from no rows, so there is nothing to weigh: leave weights out"
         )

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cflows.core.registry import ARGUMENTS, CLASSES
+
 __all__ = ["differences", "settings_of", "unmoved"]
 
 NEW = object().__reduce_ex__(4)[0]  # what pickle calls for an object as most are
@@ -42,8 +44,9 @@ def settings_of(name: str, thing: object, trained: Iterable[Tensor] = ()) -> dic
     """Each setting of an object by its path, such as ``"objective.alpha"``, as text.
 
     Of a module its parameters, submodules, and public attributes and buffers count: what else
-    begins with an underscore is its own affair. Buffers beside trained parameters are what training
-    makes of them, and count by shape as these do, but for those of ``thing`` itself.
+    begins with an underscore is its own affair; of a registered class the arguments count in place
+    of attributes. Buffers beside trained parameters are what training makes of them, and count by
+    shape as these do, but for those of ``thing`` itself.
 
     Example:
         >>> from cflows import MMD
@@ -125,11 +128,15 @@ def _parts(value: object, trained: set[int], whole: bool) -> Iterator[tuple[str,
     if isinstance(value, nn.Module):
         parameters = dict(value.named_parameters(recurse=False))
         state = not whole and any(id(part) in trained for part in parameters.values())
-        beside = vars(value) | _of_class(value)
+        # What an object of a registered class keeps beside its arguments follows, or is state.
+        registered = type(value) in CLASSES.values() and ARGUMENTS in vars(value)
+        beside = (getattr(value, ARGUMENTS) if registered else vars(value)) | _of_class(value)
         for name, buffer in value.named_buffers(recurse=False):
             beside[name] = buffer.shape if state else buffer
-        yield from ((n, p) for n, p in beside.items() if n not in INTERNAL and n[:1] != "_")
-        yield from (parameters | dict(value.named_children())).items()
+        inner = parameters | dict(value.named_children())
+        hidden = INTERNAL | inner.keys()
+        yield from ((n, p) for n, p in beside.items() if n not in hidden and n[:1] != "_")
+        yield from inner.items()
     elif isinstance(value, Mapping):
         yield from ((str(key), part) for key, part in value.items())
     elif isinstance(value, list | tuple):

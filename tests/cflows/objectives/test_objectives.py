@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -17,18 +18,21 @@ from one_dimension import (
 )
 from torch import nn
 
-from baselines import IAF, MAF, PlanarFlow, RealNVP
+from baselines import IAF, MAF, PlanarFlow, RealNVP, ResidualFlow
 from cflows import (
     FFJORD,
     Affine,
+    AlphaDivergence,
     BatchNorm,
     FixedGrid,
     Flow,
     ForwardKL,
     Inverse,
+    LoadError,
     MixtureOfGaussians,
     Normal,
     ReverseKL,
+    fit,
 )
 from cflows.objectives import OBJECTIVES
 
@@ -205,6 +209,54 @@ def test_a_context_asks_for_one_draw_a_row():
     draws = flow.eval().sample(4000, torch.tensor([[1.0]]))
     assert draws.mean().item() == pytest.approx(2.0, abs=0.1)
     assert draws.std().item() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("make", [ReverseKL, AlphaDivergence], ids=["reverse_kl", "alpha"])
+def test_draws_of_contexts_count_by_their_rows_weights(make):
+    flow = perturbed(MAF(1, context_features=1, layers=1, hidden=(8,)))
+    context, weights = torch.randn(6, 1), torch.tensor([2.0, 0, 1, 0, 0, 3])
+
+    def log_density(x, c):
+        return gaussian(0.0, 0.5)(x - 2 * c)
+
+    losses = []
+    for given in (*torch.eye(6), weights):
+        torch.manual_seed(0)
+        losses.append(make(log_density)(flow, (None, context), given))
+    torch.testing.assert_close(losses[-1], sum(w * v for w, v in zip(weights, losses)))  # noqa: B905
+    history = fit(flow, (torch.zeros(6, 1), context), objective=make(log_density),
+                  weights=weights, steps=3, progress=False)  # fmt: skip
+    assert history.steps == 3
+    with pytest.raises(ValueError, match="weighs no rows: leave weights out") as caught:
+        make(log_density)(flow, NO_ROWS, weights)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PlanarFlow(2, layers=1),
+        lambda: ResidualFlow(2, layers=1, hidden=(4,)),
+        lambda: FFJORD(2, hidden=(4,), evaluation_solver=FixedGrid("rk4", 2)),
+    ],
+    ids=["planar", "residual", "ffjord"],
+)
+@pytest.mark.parametrize("used", [(True, False), (False, True)])
+def test_a_target_that_was_used_is_the_same_target(tmp_path, make, used):
+    def go(steps, used, target):
+        if used:
+            target.log_prob(torch.zeros(3, 2))
+            target.sample(2)
+        flow = MAF(2, layers=1, hidden=(4,))
+        return fit(flow, None, objective=ReverseKL(target.log_prob, samples=8), steps=steps,
+                   seed=0, checkpoint=tmp_path / "run.pt", progress=False)  # fmt: skip
+
+    target = perturbed(make()).eval()
+    first, second, other = copy.deepcopy(target), target, perturbed(make(), 0.1).eval()
+    go(2, used[0], first)
+    with pytest.raises(LoadError, match="another run"):
+        go(4, used[1], other)
+    assert go(4, used[1], second).steps == 4
 
 
 def test_wrong_targets_are_named():
