@@ -7,9 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, biject_to, constraints, transform_to
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Transform,
+    biject_to,
+    constraints,
+    transform_to,
+)
 
-from cflows.core.base import Base
+from cflows.core.base import Base, _batch
 
 __all__ = ["TorchBase"]
 
@@ -98,39 +105,34 @@ class TorchBase(Base):
         """Draws with gradient, where the distribution has them."""
         if not self.has_rsample:
             return super().rsample(shape, context)
-        return self._law().rsample(self._size(shape, context))
+        return self._law().rsample(torch.Size((*shape, *_batch(context))))
 
     @torch.no_grad()
     def sample(self, shape: tuple[int, ...] = (), context: Tensor | None = None) -> Tensor:
         """Draws without gradient."""
-        return self._law().sample(self._size(shape, context))
+        return self._law().sample(torch.Size((*shape, *_batch(context))))
 
     def _law(self) -> Distribution:
         """The distribution as torch has it, of D scalars in a batch or of one event."""
         cls = _class(self.name)
-        values = {key: self._value(cls, key) for key in self.names}
+        if self.learnable:
+            values = {key: _free(cls, key)(getattr(self, f"raw_{key}")) for key in self.names}
+        else:
+            values = {key: getattr(self, key) for key in self.names}
         law: Distribution = cls(**values, validate_args=False)
         return law
-
-    def _value(self, cls: Any, key: str) -> Tensor:
-        held: Tensor = getattr(self, f"raw_{key}" if self.learnable else key)
-        return _free(cls, key)(held) if self.learnable else held
 
     @staticmethod
     def _joint(law: Distribution, z: Tensor) -> Tensor:
         # Summed here: torch's Independent fails on a batch of no rows.
         return law.log_prob(z) if law.event_shape else law.log_prob(z).sum(-1)
 
-    @staticmethod
-    def _size(shape: tuple[int, ...], context: Tensor | None) -> torch.Size:
-        return torch.Size((*shape, *(() if context is None else context.shape[:-1])))
-
 
 def _class(name: str) -> Any:
-    found = getattr(torch.distributions, name, None)
-    if not (isinstance(found, type) and issubclass(found, Distribution)):
+    cls = getattr(torch.distributions, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Distribution)):
         raise TypeError(f"torch.distributions has no distribution {name!r}: {REMEDY}")
-    return found
+    return cls
 
 
 def _features(distribution: Distribution) -> int:
@@ -156,13 +158,13 @@ def _scalar_support(distribution: Distribution) -> constraints.Constraint:
     return support
 
 
-def _free(cls: Any, key: str) -> torch.distributions.Transform:
+def _free(cls: Any, key: str) -> Transform:
     """The map from R onto what an argument may be."""
     try:
         # Uniform's constraints hang on one another: its table is a property, of instances.
-        found: torch.distributions.Transform = transform_to(cls.arg_constraints[key])
+        free: Transform = transform_to(cls.arg_constraints[key])
     except (KeyError, TypeError, NotImplementedError):
         raise TypeError(
             f"{key} of {cls.__name__} has no free parametrisation: use learnable=False, or {REMEDY}"
         ) from None
-    return found
+    return free

@@ -15,7 +15,7 @@ import json
 import numbers
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ ARGUMENTS = "_arguments"
 
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type)
+Encoded: TypeAlias = "dict[str, Encoded] | list[Encoded] | str | float | int | bool | None"
 
 CLASSES: dict[str, type] = {}
 """The registered classes by their tags."""
@@ -83,7 +84,7 @@ def register(cls: Class) -> Class:
     signature = inspect.signature(original)
 
     @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: object, *args: object, **kwargs: object) -> None:
         # The outermost constructor comes first, and it is its call that rebuilds the object.
         if ARGUMENTS not in self.__dict__:
             bound = signature.bind(self, *args, **kwargs)
@@ -102,7 +103,7 @@ def configuration_of(module: nn.Module) -> str:
         return type(module).__qualname__
 
 
-def again(module: T, **changes: Any) -> T:
+def again(module: T, **changes: object) -> T:
     """Call a registered class again as for this instance, with some arguments changed: new weights.
 
     Raises:
@@ -144,14 +145,12 @@ def _flatten(bound: inspect.BoundArguments) -> dict[str, Any]:
             flat["*"] = list(value)
         elif kind is inspect.Parameter.VAR_KEYWORD:
             flat.update(value)
-        elif isinstance(value, list | dict):
-            flat[name] = value.copy()
         else:
-            flat[name] = value
+            flat[name] = value.copy() if isinstance(value, list | dict) else value
     return flat
 
 
-def encode(value: Any) -> Any:
+def encode(value: object) -> Encoded:
     """A module, a dataclass or a plain value as JSON has it.
 
     Raises:
@@ -168,25 +167,19 @@ def encode(value: Any) -> Any:
         # A shortest decimal of a float reads back as the same float.
         dtype = str(value.dtype).removeprefix("torch.")
         return {"tensor": value.detach().cpu().tolist(), "dtype": dtype}
-    cls = type(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
     if isinstance(value, numbers.Real):
-        return float(value)
-    recorded = dataclasses.is_dataclass(value) or ARGUMENTS in getattr(value, "__dict__", ())
-    if CLASSES.get(_tag(cls)) is not cls or not recorded:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    cls = type(value)
+    arguments = getattr(value, ARGUMENTS, None)
+    if dataclasses.is_dataclass(cls):
+        arguments = {field.name: getattr(value, field.name) for field in dataclasses.fields(cls)}
+    if CLASSES.get(_tag(cls)) is not cls or arguments is None:
         raise TypeError(
             f"cannot save a {cls.__qualname__}: call cflows.register({cls.__qualname__}) "
             "before the flow is built"
         )
-    if dataclasses.is_dataclass(value):
-        arguments = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    else:
-        arguments = getattr(value, ARGUMENTS)
-    return {
-        "class": _tag(cls),
-        "arguments": {name: encode(item) for name, item in arguments.items()},
-    }
+    encoded = {name: encode(item) for name, item in arguments.items()}
+    return {"class": _tag(cls), "arguments": encoded}
 
 
 def decode(value: Any, classes: Mapping[str, type], path: object) -> Any:

@@ -88,7 +88,9 @@ class TableFlow(Flow):
         d, c = bijector.features, bijector.context_features
         self.columns = _names(columns, d, "x", "features")
         self.context_columns = _names(context_columns, c, "c", "context features")
-        _refuse_twice([*self.columns, *self.context_columns])
+        names = [*self.columns, *self.context_columns]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two columns are called {twice[0]!r}: give each its own name")
         loc = torch.zeros(c) if context_loc is None else torch.as_tensor(context_loc)
         scale = torch.ones(c) if context_scale is None else torch.as_tensor(context_scale)
         if loc.shape != (c,) or scale.shape != (c,) or not bool((scale > 0).all()):
@@ -147,13 +149,8 @@ class TableFlow(Flow):
         return None if context is None else (context - self.context_loc) / self.context_scale
 
 
-def _names(given: Sequence[str] | None, count: int, letter: str, what: str) -> tuple[str, ...]:
-    names = [f"{letter}{i}" for i in range(count)] if given is None else given
+def _names(names: Sequence[str] | None, count: int, letter: str, what: str) -> tuple[str, ...]:
+    names = [f"{letter}{i}" for i in range(count)] if names is None else names
     if len(names) != count:
         raise ValueError(f"{len(names)} column names for {count} {what}: give one each")
     return tuple(names)
-
-
-def _refuse_twice(names: Sequence[str]) -> None:
-    if twice := sorted({name for name in names if list(names).count(name) > 1}):
-        raise ValueError(f"two columns are called {twice[0]!r}: give each its own name")
