@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -21,6 +22,7 @@ from cflows import MLP
 
 if TYPE_CHECKING:
     from jax import Array
+    from jax.example_libraries.optimizers import OptimizerState
     from zuko.transforms import FreeFormJacobianTransform
 
     Layers = list[dict[str, Array]]
@@ -111,6 +113,7 @@ def diffrax_arm(
     import diffrax
     import jax
     import jax.numpy as jnp
+    from jax.example_libraries.optimizers import adam
 
     jax.config.update("jax_enable_x64", True)
     activation = type(field.activations[0]).__name__.lower()
@@ -139,28 +142,18 @@ def diffrax_arm(
         ends = jnp.asarray([end_time, 0.0], rows.dtype)
         start = (rows, jnp.zeros(len(rows), rows.dtype))
         control = diffrax.PIDController(rtol=tolerance, atol=tolerance)
-        solution = diffrax.diffeqsolve(
-            *(diffrax.ODETerm(term), diffrax.Dopri5(), ends[0], ends[1], None, start, layers),
-            stepsize_controller=control,
-            max_steps=4096,
-        )
+        solve = partial(diffrax.diffeqsolve, stepsize_controller=control, max_steps=4096)
+        solution = solve(diffrax.ODETerm(term), diffrax.Dopri5(), *ends, None, start, layers)
         z, total = solution.ys[0][-1], solution.ys[1][-1]
         return -0.5 * (z**2 + math.log(2 * math.pi)).sum(-1) + total
 
+    start, advance, layers_of = adam(0.0)
+
     @jax.jit
-    def step(
-        layers: Layers, moments: tuple[Layers, Layers], rows: Array, noise: Array, tolerance: float
-    ) -> tuple[Array, Layers, tuple[Layers, Layers]]:
-        """Adam at a rate of zero."""
-        loss, gradient = jax.value_and_grad(lambda p: -log_prob(p, rows, noise, tolerance).mean())(
-            layers
-        )
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], gradient)
-        second = jax.tree.map(lambda m, g: 0.999 * m + 0.001 * g * g, moments[1], gradient)
-        layers = jax.tree.map(
-            lambda p, m, v: p - 0.0 * m / (jnp.sqrt(v) + 1e-8), layers, first, second
-        )
-        return loss, layers, (first, second)
+    def step(state: OptimizerState, rows: Array, noise: Array, tolerance: float) -> object:
+        loss = jax.value_and_grad(lambda layers: -log_prob(layers, rows, noise, tolerance).mean())
+        value, gradient = loss(layers_of(state))
+        return value, advance(0, gradient, state)
 
     scored = jax.jit(log_prob)
 
@@ -173,14 +166,13 @@ def diffrax_arm(
     if loosest is None:
         return None
     tolerance, errors = loosest
-    layers = parameters(jnp.float32)
-    moments = (jax.tree.map(jnp.zeros_like, layers), jax.tree.map(jnp.zeros_like, layers))
-    inputs = array(x), array(2.0 * torch.randint(0, 2, x.shape) - 1)
+    inputs = start(parameters(jnp.float32)), array(x), array(2.0 * torch.randint(0, 2, x.shape) - 1)
 
-    def run() -> None:
-        jax.block_until_ready(step(layers, moments, *inputs, tolerance))
-
-    return PeerArm(run, f"Dopri5 {tolerance:g}, compiled", errors)
+    return PeerArm(
+        lambda: jax.block_until_ready(step(*inputs, tolerance)),
+        f"Dopri5 {tolerance:g}, compiled",
+        errors,
+    )
 
 
 ARMS: dict[str, Callable[..., PeerArm | None]] = {"zuko": zuko_arm, "diffrax": diffrax_arm}

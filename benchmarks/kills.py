@@ -17,7 +17,6 @@ end, and the two results.csv are compared, all columns but times and memory.
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 import random
@@ -31,8 +30,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import c_longlong
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from subprocess import DEVNULL
 
 import numpy as np
+import pandas
 import torch
 from common import parser_of, pin, report
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -73,30 +74,23 @@ def trained(name: str, folder: Path, counter: c_longlong, options: Namespace) ->
     register_optimizer_step_post_hook(count)
     torch.manual_seed(0)
     flow, rows = FAMILIES[name](), torch.randn(1000, 2) @ torch.tensor([[2.0, 0.5], [0.0, 0.3]])
+    settings = {"steps": options.steps, "batch_size": 64, "ema": 0.9, "progress": False}
     history = fit(
         flow,
         rows[:800],
         rows[800:],
         objective="flow_matching" if "matching" in name else "forward_kl",
-        steps=options.steps,
-        batch_size=64,
         validate_every=4 * options.interval,
         checkpoint_every=options.interval,
-        ema=0.9,
         checkpoint=folder / "checkpoint.pt",
-        progress=False,
+        **settings,
     )
     columns = {k: v for k, v in history.columns().items() if k != "seconds"}
     torch.save({"state": flow.state_dict(), "columns": columns}, folder / "end.pt")
 
 
 def finished(child: BaseProcess, seconds: float | None = None) -> bool:
-    """Whether a process comes to its end by itself within so many seconds.
-
-    Raises:
-        SystemExit: it failed.
-
-    """
+    """Whether a process ends by itself within so many seconds; SystemExit where it failed."""
     child.join(seconds)
     if child.exitcode:
         raise SystemExit("a training process failed: see its traceback above")
@@ -172,16 +166,14 @@ def struck(command: Sequence[str], out: Path, pause: float) -> tuple[object, ...
     None where the command came to its end before.
     """
     before = cells(out)
-    process = subprocess.Popen(
-        [*command, "--out", out],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+
+    def further(now: dict[str, int]) -> int:
+        return sum(at > before.get(name, 0) for name, at in now.items())
+
+    argv = [*command, "--out", out]
+    process = subprocess.Popen(argv, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
     start = time.perf_counter()
-    while process.poll() is None:
-        if any(at > before.get(name, 0) for name, at in cells(out).items()):
-            break
+    while process.poll() is None and not further(cells(out)):
         time.sleep(0.01)
     try:
         process.wait(pause)
@@ -191,9 +183,8 @@ def struck(command: Sequence[str], out: Path, pause: float) -> tuple[object, ...
         now = cells(out)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    further = sum(at > before.get(name, 0) for name, at in now.items())
     done = sum(at == -1 for at in now.values())
-    return seconds, done, sum(at > 0 for at in now.values()), further
+    return seconds, done, sum(at > 0 for at in now.values()), further(now)
 
 
 def comparison(options: Namespace, notes: list[str]) -> Iterator[tuple[object, ...]]:
@@ -206,7 +197,7 @@ def comparison(options: Namespace, notes: list[str]) -> Iterator[tuple[object, .
         command = [sys.executable, "-m", "baselines.harness", "compare", "--data", str(file)]
         command += ["--depths", "1", "--steps", str(options.steps), "--jobs", "2"]
         command += ["--models", *options.models, "--seeds", *options.seeds]
-        whole = {"check": True, "stdout": subprocess.DEVNULL}
+        whole = {"check": True, "stdout": DEVNULL}
         subprocess.run([*command, "--out", peace], **whole)
         for kill in range(options.kills):
             row = struck(command, war, draw.uniform(0, options.pause))
@@ -215,20 +206,16 @@ def comparison(options: Namespace, notes: list[str]) -> Iterator[tuple[object, .
             yield kill + 1, *row
         subprocess.run([*command, "--out", war], **whole)
         one, other = compared(peace), compared(war)
-    notes.append(f"{len(one)} rows, {len(one[0])} columns: {'' if one == other else 'NOT '}equal")
-    for a, b in zip(one, other, strict=False):
-        notes += [f"{a['model']} seed {a['seed']} {name}" for name in a if a[name] != b[name]]
-    statuses = ", ".join(sorted({row["status"] for row in one}))
+    same = "equal" if one.equals(other) else f"NOT equal: {one.compare(other).to_dict()}"
+    notes.append(f"{len(one)} rows, {len(one.columns)} columns: {same}")
+    statuses = ", ".join(sorted(set(one["status"])))
     notes.append(f"{' '.join(options.models)}, {options.steps} steps, status {statuses}")
 
 
-def compared(out: Path) -> list[dict[str, str]]:
-    """The rows of results.csv, without times and memory."""
-    with open(out / "results.csv", newline="", encoding="utf-8") as file:
-        return [
-            {name: value for name, value in row.items() if not any(m in name for m in MEASURED)}
-            for row in csv.DictReader(file)
-        ]
+def compared(out: Path) -> pandas.DataFrame:
+    """results.csv, without times and memory."""
+    table = pandas.read_csv(out / "results.csv", dtype=str)
+    return table.loc[:, [not any(word in name for word in MEASURED) for name in table]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

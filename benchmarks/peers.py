@@ -13,7 +13,6 @@ CFLOWS_DATA is set, else made ones; of the others only the number counts.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+import pandas
 import torch
 from common import (
     RESULTS,
@@ -40,7 +41,7 @@ from common import (
 )
 from continuous import CASES as FIELDS
 from continuous import Case
-from continuous_peers import PEERS, PeerArm
+from continuous_peers import PEERS
 from discrete import CASES, OURS, arms_of
 from perf.base import rows_of
 
@@ -49,22 +50,12 @@ from cflows.core.atomic_write import write_beside
 
 LAYERS = 5
 LIMIT = 1e-3  # mean |log p - log p at 1e-10|
-COLOURS = {"zuko": "C0", "nflows": "C1", "normflows": "C2", "diffrax": "C3"}
+OTHERS = ("zuko", "nflows", "normflows", "diffrax")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm of one comparison.
-
-    Attributes:
-        flow: ours that it stands beside.
-        size: D x H.
-        work: what was timed.
-        arm: ``"ours"`` or a peer.
-        time: of the arm, in seconds.
-        ours_over_arm: run by run; below 1 ours is faster.
-
-    """
+    """One arm, ``"ours"`` or a peer's; where ``ours_over_arm`` is below 1, ours is faster."""
 
     flow: str
     size: str
@@ -127,7 +118,6 @@ def continuous_rows(options: argparse.Namespace) -> Iterator[Row]:
                     continue  # a density is exact, and a sample has no trace
                 arms: Calls = {"ours": work(what, Arm(flow, flow.log_prob, flow.sample), x)}
                 for peer, arm_of in PEERS.items():
-                    arm: PeerArm | None
                     if trace == "exact" and (peer != "zuko" or field.features > 10):
                         continue
                     arm = arm_of(*asked, what, trace) if peer == "zuko" else arm_of(*asked)
@@ -152,16 +142,15 @@ def _case(size: str, rows: int) -> Case:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """The table with all its figures."""
-    names = ("median", "low", "high", "minimum", "maximum")
-    kinds = ("seconds", "ours_over_arm")
-    with path.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file)
-        figures = [f"{kind}_{name}" for kind in kinds for name in names]
-        out.writerow(["flow", "size", "work", "arm", "runs", *figures])
-        for row in rows:
-            values = itertools.product((row.time, row.ours_over_arm), names)
-            figures = [f"{getattr(spread, name):.6g}" for spread, name in values]
-            out.writerow([row.flow, row.size, row.work, row.arm, row.time.runs, *figures])
+    figures = ("median", "low", "high", "minimum", "maximum")
+    lines = []
+    for row in rows:
+        line = {name: getattr(row, name) for name in ("flow", "size", "work", "arm")}
+        line["runs"] = row.time.runs
+        for kind, values in (("seconds", row.time), ("ours_over_arm", row.ours_over_arm)):
+            line |= {f"{kind}_{name}": getattr(values, name) for name in figures}
+        lines.append(line)
+    pandas.DataFrame(lines).to_csv(path, index=False, float_format="%.6g")
 
 
 def draw(rows: Sequence[Row], name: str) -> None:
@@ -172,17 +161,15 @@ def draw(rows: Sequence[Row], name: str) -> None:
     lines = list(dict.fromkeys((row.flow, row.size, row.work) for row in against))
     figure = Figure(figsize=(7, 1.2 + 0.33 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    for (arm, colour), lower in zip(COLOURS.items(), (-0.24, -0.08, 0.08, 0.24), strict=True):
+    for index, arm in enumerate(OTHERS):
         mine = [row for row in against if row.arm == arm]
         if not mine:
             continue
         ratios = [row.ours_over_arm for row in mine]
-        middle = [values.median for values in ratios]
-        low = [values.median - values.low for values in ratios]
-        high = [values.high - values.median for values in ratios]
-        at = [lines.index((row.flow, row.size, row.work)) + lower for row in mine]
-        marks = {"fmt": "o", "ms": 3.5, "lw": 1, "color": colour}
-        axes.errorbar(middle, at, xerr=[low, high], label=arm, **marks)
+        low, middle, high = np.transpose([(r.low, r.median, r.high) for r in ratios])
+        at = [lines.index((row.flow, row.size, row.work)) + 0.16 * index - 0.24 for row in mine]
+        marks = {"fmt": "o", "ms": 3.5, "lw": 1, "color": f"C{index}"}
+        axes.errorbar(middle, at, xerr=[middle - low, high - middle], label=arm, **marks)
     axes.axvline(1, color="0.6", lw=1)
     axes.set_yticks(range(len(lines)), [" ".join(line) for line in lines], fontsize=8)
     axes.invert_yaxis()
@@ -212,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.quick:
         options.sizes, options.runs, options.trained, options.rows = ["6x100"], 3, 10, 200
         options.name += "-quick"
-    missing = [name for name in COLOURS if not find_spec(name)]
+    missing = [name for name in OTHERS if not find_spec(name)]
     if missing:
         print(f"not installed and left out: {', '.join(missing)}")
     rows: list[Row] = []
