@@ -18,43 +18,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from common import facts, parser_of, update, write_result
 from data import task
-from reference import ReferenceCNF
+from reference import VALIDATION_SOLVER, ReferenceCNF
 from torch import Tensor
 
-from cflows import FFJORD, Adaptive, Flow, ForwardKL, Lagged, SolverError, log_likelihood
-
-VALIDATION = Adaptive("dopri5", rtol=1e-6, atol=1e-6)
+from cflows import FFJORD, Flow, ForwardKL, Lagged, SolverError, log_likelihood
 
 Update = Callable[[Tensor], tuple[float, int, int]]
 """A batch -> the loss, evaluations forwards and backwards."""
-
-
-class Record(TypedDict):
-    """A line of a curve; None where nothing was trained yet, or where the field is too stiff."""
-
-    seconds: float
-    step: int
-    loss: float | None
-    validation_nll: float | None
-    nfe_forward: float | None
-    nfe_backward: float | None
+RECORD = ("seconds", "step", "validation_nll", "loss", "nfe_forward", "nfe_backward")
 
 
 def reference_arm(features: int, options: argparse.Namespace) -> tuple[Update, Callable[[], Flow]]:
     """An update of FFJORD's own way, and its present density in float64."""
-    model = ReferenceCNF(
-        features,
-        hidden=options.hidden,
-        activation=options.activation,
-        end_time=options.end_time,
-        rtol=options.rtol,
-        atol=options.atol,
-    )
+    model = ReferenceCNF(features, rtol=options.rtol, atol=options.atol, **_field(options))
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
 
     def step(x: Tensor) -> tuple[float, int, int]:
@@ -72,12 +52,10 @@ def our_arm(features: int, options: argparse.Namespace) -> tuple[Update, Callabl
     penalties = dict.fromkeys(("kinetic", "frobenius"), options.penalty) if options.penalty else {}
     flow = FFJORD(
         features,
-        hidden=options.hidden,
-        activation=options.activation,
-        end_time=options.end_time,
+        **_field(options),
         divergence=options.divergence,
         training_solver=Lagged(options.method, options.tolerance),
-        evaluation_solver=VALIDATION,
+        evaluation_solver=VALIDATION_SOLVER,
         penalties=tuple(penalties),
     ).train()
     print(f"# {sum(p.numel() for p in flow.parameters())} parameters", flush=True)
@@ -92,6 +70,10 @@ def our_arm(features: int, options: argparse.Namespace) -> tuple[Update, Callabl
     return step, lambda: copy.deepcopy(flow).double().eval()
 
 
+def _field(options: argparse.Namespace) -> dict[str, object]:
+    return {name: getattr(options, name) for name in ("hidden", "activation", "end_time")}
+
+
 ARMS = {"reference": reference_arm, "train": our_arm}
 
 
@@ -103,19 +85,17 @@ def race(options: argparse.Namespace) -> None:
     """
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    batches, validation = task(
-        options.data,
-        batch=options.batch,
-        validation_rows=options.validation_rows,
-        seed=options.seed,
-    )
+    asked = {name: getattr(options, name) for name in ("batch", "validation_rows", "seed")}
+    batches, validation = task(options.data, **asked)
     step, flow = ARMS[options.command](validation.shape[1], options)
     spent, steps, due = 0.0, 0, 0.0
     recent: list[tuple[float, int, int]] = []
     while True:
         if spent >= min(due, options.seconds):
             nll = _nll(flow(), validation)
-            line = json.dumps(_record(spent, steps, recent, nll))
+            means = [sum(column) / len(recent) for column in zip(*recent, strict=True)]
+            values = (spent, steps, nll, *(means or [None] * 3))
+            line = json.dumps(dict(zip(RECORD, values, strict=True)))
             print(line, flush=True)
             if options.out is not None:
                 with options.out.open("a", encoding="utf-8") as file:
@@ -129,22 +109,6 @@ def race(options: argparse.Namespace) -> None:
         recent.append(step(x))
         spent += time.perf_counter() - start
         steps += 1
-
-
-def _record(
-    seconds: float, step: int, recent: list[tuple[float, int, int]], nll: float | None
-) -> Record:
-    loss, forward, backward = [
-        sum(column) / len(recent) for column in zip(*recent, strict=True)
-    ] or [None] * 3
-    return Record(
-        seconds=seconds,
-        step=step,
-        loss=loss,
-        validation_nll=nll,
-        nfe_forward=forward,
-        nfe_backward=backward,
-    )
 
 
 @torch.no_grad()
@@ -168,7 +132,9 @@ def compare(options: argparse.Namespace) -> None:
         (options.reference, "reference", "#7F7F7F"),
         (options.ours, "cflows", "#D55E00"),
     ):
-        records: list[Record] = [json.loads(line) for line in path.read_text().splitlines()]
+        records: list[dict[str, float | None]] = [
+            json.loads(line) for line in path.read_text().splitlines()
+        ]
         known = [r for r in records if r["validation_nll"] is not None]
         if goal is None:
             goal = min(r["validation_nll"] for r in known)
