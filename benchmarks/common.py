@@ -59,14 +59,9 @@ def report(
     rows: Iterable[Sequence[object]],
     notes: Iterable[object] = (),
 ) -> None:
-    """Print each row as it comes, then the table, notes and machine, and write these down.
+    """Print each row as it comes, then table, notes and machine, and write these where named.
 
-    Args:
-        name: of the file in results/; None to write none.
-        header: of the columns.
-        rows: taken one by one, from what measures them.
-        notes: lines below the table, asked for when the last row is there.
-
+    Rows are taken one by one, from what measures them; notes when the last row is there.
     """
     done = []
     for row in rows:
@@ -95,17 +90,21 @@ def work(what: str, arm: Arm, x: Tensor) -> Callable[[], object]:
     )
 
 
-def iteration(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """A training iteration, with the review of a flow of ours."""
+def iteration(
+    model: nn.Module, loss: Callable[[], Tensor], rate: float = 0.0
+) -> Callable[[], Tensor]:
+    """A training iteration, with the review of a flow of ours; it returns the loss."""
     # At a rate of zero the step costs what it costs, and the weights stay.
-    optimizer = torch.optim.Adam(model.parameters(), 0.0)
+    optimizer = torch.optim.Adam(model.parameters(), rate)
     review = getattr(model, "review", lambda: True)
 
-    def iterate() -> None:
+    def iterate() -> Tensor:
         optimizer.zero_grad()
-        loss().backward()
+        value = loss()
+        value.backward()
         review()
         optimizer.step()
+        return value.detach()
 
     return iterate
 
@@ -218,12 +217,7 @@ def facts() -> str:
 
 
 def pin(core: int = 0) -> bool:
-    """Hold the whole process, threads already running included, to one of its usable cores.
-
-    Returns:
-        Whether it was done: not every system can.
-
-    """
+    """Hold the process, running threads included, to a usable core; False where none can be."""
     if not hasattr(os, "sched_setaffinity"):
         return False
     usable = sorted(os.sched_getaffinity(0))

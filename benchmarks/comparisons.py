@@ -23,13 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the command's exit status."""
     command, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     quick = "--quick" in options
-    defaults = {"--out": [f"results/{command}" + "-quick" * quick]}
-    if quick:
-        defaults["--data"] = ["pinwheel"]
-        if command == "depth":
-            defaults["--models"] = ["ffjord", "maf", "realnvp"]
-    else:
-        defaults["--jobs"] = ["1"]
+    defaults = {"--data": ["pinwheel"]} if quick else {"--jobs": ["1"]}
+    defaults["--out"] = [f"results/{command}" + "-quick" * quick]
+    if quick and command == "depth":
+        defaults["--models"] = ["ffjord", "maf", "realnvp"]
     for name, values in defaults.items():
         if name not in options:
             options += [name, *values]

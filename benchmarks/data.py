@@ -24,12 +24,8 @@ def task(
 ) -> tuple[Iterator[Tensor], Tensor]:
     """Batches without end (batch, D) in float32, and the validation rows (N, D) in float64.
 
-    Args:
-        name: ``"power"``; a two-dimensional toy, drawn anew for every batch as in the FFJORD code;
-            or a .csv or .npy file, split and standardised by its training rows.
-        batch: rows a batch.
-        validation_rows: how many rows to validate on, at most.
-        seed: fixes the batches.
+    The name is ``"power"``; a two-dimensional toy, drawn anew for every batch as in the FFJORD
+    code; or a .csv or .npy file, split and standardised by its training rows.
 
     Raises:
         SystemExit: POWER is asked for and CFLOWS_DATA is not set.

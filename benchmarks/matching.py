@@ -53,44 +53,25 @@ FREQUENCIES = 8
 
 @dataclass
 class Outcome:
-    """What a run came to.
+    """What a run came to; log p is that of the test rows."""
 
-    Attributes:
-        curve: seconds of training and the validation log-likelihood then.
-        test: log-likelihoods of the test rows.
-        before: the same before the finish; of the same state where there was none.
-        gap: |log p on 16 steps - log p on 48| of some test rows.
-        steps: of the optimiser.
-
-    """
-
-    curve: list[tuple[float, float]]
+    curve: list[tuple[float, float]]  # seconds of training, validation log-likelihood
     test: Tensor
-    before: Tensor
-    gap: Tensor
+    before: Tensor  # the finish; of the same state where there was none
+    gap: Tensor  # |log p on 16 steps - log p on 48|, of some rows
     steps: int
 
 
 @dataclass
 class Training:
-    """A flow in training: its clock, its curve and its best state.
-
-    Attributes:
-        name: of the run, for the lines that it prints.
-        flow: what is trained.
-        stream: batches of rows.
-        validation: the rows that choose the best state.
-        every: seconds of training between two validations.
-        target: a validation log-likelihood at which to stop, or None.
-
-    """
+    """A flow in training: its clock, its curve and its best state."""
 
     name: str
     flow: Flow
     stream: Iterator[Tensor]
     validation: Tensor
-    every: float
-    target: float | None
+    every: float  # seconds of training between two validations
+    target: float | None  # a validation log-likelihood at which to stop
     spent: float = 0.0
     steps: int = 0
     best: float = -math.inf

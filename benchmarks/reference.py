@@ -126,15 +126,14 @@ class ReferenceCNF(nn.Module):
     Args:
         features: D.
         hidden: widths of the hidden layers.
-        layer: ``"concat"`` or ``"concatsquash"``.
-        activation: ``"tanh"`` or ``"softplus"``.
+        layer: a key of ``LAYERS``.
+        activation: a key of ``ACTIVATIONS``.
         end_time: T.
         trainable_end_time: whether √T is a parameter.
         probe: ``"rademacher"`` (as for the paper's toys) or ``"gaussian"`` (as for its tables), one
             draw a row, fixed for a solve and its adjoint.
         exact: whether the trace is exact, by brute force.
-        rtol: relative tolerance of dopri5, in both directions. 1e-5 is the default of that code.
-        atol: absolute tolerance.
+        rtol, atol: of dopri5, in both directions; 1e-5 is the default of that code.
 
     Attributes:
         nfe_forward: evaluations of the right-hand side by the last ``log_prob``.

@@ -33,16 +33,7 @@ SHOWN = ((-4.0, 4.0), (-4.0, 4.0))
 
 @dataclass(frozen=True)
 class Family:
-    """A column of the picture.
-
-    Attributes:
-        label: as it is written there.
-        build: a base -> the flow.
-        steps: of the optimiser.
-        learning_rate: Adam's, falling to zero.
-        starts: how many first weights are tried.
-
-    """
+    """A column of the picture, and how it trains, from so many first weights."""
 
     label: str
     build: Callable[[Normal], Flow]
@@ -92,19 +83,11 @@ class Annealed(ReverseKL):
 
 @dataclass
 class Outcome:
-    """What a flow came to.
-
-    Attributes:
-        kl: on the grid, in nats.
-        mass: of q inside of the grid.
-        seconds: of training, all starts together.
-        density: of q on the grid that is drawn.
-
-    """
+    """What a flow came to on the grid; the density is that of the grid that is drawn."""
 
     kl: float
     mass: float
-    seconds: float
+    seconds: float  # of training, all starts together
     density: Tensor
 
 
@@ -149,11 +132,9 @@ def draw(outcomes: Mapping[str, Mapping[str, Outcome]], families: list[str]) -> 
         for key in families:
             shown.append((FAMILIES[key].label, results[key].density, f"KL {results[key].kl:.3f}"))
         # One scale a row, so that a colour is a density.
-        scale = {"vmin": 0, "vmax": target.max().item()}
+        style = {"vmin": 0, "vmax": target.max().item(), "cmap": "magma", "origin": "lower"}
         for axes, (title, values, note) in zip(line, shown, strict=True):
-            axes.imshow(
-                values.numpy(), origin="lower", extent=SHOWN[0] + SHOWN[1], cmap="magma", **scale
-            )
+            axes.imshow(values.numpy(), extent=SHOWN[0] + SHOWN[1], **style)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.text(0.04, 0.05, note, transform=axes.transAxes, color="white", fontsize=8)

@@ -84,12 +84,7 @@ def prepared(flow: Flow, x: Tensor, weights: str) -> Flow:
 
 
 def checked(value: float) -> float:
-    """The value, if it is a number.
-
-    Raises:
-        ArithmeticError: it is not finite.
-
-    """
+    """The value; ArithmeticError where it is not finite."""
     if not math.isfinite(value):
         raise ArithmeticError(f"a benchmark gave {value}: there is nothing to compare")
     return value
