@@ -62,8 +62,7 @@ def fit(
     bit on one machine for a given seed, and so does one that was interrupted and goes on from its
     checkpoint, where only ``steps`` ends it.
 
-    Before each validation the stored statistics of batch norms in a Chain are taken over all
-    training rows, from the data side to the base side (Papamakarios et al. 2017, appendix B); see
+    Before each validation the batch norms of a Chain store statistics of all training rows, see
     ``batch_statistics.refresh``. The best state holds these; training goes on with its running
     averages.
 

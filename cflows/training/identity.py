@@ -55,24 +55,24 @@ def settings_of(name: str, thing: object, trained: Iterable[Tensor] = ()) -> dic
         'tuple(1, 2)'
 
     """
-    found: dict[str, str] = {}
-    seen: dict[int, tuple[str, object]] = {}  # with the object, so that its id stays its own
+    settings: dict[str, str] = {}
+    read_as: dict[int, tuple[str, object]] = {}  # with the object, so that its id stays its own
     by_shape = {id(tensor) for tensor in trained}
 
     def read(path: str, value: object, depth: int) -> None:
         if (text := _text(value, by_shape)) is not None:
-            found[path] = text
-        elif id(value) in seen:
-            found[path] = f"as {seen[id(value)][0]}"
+            settings[path] = text
+        elif id(value) in read_as:
+            settings[path] = f"as {read_as[id(value)][0]}"
         else:
-            seen[id(value)] = path, value
-            found[path] = _called(value)
+            read_as[id(value)] = path, value
+            settings[path] = _called(value)
             parts = dict(_parts(value, by_shape, depth == 0)) if depth < DEPTH else {}
             for key, part in parts.items():
                 read(f"{path}.{key}", part, depth + 1)
 
     read(name, thing, 0)
-    return found
+    return settings
 
 
 def unmoved(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str | None]:
@@ -178,9 +178,9 @@ def _pickled(value: object) -> Iterator[tuple[str, object]]:
 
 def _of_class(value: object) -> dict[str, object]:
     """The plain public attributes that an object has from its classes."""
-    found = {name: part for cls in type(value).__mro__[::-1] for name, part in vars(cls).items()}
-    own = getattr(value, "__dict__", {}).keys()
-    public = {n: p for n, p in found.items() if n[:1] != "_" and n not in own}
+    own = getattr(value, "__dict__", {})
+    parts = {name: part for cls in type(value).__mro__[::-1] for name, part in vars(cls).items()}
+    public = {name: part for name, part in parts.items() if name[:1] != "_" and name not in own}
     return {name: part for name, part in public.items() if _text(part, set()) is not None}
 
 

@@ -51,7 +51,7 @@ MAPS: Mapping[str, Fit] = {"standardise": standardise, "whiten": whiten}
 
 
 class Choice(NamedTuple):
-    """What ``choose`` found.
+    """What ``choose`` returns.
 
     Attributes:
         name: of the map that is kept.
@@ -69,20 +69,12 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted(Generic[AnyFlow]):
-    """What ``fit_behind`` returns.
-
-    Attributes:
-        flow: trained, ending in its map.
-        history: of the training.
-        name: of the map.
-        chosen_in: seconds that the choice of the map has taken.
-
-    """
+    """A trained flow that ends in its map, and the map's name."""
 
     flow: AnyFlow
     history: History
     name: str
-    chosen_in: float
+    chosen_in: float  # seconds that the choice of the map has taken
 
 
 def fit_behind(

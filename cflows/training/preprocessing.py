@@ -147,21 +147,17 @@ def _moments(rows: Part, weights: Weights | None) -> tuple[Tensor, Tensor, Tenso
     if isinstance(rows, Tensor) and weights is None:
         return rows.double().mean(0), rows.double().std(0, correction=0), None
     counted = None if weights is None else weights_for(weights, len(rows)).unsqueeze(1)
-    sums = [_counted(chunk, of).sum(0) for chunk, of in _chunks(rows, counted)]
+    sums = [(chunk * of).sum(0) for chunk, of in _chunks(rows, counted)]
     mean = torch.stack(sums).sum(0) / len(rows)
     squares = mean.new_zeros(len(mean), len(mean))
     for chunk, of in _chunks(rows, counted):
         centred = chunk - mean
-        squares += _counted(centred, of).T @ centred
+        squares += (centred * of).T @ centred
     covariance = squares / len(rows)
     return mean, covariance.diagonal().sqrt(), covariance
 
 
-def _counted(values: Tensor, weights: Tensor | None) -> Tensor:
-    return values if weights is None else values * weights
-
-
-def _chunks(rows: Part, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _chunks(rows: Part, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor | float]]:
     size = max(1, CHUNK // rows.shape[1])
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
@@ -171,7 +167,7 @@ def _chunks(rows: Part, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor
             values = torch.from_numpy(np.array(part, dtype=np.float64))
             drop_pages(rows)
             chunk = finite("the table", values, range(first, first + size))
-        yield chunk, None if weights is None else weights[first : first + size].to(chunk.device)
+        yield chunk, 1.0 if weights is None else weights[first : first + size].to(chunk.device)
 
 
 def map_dtype(rows: Part) -> torch.dtype:

@@ -249,8 +249,8 @@ def weights_for(weights: Weights, count: int, name: str = "weights") -> Tensor:
         ValueError: another shape, a weight that is negative or not finite, or none above zero.
 
     """
-    given = weights if isinstance(weights, Tensor) else np.asanyarray(weights)
-    values = as_tensor(name, given).double()
+    own = weights if isinstance(weights, Tensor) else np.asanyarray(weights)
+    values = as_tensor(name, own).double()
     if values.shape != (count,):
         raise ValueError(
             f"{name} must have shape ({count},), one for each row, got {tuple(values.shape)}"
@@ -359,8 +359,8 @@ def refuse_fill_values(
         where = f" in row {row}" if in_order else ""
         raise ValueError(
             f"column {labels[column]} of {name} is {values[row].item():g}{where}, beside "
-            f"which {_called(dtype)} keeps no difference between the other rows: drop such rows, "
-            "or fill them in, if the value marks what is missing"
+            f"which {str(dtype).removeprefix('torch.')} keeps no difference between the other "
+            "rows: drop such rows, or fill them in, if the value marks what is missing"
         )
 
 
@@ -369,13 +369,10 @@ def _some(rows: Tensor) -> Tensor:
     return rows[:: -(-len(rows) // LOOKED_AT)].sort(0).values
 
 
-def _called(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def far_from_zero(spread: float, mean: float, dtype: torch.dtype = torch.float32) -> str:
     """What is said of a column that a dtype cannot hold."""
     return (
         f"is far from zero for its spread ({spread:.3g} around {mean:.10g}), which "
-        f"{_called(dtype)} cannot hold; subtract a constant from the column, such as its mean"
+        f"{str(dtype).removeprefix('torch.')} cannot hold; subtract a constant from the column, "
+        "such as its mean"
     )

@@ -106,8 +106,9 @@ def test_a_weighted_map_is_that_of_repeated_rows():
         streamed = fit_map(X.float().numpy(), weights=k)
         for name, value in weighted.state_dict().items():
             torch.testing.assert_close(value, repeated.state_dict()[name])
-            torch.testing.assert_close(streamed.state_dict()[name].double(), value,
-                                       rtol=1e-4, atol=1e-4)  # fmt: skip
+            torch.testing.assert_close(
+                streamed.state_dict()[name].double(), value, rtol=1e-4, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize(
@@ -311,11 +312,17 @@ def test_samples_far_from_the_rows_warn(fitted):
 
 def test_an_evaluation_by_probes_reaches_the_estimator():
     def probed(features, depth):
-        return FFJORD(features, hidden=(8,), evaluation_divergence="hutchinson",
-                      evaluation_probes=2, evaluation_solver=FixedGrid("rk4", 4))  # fmt: skip
+        return FFJORD(
+            features,
+            hidden=(8,),
+            evaluation_divergence="hutchinson",
+            evaluation_probes=2,
+            evaluation_solver=FixedGrid("rk4", 4),
+        )
 
     estimator = DensityEstimator(probed, steps=3).fit(people(60))
-    assert any(getattr(p, "evaluation_divergence", "") == "hutchinson"
-               for p in estimator.flow_.modules())  # fmt: skip
+    assert any(
+        getattr(p, "evaluation_divergence", "") == "hutchinson" for p in estimator.flow_.modules()
+    )
     scores = [estimator.score_samples(people(60)) for _ in range(2)]
     assert not np.array_equal(*scores)  # fresh probes

@@ -222,8 +222,14 @@ def test_what_is_neither_tensor_nor_array_is_refused():
 
 def continuous():
     torch.manual_seed(0)
-    return FFJORD(2, hidden=(4,), blocks=2, batch_norm=True, training_solver=Lagged("bosh3", 1e-3),
-                  evaluation_solver=FixedGrid("rk4", 4))  # fmt: skip
+    return FFJORD(
+        2,
+        hidden=(4,),
+        blocks=2,
+        batch_norm=True,
+        training_solver=Lagged("bosh3", 1e-3),
+        evaluation_solver=FixedGrid("rk4", 4),
+    )
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -271,8 +277,9 @@ def test_running_averages_come_back():
     before = {name: value.clone() for name, value in flow.state_dict().items()}
     with preserved(flow):
         refresh(flow, rows_for(flow, rows(), "train"))
-        assert not torch.equal(flow.state_dict()["bijector.parts.0.mean"],
-                               before["bijector.parts.0.mean"])  # fmt: skip
+        assert not torch.equal(
+            flow.state_dict()["bijector.parts.0.mean"], before["bijector.parts.0.mean"]
+        )
     for name, value in flow.state_dict().items():
         assert torch.equal(value, before[name])
 

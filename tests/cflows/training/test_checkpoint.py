@@ -45,8 +45,14 @@ SETTINGS = {"steps": 40, "batch_size": 32, "validate_every": 10, "checkpoint_eve
 
 
 def train(flow, path=None, objective="forward_kl", **changes):
-    return fit(flow, rows(), rows(64, seed=1), checkpoint=path, objective=objective,
-               **{**SETTINGS, **changes})  # fmt: skip
+    return fit(
+        flow,
+        rows(),
+        rows(64, seed=1),
+        checkpoint=path,
+        objective=objective,
+        **{**SETTINGS, **changes},
+    )
 
 
 class Interrupting(ForwardKL):
@@ -235,8 +241,13 @@ KILLS = 3
 @pytest.mark.parametrize("kind", ["maf", "ffjord"])
 def test_kills_at_random_moments_cost_a_checkpoint_interval_each(kind, tmp_path):
     log, out = tmp_path / "log", tmp_path / "weights.pt"
-    script = CHILD.format(tests=[str(p) for p in Path(__file__).parents[:3]], log=str(log),
-                          kind=kind, path=str(tmp_path / "c.pt"), out=str(out))  # fmt: skip
+    script = CHILD.format(
+        tests=[str(p) for p in Path(__file__).parents[:3]],
+        log=str(log),
+        kind=kind,
+        path=str(tmp_path / "c.pt"),
+        out=str(out),
+    )
     chance = random.Random(kind)
     for leg in range(KILLS + 1):
         process = subprocess.Popen([sys.executable, "-c", script])
@@ -291,8 +302,12 @@ def test_what_keeps_no_checkpoint_is_refused_before_the_training(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "c.pt.previous").mkdir()
     long = "c" * 256
-    for name, words in (("pipe", "keeps no checkpoint"), ("c.pt", "previous: is a directory"),
-                        (long, "too long: .*ccc"), ("none/c.pt", "no such folder")):  # fmt: skip
+    for name, words in (
+        ("pipe", "keeps no checkpoint"),
+        ("c.pt", "previous: is a directory"),
+        (long, "too long: .*ccc"),
+        ("none/c.pt", "no such folder"),
+    ):
         with pytest.raises(OSError, match=words):
             train(small(), tmp_path / name, Interrupting(1, fail))
     assert len(list(tmp_path.iterdir())) == 2

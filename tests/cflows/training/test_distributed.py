@@ -279,10 +279,14 @@ def folder(tmp_path_factory):
         "PYTHONPATH": str(Path(__file__).parents[3]),
     }
     started = [
-        subprocess.Popen([sys.executable, "-W", "error", __file__, str(number), str(folder)],
-                         env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-W", "error", __file__, str(number), str(folder)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     try:
         told = [process.communicate(timeout=300)[1] for process in started]
     finally:

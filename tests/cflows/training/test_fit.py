@@ -98,8 +98,14 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(kind, tmp_path):
     flow, path = small(kind), tmp_path / "checkpoint.pt"
     for after in (13, 25, 7):
         with pytest.raises(Stop):
-            fit(small(kind), rows(), rows(64, seed=1), objective=Failing(after),
-                checkpoint=path, **settings)  # fmt: skip
+            fit(
+                small(kind),
+                rows(),
+                rows(64, seed=1),
+                objective=Failing(after),
+                checkpoint=path,
+                **settings,
+            )
     got = fit(flow, rows(), rows(64, seed=1), checkpoint=path, **settings)
     assert torch.equal(weights(flow), weights(whole))
     assert [(r.step, r.loss, r.validation) for r in got.records] == [
@@ -128,9 +134,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_the_best_state_is_the_one_that_is_left():
     flow = small()
     history = fit(
-        flow, rows(64), rows(256, seed=1), steps=600, validate_every=20, learning_rate=3e-2,
-        schedule="constant", patience=5, **QUIET,
-    )  # fmt: skip
+        flow,
+        rows(64),
+        rows(256, seed=1),
+        steps=600,
+        validate_every=20,
+        learning_rate=3e-2,
+        schedule="constant",
+        patience=5,
+        **QUIET,
+    )
     scores = [record.validation for record in history.records]
     assert history.stopped == "patience"
     assert history.best_validation == max(scores)
@@ -143,8 +156,17 @@ def test_the_best_state_is_the_one_that_is_left():
 def test_few_rows_are_validated_early_and_use_up_no_patience():
     """At its best long before the first regular validation, which is a hundred epochs off."""
     flow, few = small(), rows(60)
-    history = fit(flow, few, rows(256, seed=1), steps=300, learning_rate=3e-2, patience=2,
-                  validate_every=100, schedule="constant", **QUIET)  # fmt: skip
+    history = fit(
+        flow,
+        few,
+        rows(256, seed=1),
+        steps=300,
+        learning_rate=3e-2,
+        patience=2,
+        validate_every=100,
+        schedule="constant",
+        **QUIET,
+    )
     scores = {record.step: record.validation for record in history.records}
     assert list(scores) == [0, 1, 2, 3, 5, 7, 10, 20, 30, 50, 70, 100, 200]
     assert history.best_step in (20, 30, 50, 70)
@@ -178,8 +200,13 @@ def test_early_validations_leave_the_training_alone(tmp_path):
     assert expected.best_step == 12
     assert torch.equal(weights(plain), weights(seen))
     for steps in (4, 12):
-        got = fit(parted, rows(8), 10 + rows(8), **{**settings, "schedule": "constant",
-                  "steps": steps}, checkpoint=tmp_path / "parts")  # fmt: skip
+        got = fit(
+            parted,
+            rows(8),
+            10 + rows(8),
+            **{**settings, "schedule": "constant", "steps": steps},
+            checkpoint=tmp_path / "parts",
+        )
     whole = small()
     expected = fit(whole, rows(8), 10 + rows(8), **{**settings, "schedule": "constant"})
     assert torch.equal(weights(parted), weights(whole))
@@ -226,8 +253,15 @@ def test_a_loss_that_leaves_the_numbers_is_named_and_the_best_state_kept():
 
     flow = small()
     with pytest.raises(TrainingError, match="loss left the numbers between steps 20 and 30") as e:
-        fit(flow, rows(), rows(64, seed=1), steps=100, validate_every=10,
-            objective=Exploding(), **QUIET)  # fmt: skip
+        fit(
+            flow,
+            rows(),
+            rows(64, seed=1),
+            steps=100,
+            validate_every=10,
+            objective=Exploding(),
+            **QUIET,
+        )
     assert "\n" not in str(e.value)
     assert weights(flow).isfinite().all()
     assert not flow.training

@@ -42,8 +42,15 @@ def test_factors_of_the_schedules():
 
 
 def test_a_plateau_lowers_the_rate_and_survives_an_interruption(tmp_path):
-    settings = {"steps": 14, "validate_every": 1, "learning_rate": 4.0, "clip_norm": None,
-                "schedule": Plateau(2, 0.5), "patience": None, **QUIET}  # fmt: skip
+    settings = {
+        "steps": 14,
+        "validate_every": 1,
+        "learning_rate": 4.0,
+        "clip_norm": None,
+        "schedule": Plateau(2, 0.5),
+        "patience": None,
+        **QUIET,
+    }
     whole = fit(small(), rows(), rows(seed=1), **settings).columns()
     expected, waiting, best = [4.0], 0, whole["validation"][0]
     for score in whole["validation"][1:]:
@@ -62,8 +69,16 @@ def test_a_plateau_lowers_the_rate_and_survives_an_interruption(tmp_path):
 
 
 def test_a_warm_up_rises_linearly_in_front_of_the_schedule():
-    history = fit(small(), rows(), steps=6, validate_every=1, schedule="constant",
-                  learning_rate=1.0, warmup=4, **QUIET)  # fmt: skip
+    history = fit(
+        small(),
+        rows(),
+        steps=6,
+        validate_every=1,
+        schedule="constant",
+        learning_rate=1.0,
+        warmup=4,
+        **QUIET,
+    )
     assert history.columns()["learning_rate"] == [0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
 
 
@@ -73,8 +88,16 @@ def test_weight_decay_decays_weights_and_none_is_adam(monkeypatch):
             return sum(p.sum() for p in flow.parameters()) * 0.0
 
     before, after = small(), small()
-    fit(after, rows(), objective=Silent(), steps=5, schedule="constant", learning_rate=0.1,
-        weight_decay=0.5, **QUIET)  # fmt: skip
+    fit(
+        after,
+        rows(),
+        objective=Silent(),
+        steps=5,
+        schedule="constant",
+        learning_rate=0.1,
+        weight_decay=0.5,
+        **QUIET,
+    )
     for old, new in zip(before.parameters(), after.parameters(), strict=True):
         kept = (1 - 0.1 * 0.5) ** 5 if old.dim() > 1 else 1.0
         torch.testing.assert_close(new, old * kept)
@@ -165,8 +188,16 @@ class Failing(ForwardKL):
 
 def test_a_failing_solve_skips_its_batch_and_is_counted():
     flow = small()
-    history = fit(flow, rows(), steps=8, validate_every=4, batch_size=64, max_failures=2,
-                  objective=Failing(2, 3), **QUIET)  # fmt: skip
+    history = fit(
+        flow,
+        rows(),
+        steps=8,
+        validate_every=4,
+        batch_size=64,
+        max_failures=2,
+        objective=Failing(2, 3),
+        **QUIET,
+    )
     assert history.columns()["skipped"] == [2, 2]
     assert history.skipped == 2
     assert history.steps == 8

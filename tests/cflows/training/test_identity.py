@@ -56,8 +56,12 @@ def continuous():
 
 def critic(seed=0, width=4, rate=0.0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Dropout(rate),
-                         nn.utils.parametrizations.spectral_norm(nn.Linear(width, 1)))  # fmt: skip
+    return nn.Sequential(
+        nn.Linear(2, width),
+        nn.BatchNorm1d(width),
+        nn.Dropout(rate),
+        nn.utils.parametrizations.spectral_norm(nn.Linear(width, 1)),
+    )
 
 
 def energy(x):
@@ -137,23 +141,33 @@ PAIRS = {
     "projections": (lambda: SlicedWasserstein(), lambda: SlicedWasserstein(32)),
     "order": (lambda: SlicedWasserstein(), lambda: SlicedWasserstein(order=1)),
     "energy": (lambda: ReverseKL(energy), lambda: ReverseKL(lambda x: -x.abs().sum(-1))),
-    "code": (lambda: ReverseKL(lambda x: -x.square().sum(-1)),
-             lambda: ReverseKL(lambda x: -2 * x.square().sum(-1))),
+    "code": (
+        lambda: ReverseKL(lambda x: -x.square().sum(-1)),
+        lambda: ReverseKL(lambda x: -2 * x.square().sum(-1)),
+    ),
     "module": (lambda: ReverseKL(Energy()), lambda: ReverseKL(Energy(2.0))),
     "module's buffer": (lambda: ReverseKL(Energy()), lambda: ReverseKL(Energy(centre=1.0))),
     "closure": (lambda: ReverseKL(closure(1.0)), lambda: ReverseKL(closure(2.0))),
     "namespace": (lambda: ReverseKL(scaled(1)), lambda: ReverseKL(scaled(2))),
-    "default": (lambda: ReverseKL(tempered),
-                lambda: ReverseKL(functools.partial(tempered, temperature=2.0))),
+    "default": (
+        lambda: ReverseKL(tempered),
+        lambda: ReverseKL(functools.partial(tempered, temperature=2.0)),
+    ),
     "dataclass": (lambda: ReverseKL(Callable()), lambda: ReverseKL(Callable(2.0))),
     "distribution": (lambda: ReverseKL(normal(1).log_prob), lambda: ReverseKL(normal(2).log_prob)),
-    "target flow": (lambda: ReverseKL(discrete().log_prob),
-                    lambda: ReverseKL(MAF(2, layers=1, hidden=(8,)).log_prob)),
+    "target flow": (
+        lambda: ReverseKL(discrete().log_prob),
+        lambda: ReverseKL(MAF(2, layers=1, hidden=(8,)).log_prob),
+    ),
     "critic or density": (lambda: ChiSquare(critic=critic()), lambda: ChiSquare(energy)),
-    "critic's rate": (lambda: ChiSquare(critic=critic()),
-                      lambda: ChiSquare(critic=critic(rate=0.5))),
-    "critic's width": (lambda: ChiSquare(critic=critic()),
-                       lambda: ChiSquare(critic=critic(width=5))),
+    "critic's rate": (
+        lambda: ChiSquare(critic=critic()),
+        lambda: ChiSquare(critic=critic(rate=0.5)),
+    ),
+    "critic's width": (
+        lambda: ChiSquare(critic=critic()),
+        lambda: ChiSquare(critic=critic(width=5)),
+    ),
     "class": (lambda: ChiSquare(energy), lambda: JensenShannon(energy)),
     "own": (lambda: Own(), lambda: Own(sigma=0.2)),
     "own, further": (lambda: Own(), lambda: Own(clip=1.0)),
@@ -162,12 +176,13 @@ PAIRS = {
     "own array": (lambda: Own(mean=np.zeros(2)), lambda: Own(mean=np.ones(2))),
     "own nest": (lambda: Own(of=[{"a": (1, {2})}]), lambda: Own(of=[{"a": (1, {3})}])),
     "own list": (lambda: Own(of=[Callable(1.0)]), lambda: Own(of=[Callable(2.0)])),
-}  # fmt: skip
+}
 
 
 def run(path, goal, build=discrete, steps=3, **settings):
-    return fit(build(), rows(), objective=goal, checkpoint=path, steps=steps,
-               **{**QUIET, **settings})  # fmt: skip
+    return fit(
+        build(), rows(), objective=goal, checkpoint=path, steps=steps, **{**QUIET, **settings}
+    )
 
 
 def refused(path, goal, build=discrete, **settings):
@@ -235,8 +250,14 @@ def test_a_trained_temperature_and_the_flow_itself(tmp_path):
 
     def go(centre, steps):
         flow = discrete()
-        return fit(flow, rows(), objective=Holding(flow, centre), checkpoint=tmp_path / "c.pt",
-                   steps=steps, **QUIET)  # fmt: skip
+        return fit(
+            flow,
+            rows(),
+            objective=Holding(flow, centre),
+            checkpoint=tmp_path / "c.pt",
+            steps=steps,
+            **QUIET,
+        )
 
     go(0.0, 3)
     assert go(0.0, 5).steps == 5
@@ -290,8 +311,14 @@ def test_the_arguments_of_a_schedule(tmp_path):
     path = tmp_path / "c.pt"
 
     def go(schedule, steps=3):
-        return fit(discrete(), rows(), rows(), checkpoint=path, steps=steps,
-                   **{**QUIET, "schedule": schedule})  # fmt: skip
+        return fit(
+            discrete(),
+            rows(),
+            rows(),
+            checkpoint=path,
+            steps=steps,
+            **{**QUIET, "schedule": schedule},
+        )
 
     go(Plateau(5))
     with pytest.raises(LoadError, match=r"schedule\.checks was 5, and is 6"):
@@ -382,8 +409,9 @@ def test_rows_of_other_columns_are_others(streamed, tmp_path):
         if streamed:
             np.save(tmp_path / "x.npy", x)
             x = np.load(tmp_path / "x.npy", mmap_mode="r")
-        return fit(discrete(), x if streamed else table, steps=steps,
-                   checkpoint=tmp_path / "c.pt", **QUIET)  # fmt: skip
+        return fit(
+            discrete(), x if streamed else table, steps=steps, checkpoint=tmp_path / "c.pt", **QUIET
+        )
 
     go(table, 3)
     others = (

@@ -84,8 +84,9 @@ def test_a_fill_value_is_named(fill, dtype):
 
 def test_outliers_that_the_dtype_can_hold_are_left():
     check_resolution("rows", torch.from_numpy(table(fill=-9999)), torch.float32)
-    check_resolution("rows", torch.from_numpy(np.random.default_rng(0).standard_cauchy((1000, 3))),
-                     torch.float32)  # fmt: skip
+    check_resolution(
+        "rows", torch.from_numpy(np.random.default_rng(0).standard_cauchy((1000, 3))), torch.float32
+    )
 
 
 def test_masked_values_are_refused():

@@ -153,8 +153,15 @@ def test_choose_takes_the_map_of_the_higher_validation_likelihood():
     assert isinstance(choice.map, Whitening)
     assert list(choice.scores) == ["standardise", "whiten"]
     assert choice.scores["whiten"] > choice.scores["standardise"]
-    only = choose(build_double, rows[:800], rows[800:], {"standardise": standardise},
-                  steps=3, progress=False, device="cpu")  # fmt: skip
+    only = choose(
+        build_double,
+        rows[:800],
+        rows[800:],
+        {"standardise": standardise},
+        steps=3,
+        progress=False,
+        device="cpu",
+    )
     assert isinstance(only.map, Affine)
     assert only.scores["standardise"] == choice.scores["standardise"]
 
@@ -169,8 +176,16 @@ def test_a_warm_up_is_no_more_than_a_tenth_of_the_few_steps(monkeypatch):
     fit = pipeline.fit
     monkeypatch.setattr(pipeline, "fit", recorded)
     for warmup in (1000, 1, 0):
-        choose(build_double, rows, rows, {"standardise": standardise}, steps=20, warmup=warmup,
-               device="cpu", progress=False)  # fmt: skip
+        choose(
+            build_double,
+            rows,
+            rows,
+            {"standardise": standardise},
+            steps=20,
+            warmup=warmup,
+            device="cpu",
+            progress=False,
+        )
     assert taken == [2, 1, 0]
 
 

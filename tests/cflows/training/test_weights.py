@@ -90,8 +90,15 @@ def test_a_run_with_equal_weights_has_the_bits_of_one_without(goal):
     build = continuous if goal == "flow_matching" else small
     plain, weighted = build(), build()
     fit(plain, rows(), rows(20, 1), objective=goal, **QUIET)
-    fit(weighted, rows(), rows(20, 1), objective=goal, weights=torch.full((64,), 0.3),
-        validation_weights=np.full(20, 2), **QUIET)  # fmt: skip
+    fit(
+        weighted,
+        rows(),
+        rows(20, 1),
+        objective=goal,
+        weights=torch.full((64,), 0.3),
+        validation_weights=np.full(20, 2),
+        **QUIET,
+    )
     assert torch.equal(state(plain), state(weighted))
 
 
@@ -149,8 +156,15 @@ def test_with_a_context_draws_count_as_their_rows(goal):
     flow = MAF(2, context_features=1, layers=1, hidden=(8,)).double()
     own = {"chi_square": ChiSquare(critic=nn.Linear(3, 1).double())}
     x, c, w = rows(), rows(64, seed=4)[:, :1], counts()
-    fit(flow, (x, c), (x, c), objective=own.get(goal, goal), weights=w, validation_weights=w,
-        **QUIET)  # fmt: skip
+    fit(
+        flow,
+        (x, c),
+        (x, c),
+        objective=own.get(goal, goal),
+        weights=w,
+        validation_weights=w,
+        **QUIET,
+    )
     assert state(flow).isfinite().all()
 
 
@@ -158,8 +172,9 @@ def test_training_and_validation_follow_the_weights():
     x = torch.cat([rows(500) - 3, rows(500, 1) + 3])
     w = (x[:, 0] > 0).double()
     flow = small()
-    history = fit(flow, x, x, weights=w, validation_weights=w, steps=300, learning_rate=1e-2,
-                  progress=False)  # fmt: skip
+    history = fit(
+        flow, x, x, weights=w, validation_weights=w, steps=300, learning_rate=1e-2, progress=False
+    )
     inside = log_likelihood(flow, x)[w > 0].mean()
     assert inside > log_likelihood(flow, x)[w == 0].mean() + 3
     assert history.best_validation == pytest.approx(float(inside), abs=1e-9)
@@ -244,8 +259,15 @@ def test_a_row_of_no_weight_may_lie_where_the_flow_has_no_density(goal, streamed
         torch.manual_seed(0)
         core = MAF(2, layers=1, hidden=(8,), batch_norm=True).double()
         flow = behind(core, Bounded([0.0, None], [None, None]))
-        history = fit(flow, data, data, objective=goal, weights=w, validation_weights=w,
-                      **{**QUIET, "batch_size": 8})  # fmt: skip
+        history = fit(
+            flow,
+            data,
+            data,
+            objective=goal,
+            weights=w,
+            validation_weights=w,
+            **{**QUIET, "batch_size": 8},
+        )
         assert history.best_validation > -100
         assert state(flow).isfinite().all()
         states.append(torch.cat([v.flatten() for v in flow.state_dict().values()]))
@@ -285,7 +307,7 @@ REFUSED = {
     "reverse": ({"weights": ONES, "objective": ReverseKL(lambda x: x.sum(-1))}, "from no rows"),
     "density": ({"weights": ONES, "objective": ChiSquare(lambda x: x.sum(-1))}, "from no rows"),
     "own": ({"weights": ONES, "objective": Weightless()}, "does not weigh rows: give its forward"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
