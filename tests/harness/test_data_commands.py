@@ -372,7 +372,7 @@ def test_compare_and_fit_take_the_names(made, tmp_path, capsys):
 )  # fmt: skip
 def test_real_rows_where_they_are_present(name, file, validation, test, tmp_path, monkeypatch):
     """The Gaussian's figures of the development subsets; elsewhere there is nothing to judge by."""
-    folder = store.read_only_folder()
+    folder = store.read_only()
     rows = {"power": 69_984, "bsds300": 60_000}[name]
     if folder is None or not (folder / file).is_file():
         pytest.skip(f"CFLOWS_DATA has no {file}")

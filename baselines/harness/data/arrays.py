@@ -83,17 +83,6 @@ def read_npz(source: Input, choose: Choose) -> RawTable:
     )
 
 
-def _member(source: Input, archive: NpzFile, name: str) -> Matrix:
-    try:
-        array = archive[name]
-    except Exception as error:  # as in _loaded
-        raise DataError(
-            f"{source}: array {name!r} is damaged or no plain numbers; "
-            "write it with numpy.savez from float arrays"
-        ) from error
-    return _matrix(source, f"array {name!r} ", array)
-
-
 def _loaded(source: Input, file: IO[bytes], suffix: str, writer: str) -> Array | NpzFile:
     try:
         content: Array | NpzFile = np.load(file, allow_pickle=False)
@@ -104,6 +93,17 @@ def _loaded(source: Input, file: IO[bytes], suffix: str, writer: str) -> Array |
             f"{source}: not a complete {suffix} file of plain numbers; write it with {writer}"
         ) from error
     return content
+
+
+def _member(source: Input, archive: NpzFile, name: str) -> Matrix:
+    try:
+        array = archive[name]
+    except Exception as error:  # likewise
+        raise DataError(
+            f"{source}: array {name!r} is damaged or no plain numbers; "
+            "write it with numpy.savez from float arrays"
+        ) from error
+    return _matrix(source, f"array {name!r} ", array)
 
 
 def _matrix(source: Input, what: str, array: Array) -> Matrix:

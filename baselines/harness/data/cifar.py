@@ -22,18 +22,7 @@ from baselines.harness.data.pickles import array_of, unpickle
 from baselines.harness.data.pixels import Pixels
 from cflows.core.atomic_write import write_beside
 
-__all__ = [
-    "ARCHIVE",
-    "DOWNLOAD",
-    "FOLDER",
-    "convert",
-    "converted",
-    "dataset",
-    "here",
-    "is_source",
-    "read",
-    "source_in",
-]
+__all__ = ["ARCHIVE", "DOWNLOAD", "FOLDER", "convert", "converted", "dataset", "here", "read"]
 
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST = ("test_batch",)
@@ -53,7 +42,7 @@ Images = npt.NDArray[np.uint8]
 def dataset(seed: int = 0) -> Dataset:
     """Read what was converted before, or convert what CFLOWS_DATA/cifar10 holds, or DataError."""
     if not converted().is_file():
-        source = _source()
+        source = source_in(store.read_only("cifar10"))
         if source is None:
             raise DataError(
                 "cifar10 is not here: run cflows data fetch cifar10, add --from FILE|DIR for a "
@@ -76,8 +65,8 @@ def read(source: str | Path, *, seed: int = 0) -> Dataset:
     return _dataset(_batches(Path(source)), Path(source).name, seed)
 
 
-def convert(source: Path) -> Path:
-    """Write the images of what ``read`` takes as plain arrays; return the path."""
+def convert(source: Path) -> None:
+    """Write the images of what ``read`` takes as plain arrays."""
     train, test = _batches(source)
     converted().parent.mkdir(parents=True, exist_ok=True)
 
@@ -86,7 +75,6 @@ def convert(source: Path) -> Path:
             np.savez(file, train=train, test=test)
 
     write_beside(converted(), write)
-    return converted()
 
 
 def converted() -> Path:
@@ -98,7 +86,7 @@ def here() -> str:
     """Where the images are, in a few words; empty where they are not."""
     if converted().is_file():
         return f"converted, {converted()}"
-    source = _source()
+    source = source_in(store.read_only("cifar10"))
     return "" if source is None else f"{source} (CFLOWS_DATA), converted when it is loaded"
 
 
@@ -109,9 +97,10 @@ def is_source(path: Path) -> bool:
     return path.name.startswith("cifar-10") and path.is_file()
 
 
-def source_in(folder: Path) -> Path | None:
+def source_in(folder: Path | None) -> Path | None:
     """The folder of batches, or the archive, that a folder is or holds."""
-    return next((p for p in (folder, folder / FOLDER, folder / ARCHIVE) if is_source(p)), None)
+    paths = [] if folder is None else [folder, folder / FOLDER, folder / ARCHIVE]
+    return next((path for path in paths if is_source(path)), None)
 
 
 def read_batch(content: bytes, name: str) -> Images:
@@ -132,12 +121,6 @@ def read_batch(content: bytes, name: str) -> Images:
     if rows.dtype != np.uint8 or rows.shape[1:] != (VALUES,) or not rows.flags.c_contiguous:
         raise DataError(f"{name}: holds no images of {VALUES} bytes")
     return rows
-
-
-def _source() -> Path | None:
-    """What CFLOWS_DATA holds of it."""
-    folder = store.read_only_folder()
-    return None if folder is None else source_in(folder / "cifar10")
 
 
 def _batches(source: Path) -> tuple[Images, Images]:

@@ -147,8 +147,8 @@ class Entry:
         source: the paper, package or archive behind the rows.
         licence: the terms of the source, as it states them.
         load: a seed to the rows.
-        here: where the rows are on this machine, in a few words; empty where they are not. Cheap:
-            nothing is read but what a file's header says.
+        here: where the rows are on this machine, in a few words, or empty; nothing is read for it
+            but a file's header.
 
     """
 

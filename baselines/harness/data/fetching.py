@@ -49,25 +49,26 @@ def fetch(
         OSError: the cache cannot be written to.
 
     """
-    for name in names:
-        if name not in NAMES:
-            raise DataError(
-                f"{name!r} cannot be fetched; {nearest(name, NAMES)}what can be: {', '.join(NAMES)}"
-            )
+    if other := [name for name in names if name not in NAMES]:
+        near = nearest(other[0], NAMES)
+        raise DataError(f"{other[0]!r} cannot be fetched; {near}what can be: {', '.join(NAMES)}")
     if "bsds300" in names:
         published.refuse_without_h5py()
     if copy is not None and not copy.exists():
         raise DataError(f"{copy}: file not found; --from takes data.tar.gz or its folder")
     fetched = partial(_downloaded, say=say, pause=pause)
     for name in dict.fromkeys(name for name in names if name in IMAGES):
+        path = cifar.converted() if name == "cifar10" else store.folder_of(name)
+        if copy is None and (path.is_file() or mnist.is_folder(path)):
+            say(f"{name} is here: {path}")
+            continue
         if name == "cifar10":
-            path = _fetch_cifar(copy, fetched)
+            _fetch_cifar(copy, fetched)
         else:
-            path = _fetch_mnist(name, copy, fetched)
-        say(f"{name} is here: {_path_of(name)}" if path is None else f"{name}: in {path}")
-    _fetch_tables(
-        [PUBLISHED[n] for n in dict.fromkeys(names) if n in PUBLISHED], copy, fetched, say
-    )
+            _fetch_mnist(name, copy, path, fetched)
+        say(f"{name}: in {path}")
+    tables = [PUBLISHED[name] for name in dict.fromkeys(names) if name in PUBLISHED]
+    _fetch_tables(tables, copy, fetched, say)
 
 
 def _downloaded(archive: Archive, path: Path, *, say: Say, pause: float) -> Path:
@@ -163,19 +164,11 @@ def _convert_all(todo: Iterable[Published], folder: Path, origin: str, say: Say)
 # Images -------------------------------------------------------------------------------------------
 
 
-def _path_of(name: str) -> Path:
-    return cifar.converted() if name == "cifar10" else store.folder_of(name)
-
-
-def _fetch_mnist(name: str, copy: Path | None, fetched: Fetch) -> Path | None:
-    """Where the files of images are now; None where they were before."""
-    kept = store.folder_of(name)
+def _fetch_mnist(name: str, copy: Path | None, kept: Path, fetched: Fetch) -> None:
     if copy is None:
-        if mnist.is_folder(kept):
-            return None
         for archive in mnist.ARCHIVES[name]:
             fetched(archive, kept / archive.url.rsplit("/", 1)[-1])
-        return kept
+        return
     folder = next((f for f in (copy, copy / name) if mnist.is_folder(f)), None)
     if folder is None:
         raise DataError(
@@ -190,18 +183,14 @@ def _fetch_mnist(name: str, copy: Path | None, fetched: Fetch) -> Path | None:
         write_beside(kept / file.name, partial(shutil.copyfile, file))
         for other in {stem, f"{stem}.gz"} - {file.name}:
             (kept / other).unlink(missing_ok=True)
-    return kept
 
 
-def _fetch_cifar(copy: Path | None, fetched: Fetch) -> Path | None:
-    """Where the converted images are now; None where they were before."""
+def _fetch_cifar(copy: Path | None, fetched: Fetch) -> None:
     if copy is None:
-        if cifar.converted().is_file():
-            return None
         received = fetched(cifar.DOWNLOAD, store.cache_folder() / cifar.ARCHIVE)
-        converted = cifar.convert(received)
+        cifar.convert(received)
         received.unlink()
-        return converted
+        return
     source = copy if copy.is_file() else cifar.source_in(copy)
     if source is None:
         raise DataError(
@@ -210,4 +199,4 @@ def _fetch_cifar(copy: Path | None, fetched: Fetch) -> Path | None:
         )
     if source.is_file():
         refuse_checksum(source, cifar.DOWNLOAD.md5)
-    return cifar.convert(source)
+    cifar.convert(source)

@@ -43,16 +43,14 @@ def read(
 ) -> Dataset:
     """Read a table and split its rows 80 / 10 / 10, if it is not split already.
 
-    A text file, .csv, .tsv, .txt, .dat or .data, and each of them with .gz behind, is UTF-8, with
-    or without a byte order mark; its delimiter, a comma, semicolon, bar, tab or blanks, is found
-    from its first two rows, and so is whether the first is a header, see ``text.read_text``;
-    without one, and for arrays, columns are called x0, x1, ... Empty lines are skipped. Of a
+    A text file, .csv, .tsv, .txt, .dat or .data, each also with .gz behind, is UTF-8; its
+    delimiter, a comma, semicolon, bar, tab or blanks, and its header are found from its first rows,
+    see ``text.read_text``; without a header, and for arrays, columns are called x0, x1, ... Of a
     .parquet or .feather file and a ``DataFrame`` all columns but the index are read. False and true
-    are 0 and 1. A pipe, and standard input under the name ``-``, may hold any of these.
-    An .npy file holds a matrix of real numbers, or a vector, which is one column. An .npz file
-    holds one of these, or three: train, validation and test, which are taken as they are.
-    All are read whole here: what is larger than memory must be an .npy file of a matrix, and goes
-    to ``stream``.
+    are 0 and 1. An .npy file holds a matrix of real numbers, or a vector, which is one column; an
+    .npz file one of these, or three, train, validation and test, which are taken as they are. A
+    pipe, and standard input under the name ``-``, may hold any of these. All are read whole here:
+    what is larger than memory must be an .npy file of a matrix, and goes to ``stream``.
 
     Of each ten rows in succession one validates and one tests, see ``rows.Split``. Training rows
     keep the file's order; the others are shuffled, so that the first of them stand for all.

@@ -25,15 +25,15 @@ def image_set(
     """Rows of whole-numbered images (N, ...) to train and to test, dequantised, as a data set.
 
     Args:
-        name: of the set.
+        name: of the set; columns, source and licence as in ``Dataset``.
         pixels: how rows are made.
         train: of these ``held_out``, drawn at random, validate.
         test: likewise whole numbers.
         held_out: how many.
         seed: of the draw and of the noise.
         columns: the names of the D pixels.
-        source: see ``Dataset``.
-        licence: likewise.
+        source: where the images are from.
+        licence: its terms.
 
     """
     draw, *noise = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))

@@ -57,8 +57,8 @@ def dataset(name: str, seed: int = 0) -> Dataset:
 
 def here(name: str) -> str:
     """The folder that holds a set, in the cache or of CFLOWS_DATA; empty where there is none."""
-    folders = (store.cache_folder() / "data", store.read_only_folder())
-    return next((str(f / name) for f in folders if f is not None and is_folder(f / name)), "")
+    folders = (store.folder_of(name), store.read_only(name))
+    return next((str(folder) for folder in folders if folder and is_folder(folder)), "")
 
 
 def is_folder(folder: str | Path) -> bool:

@@ -90,7 +90,7 @@ def here(name: str) -> str:
 
 def _unconverted(table: Published) -> list[Path] | None:
     """A set's files in CFLOWS_DATA."""
-    folder = store.read_only_folder()
+    folder = store.read_only()
     return None if folder is None else find(table, folder)
 
 
@@ -110,11 +110,8 @@ def _size(table: Published, files: Sequence[Path]) -> str:
 
 def find(table: Published, folder: Path) -> list[Path] | None:
     """Return a set's files below a folder, or below its subfolder ``data`` as in the archive."""
-    for base in (folder, folder / "data"):
-        files = [base / file for file in table.files]
-        if all(file.is_file() for file in files):
-            return files
-    return None
+    sets = [[base / file for file in table.files] for base in (folder, folder / "data")]
+    return next((files for files in sets if all(file.is_file() for file in files)), None)
 
 
 def prepare(table: Published, files: Sequence[Path]) -> Dataset:

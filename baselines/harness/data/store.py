@@ -24,7 +24,7 @@ from baselines.harness.data.download import digest
 from baselines.harness.data.statistics import moments
 from cflows.core.atomic_write import WriteOnly, blaming
 
-__all__ = ["cache_folder", "folder_of", "load", "manifest", "read_only_folder", "save", "verify"]
+__all__ = ["cache_folder", "folder_of", "load", "manifest", "read_only", "save", "verify"]
 
 FORMAT = 1
 
@@ -63,10 +63,10 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "cflows"
 
 
-def read_only_folder() -> Path | None:
-    """The folder that the variable CFLOWS_DATA names, where it is set. It is never written to."""
+def read_only(name: str = "") -> Path | None:
+    """The folder of a name in that of the variable CFLOWS_DATA, if set: it is never written to."""
     folder = os.environ.get("CFLOWS_DATA")
-    return Path(folder) if folder else None
+    return Path(folder, name) if folder else None
 
 
 def folder_of(name: str) -> Path:

@@ -22,15 +22,16 @@ __all__ = ["Stream", "Streamed", "Summary"]
 
 CHUNK = 2**22  # numbers that are checked at a time
 Single = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float64]
 
 
 class Summary(NamedTuple):
     """Of each column: the largest |x|, mean, standard deviation, largest |float32(x) - x|."""
 
-    largest: npt.NDArray[np.float64]
-    mean: npt.NDArray[np.float64]
-    spread: npt.NDArray[np.float64]
-    change: npt.NDArray[np.float64]
+    largest: Vector
+    mean: Vector
+    spread: Vector
+    change: Vector
 
 
 class Streamed:
@@ -68,11 +69,11 @@ class Streamed:
         self.indices = list(range(len(names)) if indices is None else indices)
         self.columns, self.source = tuple(names[i] for i in self.indices), str(path)
         self.still: tuple[str, ...] = ()
-        self.summary = self.check(spared)
         self.notes: tuple[str, ...] = ()
-        self.noise: npt.NDArray[np.float64] | None = None
+        self.summary = self.check(spared)
+        self.noise: Vector | None = None
 
-    def add_noise(self, widths: npt.NDArray[np.float64]) -> None:
+    def add_noise(self, widths: Vector) -> None:
         """Let rows have uniform noise of these widths, (D,), and the summary count it."""
         self.noise = widths
         with np.errstate(over="ignore"):
@@ -103,22 +104,17 @@ class Streamed:
             part = chosen[first : first + self._size]
             start, end = int(part[0]), int(part[-1]) + 1
             if end - start < 2 * len(part):
-                values[first : first + len(part)] = self.array[start:end][part - start][
-                    :, self.indices
-                ]
+                rows = self.array[start:end][part - start]
                 drop_pages(self.array)
             else:
-                values[first : first + len(part)] = read_scattered(self.array, part)[
-                    :, self.indices
-                ]
+                rows = read_scattered(self.array, part)
+            values[first : first + len(part)] = rows[:, self.indices]
         return values
 
-    def check(self, spared: Sequence[str] = ()) -> Summary:
+    def check(self, spared: Sequence[str]) -> Summary:
         """Read all rows once, and say of each column what decides whether float32 can hold it.
 
-        Raises:
-            DataError: a value that is not finite, or a column that is constant in training.
-
+        DataError where a value is not finite, or a column constant in training and not spared.
         """
         d = len(self.columns)
         one = self.array[self.split.rows("train", np.array([0]))[0]][self.indices].astype(
