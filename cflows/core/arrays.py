@@ -23,10 +23,6 @@ WIDEST = 8  # bytes of a float that torch has too
 def as_tensor(name: str, values: Tensor | Array) -> Tensor:
     """A dense tensor of real numbers without a graph; memory is shared where torch can.
 
-    Args:
-        name: what messages call them.
-        values: a tensor or an array.
-
     Raises:
         TypeError: they are not real numbers, or sparse.
         ValueError: they carry a graph, which the second of two steps would look for in vain; or

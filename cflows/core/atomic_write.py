@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,12 +45,7 @@ def write_beside(path: PathLike, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a new file in the same folder and rename it into place when complete.
 
     A file that is replaced leaves its mode to the new one, and its owner where that is allowed. For
-    a device, a pipe or an open descriptor the new file lies in the temporary folder, and its bytes
-    are written in place when it is complete.
-
-    Args:
-        path: the place; a symbolic link stands for its target, whether that exists or not.
-        write: what writes, given the path of the new file.
+    a device, a pipe or an open descriptor the new file lies in the temporary folder.
 
     Raises:
         OSError: it cannot be written; the earlier file, where there was one, is as it was.
@@ -80,13 +75,9 @@ def write_whole(path: PathLike, content: str | bytes | memoryview) -> None:
 
 
 def refuse_unwritable(path: PathLike, size: int = 0) -> None:
-    """Find out before the work that its result could not be written.
+    """Find out before the work that its result, of ``size`` bytes, could not be written.
 
     A file is made beside the place and removed again, unless bytes would be written in place.
-
-    Args:
-        path: the place.
-        size: bytes that there must be room for.
 
     Raises:
         OSError: why it could not.
@@ -98,11 +89,9 @@ def refuse_unwritable(path: PathLike, size: int = 0) -> None:
             os.fstat(place)
     elif not _is_stream(place):
         beside = sibling(place)
-        with blaming(path, beside):
-            try:
-                beside.write_bytes(bytes(size))
-            finally:
-                beside.unlink(missing_ok=True)
+        with blaming(path, beside), ExitStack() as stack:
+            stack.callback(beside.unlink, missing_ok=True)
+            beside.write_bytes(bytes(size))
 
 
 def is_file(path: PathLike) -> bool:

@@ -90,16 +90,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def agree_on_steps(parts: Sequence[Stepped], solved: bool) -> bool:
-    """Give all processes the most careful steps of any, part by part.
-
-    Args:
-        parts: continuous parts.
-        solved: whether this process's batch was solved well enough.
-
-    Returns:
-        whether every process's was.
-
-    """
+    """Give all processes the most careful steps of any; whether every one's batch was solved."""
     if processes() == 1 or not parts:
         return solved
     failed, *steps = largest(not solved, *(part.steps or math.inf for part in parts))

@@ -23,13 +23,9 @@ Backward: TypeAlias = Callable[..., Gradients]
 
 
 def first_order_only(message: str) -> Callable[[Backward], Backward]:
-    """Decorate a ``backward`` that works without a graph.
+    """Decorate a ``backward`` that works without a graph: a second derivative is a RuntimeError.
 
     Every input that the gradient depends on must be among the tensors saved for backward.
-
-    Args:
-        message: of the RuntimeError that a second derivative meets.
-
     """
 
     def decorate(backward: Backward) -> Backward:

@@ -39,11 +39,8 @@ def within(
         x: (*B, D).
         inside: which entries are, (*B, D).
         middle: a point inside, broadcastable to x.
-        message: of the error; ``{value:g}`` in it is the first entry outside.
+        message: of the ValueError; ``{value:g}`` in it is the first entry outside.
         check: whether to look; asking costs a host synchronisation.
-
-    Raises:
-        ValueError: an entry is outside.
 
     """
     # First, since the compiler does not see through what a thread keeps.
