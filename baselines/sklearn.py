@@ -22,7 +22,7 @@ from torch import Tensor
 
 from baselines.models.registry import find
 from cflows.bijectors.bounded import Bounded
-from cflows.core.arrays import as_numbers
+from cflows.core.arguments import as_numbers
 from cflows.core.bijector import Bijector
 from cflows.core.flow import Flow, log_likelihood
 from cflows.core.table_flow import TableFlow

@@ -35,8 +35,8 @@ from baselines.inversion.degree_sweep import INVERSIONS
 from baselines.networks.made import MADE, ORDERS
 from baselines.transforms.univariate import AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, Flow
+from cflows.core.arguments import known
 from cflows.core.bijector import Mapped
-from cflows.core.messages import known
 
 __all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "autoregressive_layers"]
 

@@ -25,8 +25,8 @@ from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.mask_split import MaskSplit, coupling_mask
 from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow
+from cflows.core.arguments import known
 from cflows.core.bijector import Mapped, may_be_read
-from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 
 __all__ = [

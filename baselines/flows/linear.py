@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cflows import Bijector
+from cflows.core.arguments import known
 from cflows.core.bijector import Mapped
-from cflows.core.messages import known
 
 __all__ = ["Householder", "Invertible1x1", "LULinear", "Permutation", "checked_shape"]
 

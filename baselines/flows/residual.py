@@ -28,9 +28,9 @@ from baselines.networks.lipschitz import LipschitzMLP
 from cflows import Bijector, Chain, Flow
 from cflows.continuous.divergence import PROBES, draw_probes
 from cflows.continuous.fields import FrozenMLP, Linearized, pushforward
+from cflows.core.arguments import known
 from cflows.core.bijector import Mapped, fusible
 from cflows.core.first_order import first_order, first_order_only
-from cflows.core.messages import known
 
 __all__ = ["LOG_DETS", "Residual", "ResidualFlow"]
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from baselines.flows.planar import SMALLEST_SLOPE, START, Amortized, RootBijector, check_layers
 from baselines.inversion.roots import MAX_ITERATIONS, tanh_slope
 from cflows import Bijector, Chain, Flow
+from cflows.core.arguments import known
 from cflows.core.bijector import Mapped
-from cflows.core.messages import known
 
 __all__ = ["ORTHOGONALS", "Sylvester", "SylvesterFlow"]
 

@@ -14,8 +14,8 @@ from baselines.models import papers, user
 from baselines.models.builtin import MODELS
 from baselines.models.model import GAUSSIAN, Model, ModelError
 from cflows import Bijector, Flow, ODEBijector
+from cflows.core.arguments import nearest
 from cflows.core.flow import dtype_of
-from cflows.core.messages import nearest
 from cflows.core.registry import configuration_of
 from cflows.training.pipeline import behind
 

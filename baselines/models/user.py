@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 
 from baselines.models.model import Model, ModelError
-from cflows.core.messages import nearest
+from cflows.core.arguments import nearest
 
 __all__ = ["GROUP", "entered", "imported", "installed", "located"]
 

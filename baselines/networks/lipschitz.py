@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from cflows.continuous.fields import FrozenMLP
 from cflows.continuous.layers import ACTIVATIONS, Activation
+from cflows.core.arguments import known
 from cflows.core.bijector import fusible, may_be_read
-from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 
 __all__ = ["CONTRACTIVE", "LipSwish", "LipschitzMLP", "spectral_bound"]

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.masked_linear import MaskedLinear, Staircase, staircase_of
+from cflows.core.arguments import known
 from cflows.core.bijector import may_be_read, plain, unwatched
-from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 
 __all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cflows.core.messages import known
+from cflows.core.arguments import known
 
 __all__ = ["MASKS", "MaskSplit", "coupling_mask"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._functorch import config as functorch
 
 from cflows.continuous.stages import RightHandSide, SolverError, SolveStats
+from cflows.core.arguments import known
 from cflows.core.first_order import first_order_only, refused
-from cflows.core.messages import known
 from cflows.core.registry import register
 
 __all__ = ["ADAPTIVE", "FIXED_STEP", "Adaptive", "System"]

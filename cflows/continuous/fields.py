@@ -27,8 +27,8 @@ from cflows.continuous.layers import (
     TimeLayer,
     matvec,
 )
+from cflows.core.arguments import known
 from cflows.core.bijector import may_be_read, unwatched
-from cflows.core.messages import known
 from cflows.core.pickling import Pickled
 
 __all__ = ["CONTEXTS", "MLP", "FrozenMLP", "Linearized", "Local", "pushforward", "recomputed"]

@@ -26,8 +26,8 @@ from cflows.continuous.layers import computed_once
 from cflows.continuous.penalties import PENALTIES
 from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
 from cflows.continuous.stages import RightHandSide, Slope, SolveStats, Stage
+from cflows.core.arguments import known
 from cflows.core.bijector import Bijector, exported, may_read, recorded, transformed
-from cflows.core.messages import known
 from cflows.core.modes import claimed
 
 __all__ = ["ODEBijector"]

@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from cflows.continuous.adaptive import ADAPTIVE, FIXED_STEP, Adaptive, System
 from cflows.continuous.stages import RightHandSide, Slope, SolverError, SolveStats, Stage
 from cflows.continuous.tableaus import TABLEAUS, Tableau
+from cflows.core.arguments import known
 from cflows.core.bijector import exported, transformed
-from cflows.core.messages import known
 from cflows.core.registry import register
 
 __all__ = [

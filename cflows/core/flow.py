@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from cflows.core.arrays import Array, as_tensor
+from cflows.core.arguments import Array, as_tensor
 from cflows.core.atomic_write import write_whole
 from cflows.core.base import Base, Normal, Scored, Shape, leading
 from cflows.core.bijector import Bijector, Mapped, may_read, refuse_low_precision

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cflows.continuous.fields import MLP
 from cflows.continuous.ode_bijector import ODEBijector
+from cflows.core.arguments import known
 from cflows.core.bijector import Bijector, may_read
 from cflows.core.density import Density
-from cflows.core.messages import known
 from cflows.core.trajectory import flattened, through
 from cflows.objectives.base import Batch, Objective, weighted_mean
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cflows.continuous.solvers import SolverError
 from cflows.core import collectives
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 from cflows.core.atomic_write import companion, write_whole
 from cflows.core.bijector import Bijector, Chain
 from cflows.core.flow import Flow, dtype_of

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from cflows.core.arrays import Array, as_numbers, as_tensor
+from cflows.core.arguments import Array, as_numbers, as_tensor
 from cflows.core.collectives import processes, share
 from cflows.core.flow import Flow, dtype_of
 from cflows.objectives import WeightedBatch

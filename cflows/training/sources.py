@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 
 if TYPE_CHECKING:
     import pandas

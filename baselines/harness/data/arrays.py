@@ -11,7 +11,7 @@ from numpy.lib.npyio import NpzFile
 from baselines.harness.data.dataset import DataError, Matrix
 from baselines.harness.data.rows import SPLITS, Choose, RawTable, numbered
 from baselines.harness.data.sources import Input
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 
 __all__ = ["mapped_npy", "read_npy", "read_npz"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from baselines.harness.data.dataset import DataError, Dataset, Part
 from baselines.harness.data.streams import Streamed
 from cflows import Bounded
-from cflows.core.messages import listed, nearest
+from cflows.core.arguments import listed, nearest
 
 __all__ = ["Bounds", "Pair", "bounded", "parse", "refuse_unknown", "within"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from baselines.harness.data.dataset import DataError
 from baselines.harness.data.rows import Fault, RawTable
-from cflows.core.messages import listed, nearest
+from cflows.core.arguments import listed, nearest
 
 __all__ = ["indices", "refuse_constant", "refuse_unknown", "refuse_unusable"]
 

@@ -17,8 +17,8 @@ from baselines.harness.data import cifar, mnist, published, store
 from baselines.harness.data.dataset import DataError
 from baselines.harness.data.download import Archive, download, refuse_checksum
 from baselines.harness.data.published import PUBLISHED, Published
+from cflows.core.arguments import nearest
 from cflows.core.atomic_write import write_beside
-from cflows.core.messages import nearest
 
 __all__ = ["NAMES", "extract", "fetch"]
 

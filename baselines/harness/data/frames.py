@@ -12,7 +12,7 @@ import numpy as np
 from baselines.harness.data.dataset import DataError, Matrix
 from baselines.harness.data.rows import Choose, Fault, RawTable, numbered, tidy
 from baselines.harness.data.sources import Input
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

@@ -6,7 +6,7 @@ import numpy as np
 
 from baselines.harness.data.dataset import Dataset
 from baselines.harness.data.pixels import Pixels
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 
 __all__ = ["image_set"]
 

@@ -14,7 +14,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 
 from baselines.harness.data.dataset import DataError, Matrix
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 
 __all__ = ["Pickled", "array_of", "read_frame", "unpickle"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 
 __all__ = ["Pixels"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baselines.harness.data.dataset import Matrix
-from cflows.core.messages import listed
+from cflows.core.arguments import listed
 
 __all__ = ["EXAMINED", "Repeats", "Width", "notes", "repeats_of", "uniform", "widths"]
 

@@ -22,7 +22,7 @@ from baselines.harness.data.files import Source
 from baselines.harness.data.frames import is_frame
 from baselines.harness.data.quantised import Width
 from baselines.harness.data.sources import is_once
-from cflows.core.messages import nearest
+from cflows.core.arguments import nearest
 
 __all__ = ["entry", "load", "names"]
 

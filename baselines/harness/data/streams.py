@@ -15,7 +15,7 @@ from baselines.harness.data.choice import refuse_constant
 from baselines.harness.data.dataset import DataError, Matrix
 from baselines.harness.data.quantised import uniform
 from baselines.harness.data.rows import BLOCK, SPLITS, Split, SplitName, numbered
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 from cflows.training.sources import drop_pages, read_scattered
 
 __all__ = ["Stream", "Streamed", "Summary"]

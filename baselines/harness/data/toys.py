@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from baselines.harness.data.dataset import DataError, Dataset, Matrix
-from cflows.core.arrays import Array
+from cflows.core.arguments import Array
 
 __all__ = ["LICENCE", "SIZES", "SOURCE", "TOYS", "dataset", "toy"]
 

@@ -18,6 +18,7 @@ from baselines.harness.data import DataError
 from baselines.harness.data.rows import numbered
 from baselines.harness.estimator.summary import drawn, warn_of
 from cflows import Flow, TableFlow, load
+from cflows.core.arguments import listed
 from cflows.core.atomic_write import (
     STDOUT,
     WriteOnly,
@@ -27,7 +28,6 @@ from cflows.core.atomic_write import (
     write_beside,
 )
 from cflows.core.flow import dtype_of
-from cflows.core.messages import listed
 
 __all__ = ["refuse_output", "sample", "score"]
 

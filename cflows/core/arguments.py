@@ -1,23 +1,65 @@
-"""Numbers as users have them, in tensors and arrays of any make, as tensors that can be trained on.
+"""What users give: names that are chosen from, and numbers in tensors and arrays of any make.
 
 What torch refuses in words of its own is converted where nothing is lost, and else refused in one
-line that names the rows and the remedy.
+line that names the remedy.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Array", "as_numbers", "as_tensor"]
+__all__ = ["Array", "as_numbers", "as_tensor", "known", "listed", "nearest"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 REAL = "fiub"  # numpy's kinds: floating point, signed, unsigned, boolean
 WIDEST = 8  # bytes of a float that torch has too
+
+
+def known(name: str, value: str, choices: Collection[str]) -> str:
+    """The value of the argument ``name``, which must be one of the choices.
+
+    Raises:
+        ValueError: it is none of them.
+
+    Example:
+        >>> known("probe", "gaussian", ["rademacher", "gaussian"])
+        'gaussian'
+
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    return value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question that names the known names most like one, with a blank behind; or nothing.
+
+    Example:
+        >>> nearest("powr", ["power", "gas"])
+        'did you mean power? '
+
+    """
+    near = difflib.get_close_matches(name.lower(), list(known), n=3)
+    return f"did you mean {' or '.join(near)}? " if near else ""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names for a message, the first so many of them.
+
+    Example:
+        >>> listed(["a", "b", "c", "d"], 2)
+        'a, b and 2 more'
+
+    """
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def as_tensor(name: str, values: Tensor | Array) -> Tensor:
