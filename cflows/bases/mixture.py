@@ -53,7 +53,7 @@ class MixtureOfGaussians(Base):
         _store(self, "log_scale", torch.zeros(components, features), learnable)
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log Σ_k w_k N(z; loc_k, diag scale_k²), (*B, D) -> (*B,)."""
+        """log Σ_k w_k N(z; loc_k, diag scale_k²), (*B, D) -> (*B,)."""
         standard = (z.unsqueeze(-2) - self.loc) * torch.exp(-self.log_scale)
         constant = 0.5 * self.features * math.log(2 * math.pi) + self.log_scale.sum(-1)
         log_weights = self.logits.log_softmax(-1)

@@ -64,7 +64,7 @@ class Affine(Bijector):
         self.register_buffer("scale", scale.detach().clone())
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
-        """Loc + scale z."""
+        """loc + scale z."""
         log_det = self.scale.log().sum()
         return torch.addcmul(self.loc, self.scale, z), log_det.expand(z.shape[:-1])
 
@@ -138,7 +138,7 @@ class Elementwise(Bijector):
 
     @abstractmethod
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log g'(z), from whichever of z and x = g(z) keeps it exact."""
+        """log g'(z), from whichever of z and x = g(z) keeps it exact."""
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """g(z)."""
@@ -214,7 +214,7 @@ class ElementwiseAffine(Elementwise):
         return bounded(self.raw_log_scale, self.bound)
 
     def value(self, z: Tensor) -> Tensor:
-        """B + exp(α) z."""
+        """b + exp(α) z."""
         return torch.addcmul(self.shift, self.log_scale.exp(), z)
 
     def root(self, x: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ class SinhArcsinh(Elementwise):
 
     @property
     def log_tail(self) -> Tensor:
-        """Log δ, (D,)."""
+        """log δ, (D,)."""
         return bounded(self.raw_log_tail, 2.0)
 
     def value(self, z: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class SinhArcsinh(Elementwise):
         return torch.sinh(torch.asinh(x) * torch.exp(self.log_tail) - self.skew)
 
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log cosh(arcsinh(x)) - log cosh(arcsinh(z)) - log δ."""
+        """log cosh(arcsinh(x)) - log cosh(arcsinh(z)) - log δ."""
         return _log_cosh(torch.asinh(x)) - _log_cosh(torch.asinh(z)) - self.log_tail
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +61,7 @@ class ActNorm(Bijector):
         self._known_initialised = False
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
-        """B + exp(s) z."""
+        """b + exp(s) z."""
         x = torch.addcmul(self._spread(self.shift), self._spread(self.log_scale).exp(), z)
         return x, self._log_det(z)
 
@@ -104,7 +102,7 @@ class ActNorm(Bijector):
             self.initialised.fill_(True)
         self._known_initialised = True
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         self._known_initialised = False
         super()._load_from_state_dict(*args, **kwargs)
 

@@ -77,7 +77,7 @@ class Tanh(Elementwise):
         return torch.atanh(x)
 
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log 4 + log σ(2z) + log σ(-2z)."""
+        """log 4 + log σ(2z) + log σ(-2z)."""
         return math.log(4) + F.logsigmoid(2 * z) + F.logsigmoid(-2 * z)
 
 
@@ -118,7 +118,7 @@ class Sigmoid(Elementwise):
         return torch.logit(self.alpha + self.width * x)
 
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log σ(z) + log σ(-z) - log(1 - 2α)."""
+        """log σ(z) + log σ(-z) - log(1 - 2α)."""
         return F.logsigmoid(z) + F.logsigmoid(-z) - math.log(self.width)
 
 
@@ -162,7 +162,7 @@ class Exp(Elementwise):
         return z.exp()
 
     def root(self, x: Tensor) -> Tensor:
-        """Log x."""
+        """log x."""
         return x.log()
 
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
@@ -213,5 +213,5 @@ class Softplus(Elementwise):
         return x + torch.log(-torch.expm1(-x))
 
     def log_slope(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log σ(z)."""
+        """log σ(z)."""
         return F.logsigmoid(z)

@@ -54,7 +54,7 @@ class Whitening(Bijector):
             self.register_buffer(name, value.detach().clone())
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
-        """Loc + A z."""
+        """loc + A z."""
         with torch.autocast(z.device.type, enabled=False):
             x = self.loc + z @ self.matrix.mT
         return x, self.log_abs_det.expand(z.shape[:-1])

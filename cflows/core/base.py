@@ -91,7 +91,7 @@ class LocationScale(Base):
         return (z - self.loc) * torch.exp(-self.log_scale)
 
     def rsample(self, shape: tuple[int, ...] = (), context: Tensor | None = None) -> Tensor:
-        """Loc + scale ε."""
+        """loc + scale ε."""
         noise = self.noise((*shape, *_batch(context), self.features))
         return self.loc + torch.exp(self.log_scale) * noise
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class Bijector(Pickled, ABC):
 
     """
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
+    def __init_subclass__(cls, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
         for name, checked in (("forward", _checked_noise), ("inverse", _checked_data)):
             for method in (name, f"{name}_and_log_det"):
@@ -204,29 +204,29 @@ class Chain(Bijector):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data, first part first; no log-determinant is computed."""
-        for part, seen in self._with_context(self.parts, context):
-            z = part(z, seen)
+        for part, own in self._with_context(self.parts, context):
+            z = part(z, own)
         return z
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Data to noise, last part first; no log-determinant is computed."""
-        for part, seen in self._with_context(reversed(self.parts), context):
-            x = part.inverse(x, seen)
+        for part, own in self._with_context(reversed(self.parts), context):
+            x = part.inverse(x, own)
         return x
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Noise to data; the parts' log-determinants add up."""
         total = z.new_zeros(z.shape[:-1])
-        for part, seen in self._with_context(self.parts, context):
-            z, log_det = part.forward_and_log_det(z, seen)
+        for part, own in self._with_context(self.parts, context):
+            z, log_det = part.forward_and_log_det(z, own)
             total = total + log_det
         return z, total
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Data to noise; the parts' log-determinants add up."""
         total = x.new_zeros(x.shape[:-1])
-        for part, seen in self._with_context(reversed(self.parts), context):
-            x, log_det = part.inverse_and_log_det(x, seen)
+        for part, own in self._with_context(reversed(self.parts), context):
+            x, log_det = part.inverse_and_log_det(x, own)
             total = total + log_det
         return x, total
 
@@ -240,7 +240,7 @@ class Chain(Bijector):
 
 
 def bounded(raw: Tensor, bound: float = BOUND) -> Tensor:
-    """A tanh(s / a): near s for small s, and never past ±a."""
+    """a tanh(s / a): near s for small s, and never past ±a."""
     return bound * torch.tanh(raw / bound)
 
 

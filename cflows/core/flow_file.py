@@ -48,7 +48,7 @@ def to_bytes(content: object) -> memoryview:
     return buffer.getbuffer()
 
 
-def rebuilt(configuration: str, classes: Mapping[str, type], path: object) -> Any:
+def rebuilt(configuration: str, classes: Mapping[str, type], path: object) -> object:
     """What a configuration builds, on the CPU; raises as ``decode`` does."""
     # Constructors draw initial weights: the caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -58,6 +58,7 @@ def rebuilt(configuration: str, classes: Mapping[str, type], path: object) -> An
 def _check_rebuilds(module: nn.Module, configuration: str) -> None:
     """Refuse what was changed after it was built: a file would not bring it back."""
     again = rebuilt(configuration, CLASSES, "the configuration")
+    assert isinstance(again, nn.Module)
     for kind in ("named_parameters", "named_buffers"):
         here, there = (
             {name: tuple(value.shape) for name, value in getattr(m, kind)(remove_duplicate=False)}
@@ -68,8 +69,7 @@ def _check_rebuilds(module: nn.Module, configuration: str) -> None:
                 f"cannot save: {changed[0][0]} is not as the constructors build it; build the flow "
                 "anew with the change as an argument, or register a class that makes it"
             )
-    shared = len(list(module.parameters())) != len(list(again.parameters()))
-    if shared:
+    if len(list(module.parameters())) != len(list(again.parameters())):
         raise TypeError("cannot save: a part is used twice, and would be loaded as two")
 
 

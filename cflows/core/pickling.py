@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import SupportsIndex, TypeAlias
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from torch.nn.utils import parametrize
 from cflows.core.registry import is_own, register, shown
 
 __all__ = ["Pickled"]
+
+Reduced: TypeAlias = str | tuple[object, ...]
 
 COMPAT = "torch.nn.utils.parametrizations"
 
@@ -37,7 +39,7 @@ class Pickled(nn.Module):
 
     """
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
+    def __init_subclass__(cls, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
         if is_own(cls):
             register(cls)
@@ -46,7 +48,7 @@ class Pickled(nn.Module):
         """The arguments that the part was built with, its own parts left out."""
         return ", ".join(shown(self))
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Reduced:
         for part in self.modules():
             if parametrize.is_parametrized(part):
                 # Of this instance alone: torch made the class for it.
@@ -56,7 +58,7 @@ class Pickled(nn.Module):
         return super().__reduce_ex__(protocol)
 
 
-def _reduced(module: nn.Module, protocol: Any) -> Any:
+def _reduced(module: nn.Module, protocol: SupportsIndex) -> Reduced:
     names = list(getattr(module, "parametrizations"))  # noqa: B009, mypy takes it for a tensor
     base = parametrize.type_before_parametrizations(module)
     # Weight norm leaves a local function there, for the state of its predecessor.

@@ -136,9 +136,9 @@ def _place(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _flatten(bound: inspect.BoundArguments) -> dict[str, Any]:
+def _flatten(bound: inspect.BoundArguments) -> dict[str, object]:
     """The call as keywords, with the positional rest under '*', and without self."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, value in list(bound.arguments.items())[1:]:
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:

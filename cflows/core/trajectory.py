@@ -1,4 +1,4 @@
-"""Paths of a flow that has continuous parts, seen at several times."""
+"""Paths of a flow that has continuous parts, at several times."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def trajectory(
         path = part.trajectory(state, [begin, *stops, end], context)
         states += list(path[1 : 1 + len(local)])
         state, passed, waiting = path[-1], passed + 1, waiting[len(local) :]
-    return torch.stack([through(tail, seen, context, True) for seen in states])
+    return torch.stack([through(tail, state, context, True) for state in states])
 
 
 def through(
@@ -62,8 +62,8 @@ def through(
 ) -> Tensor:
     """A state taken through maps that are listed from noise to data, or back through them."""
     for part in parts if upwards else reversed(list(parts)):
-        seen = context if part.context_features else None
-        state = part.forward(state, seen) if upwards else part.inverse(state, seen)
+        own = context if part.context_features else None
+        state = part.forward(state, own) if upwards else part.inverse(state, own)
     return state
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
@@ -104,7 +102,7 @@ class BijectorTransform(Transform):
         """Shape of the noise, likewise."""
         return self.forward_shape(shape)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # As torch leaves out its own pair: results of a graph cannot be copied.
         return {**super().__getstate__(), "_last": None, "_cached_x_y": (None, None)}  # type: ignore[no-untyped-call]
 
