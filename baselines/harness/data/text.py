@@ -179,7 +179,7 @@ def _parsed(layout: _Layout, names: dict[int, str]) -> RawTable:
         values = np.ascontiguousarray(frame[[*names]].to_numpy(np.float64))
         return RawTable(values, tuple(names.values()), layout.where)
     table = columns_of(names, frame, layout.where)
-    if table.faults:
+    if table.faults and 0 in names:
         number, fields = layout.row(min(fault.row for fault in table.faults.values()))
         if REMARK.match(fields[0]):
             raise layout.ragged(number, fields)
