@@ -26,19 +26,23 @@ Log scales are bounded by construction, α = a tanh(s / a) with a = 5, for a net
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from baselines.flows.made_mog import MADEMoG
+from baselines.flows.stack import stacked
 from baselines.inversion.degree_sweep import INVERSIONS
-from baselines.networks.made import MADE, ORDERS
+from baselines.networks.made import MADE, ORDERS, MADESettings
 from baselines.transforms.univariate import AffineScale, UnivariateTransform
-from cflows import BatchNorm, Bijector, Chain, Flow
+from cflows import Bijector, Flow
 from cflows.core.arguments import known
 from cflows.core.bijector import Mapped
 
-__all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "autoregressive_layers"]
+__all__ = ["IAF", "MAF", "Autoregressive", "AutoregressiveAffine", "alternating"]
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Autoregressive(Bijector):
@@ -75,7 +79,7 @@ class Autoregressive(Bijector):
         context_features: int = 0,
         conditions_on: str = "data",
         inversion: str = "cached",
-        **made: Any,
+        **made: Unpack[MADESettings],
     ) -> None:
         super().__init__(features, context_features)
         if conditions_on not in ("data", "noise"):
@@ -133,33 +137,6 @@ class AutoregressiveAffine(Autoregressive):
         super().__init__(features, AffineScale(), **settings)
 
 
-def autoregressive_layers(
-    features: int,
-    layers: int,
-    order: str,
-    *,
-    transformer: UnivariateTransform | None = None,
-    batch_norm: bool = False,
-    **settings: Any,
-) -> list[Bijector]:
-    """Layers from noise to data that differ in their orders; a batch norm before each."""
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
-    tau = transformer or AffineScale()
-    parts: list[Bijector] = []
-    for k in range(layers):
-        if batch_norm:
-            parts.append(BatchNorm(features))
-        parts.append(Autoregressive(features, tau, order=_order(order, k), **settings))
-    return parts
-
-
-def _order(order: str, layer: int) -> str:
-    if order == "alternate":
-        return ("sequential", "reversed")[layer % 2]
-    return known("order", order, ("alternate", *ORDERS))
-
-
 class _Autoregressive(Flow):
     """Affine layers that differ in their orders."""
 
@@ -185,26 +162,31 @@ class _Autoregressive(Flow):
             raise ValueError(
                 f"components must be at least 1, and 1 beside a base of your own; got {components}"
             )
-        made: dict[str, Any] = {
-            "context_features": context_features,
-            "hidden": hidden,
-            "activation": activation,
-            "hidden_degrees": hidden_degrees,
-            "residual": residual,
-        }
-        parts = autoregressive_layers(
-            features,
-            layers,
-            order,
-            batch_norm=batch_norm,
-            conditions_on=self.conditions_on,
-            inversion=inversion,
-            **made,
-        )
+
+        def made(k: int) -> MADESettings:
+            return {
+                "order": alternating(order, k),
+                "hidden": hidden,
+                "activation": activation,
+                "hidden_degrees": hidden_degrees,
+                "residual": residual,
+            }
+
+        def layer(k: int) -> Autoregressive:
+            return Autoregressive(
+                features,
+                AffineScale(),
+                context_features=context_features,
+                conditions_on=self.conditions_on,
+                inversion=inversion,
+                **made(k),
+            )
+
+        chain = stacked(features, layers, layer, batch_norm=batch_norm)
         if components > 1:
             # Orders alternate from the data on; the base goes on where the layers end.
-            base = MADEMoG(features, components, order=_order(order, layers), **made)
-        super().__init__(Chain(*parts), base)
+            base = MADEMoG(features, components, context_features=context_features, **made(layers))
+        super().__init__(chain, base)
 
 
 class MAF(_Autoregressive):
@@ -253,3 +235,10 @@ class IAF(_Autoregressive):
     """
 
     conditions_on = "noise"
+
+
+def alternating(order: str, layer: int) -> str:
+    """The order of one layer of several: of ``"alternate"`` sequential and reversed in turn."""
+    if order == "alternate":
+        return ("sequential", "reversed")[layer % 2]
+    return known("order", order, ("alternate", *ORDERS))

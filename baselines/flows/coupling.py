@@ -15,16 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from baselines.flows.stack import stacked
 from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.mask_split import MaskSplit, coupling_mask
 from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
-from cflows import BatchNorm, Bijector, Chain, DiagonalScale, Flow
+from cflows import Bijector, Chain, DiagonalScale, Flow
 from cflows.core.arguments import known
 from cflows.core.bijector import Mapped, may_be_read
 from cflows.core.pickling import Pickled
@@ -35,7 +35,6 @@ __all__ = [
     "Conditioner",
     "Coupling",
     "RealNVP",
-    "couplings",
 ]
 
 NETWORKS = ("shared", "separate")
@@ -211,17 +210,17 @@ class RealNVP(Flow):
         batch_norm: bool = False,
         base: nn.Module | None = None,
     ) -> None:
-        parts = couplings(
-            features,
-            layers,
-            mask,
-            batch_norm=batch_norm,
-            context_features=context_features,
-            hidden=hidden,
-            activation=activation,
-            networks=networks,
-        )
-        super().__init__(Chain(*parts), base)
+        def layer(k: int) -> Coupling:
+            return Coupling(
+                features,
+                coupling_mask(features, mask, k),
+                context_features=context_features,
+                hidden=hidden,
+                activation=activation,
+                networks=networks,
+            )
+
+        super().__init__(stacked(features, layers, layer, batch_norm=batch_norm), base)
 
 
 class NICE(Flow):
@@ -256,27 +255,15 @@ class NICE(Flow):
         mask: str = "alternate",
         base: nn.Module | None = None,
     ) -> None:
-        parts = couplings(
-            features,
-            layers,
-            mask,
-            context_features=context_features,
-            hidden=hidden,
-            activation=activation,
-            transformer=Additive(),
-        )
-        super().__init__(Chain(DiagonalScale(features), *parts), base)
+        def layer(k: int) -> Coupling:
+            return Coupling(
+                features,
+                coupling_mask(features, mask, k),
+                context_features=context_features,
+                hidden=hidden,
+                activation=activation,
+                transformer=Additive(),
+            )
 
-
-def couplings(
-    features: int, layers: int, mask: str, *, batch_norm: bool = False, **settings: Any
-) -> list[Bijector]:
-    """Couplings from noise to data, their parts changing roles; a batch norm before each."""
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
-    parts: list[Bijector] = []
-    for layer in range(layers):
-        if batch_norm:
-            parts.append(BatchNorm(features))
-        parts.append(Coupling(features, coupling_mask(features, mask, layer), **settings))
-    return parts
+        chain = Chain(DiagonalScale(features), *stacked(features, layers, layer).parts)
+        super().__init__(chain, base)

@@ -7,17 +7,21 @@ sections 3.2 and 4: a MAF whose base is this one is their MAF MoG.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from baselines.inversion.autoregressive import sequential
 from baselines.inversion.degree_sweep import walk
-from baselines.networks.made import MADE
+from baselines.networks.made import MADE, MADESettings
 from cflows import Base
 from cflows.core.bijector import bounded
 
 __all__ = ["MADEMoG"]
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class MADEMoG(Base):
@@ -45,7 +49,12 @@ class MADEMoG(Base):
     has_rsample = False
 
     def __init__(
-        self, features: int, components: int, *, context_features: int = 0, **made: object
+        self,
+        features: int,
+        components: int,
+        *,
+        context_features: int = 0,
+        **made: Unpack[MADESettings],
     ) -> None:
         super().__init__(features)
         if components < 1:
@@ -53,10 +62,7 @@ class MADEMoG(Base):
         self.components = components
         self.context_features = context_features
         self.made = MADE(
-            features,
-            context_features=context_features,
-            outputs=3 * components,
-            **made,  # type: ignore[arg-type]
+            features, context_features=context_features, outputs=3 * components, **made
         )
         # Components that start alike would get like gradients and stay alike.
         means = torch.linspace(-1.5, 1.5, components) if components > 1 else torch.zeros(1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
-from baselines.flows.autoregressive import autoregressive_layers
-from baselines.flows.coupling import couplings
+from baselines.flows.autoregressive import Autoregressive, alternating
+from baselines.flows.coupling import Coupling
+from baselines.flows.stack import stacked
+from baselines.networks.mask_split import coupling_mask
 from baselines.transforms.rational_quadratic import AffineSpline, RationalQuadratic
-from cflows import Chain, Flow
+from cflows import Bijector, Flow
 
 __all__ = ["NSF"]
 
@@ -68,18 +69,28 @@ class NSF(Flow):
     ) -> None:
         if tails not in TAILS:
             raise ValueError(f'tails must be "identity" or "affine", got {tails!r}')
-        settings: dict[str, Any] = {
-            "context_features": context_features,
-            "hidden": hidden,
-            "activation": activation,
-            "transformer": TAILS[tails](bins, bound),
-        }
-        if passes == "coupling":
-            parts = couplings(features, layers, mask, **settings)
-        elif passes == "autoregressive":
-            parts = autoregressive_layers(
-                features, layers, "alternate", inversion=inversion, **settings
-            )
-        else:
+        if passes not in ("coupling", "autoregressive"):
             raise ValueError(f'passes must be "coupling" or "autoregressive", got {passes!r}')
-        super().__init__(Chain(*parts), base)
+        spline = TAILS[tails](bins, bound)
+
+        def layer(k: int) -> Bijector:
+            if passes == "autoregressive":
+                return Autoregressive(
+                    features,
+                    spline,
+                    context_features=context_features,
+                    inversion=inversion,
+                    order=alternating("alternate", k),
+                    hidden=hidden,
+                    activation=activation,
+                )
+            return Coupling(
+                features,
+                coupling_mask(features, mask, k),
+                context_features=context_features,
+                hidden=hidden,
+                activation=activation,
+                transformer=spline,
+            )
+
+        super().__init__(stacked(features, layers, layer), base)

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from baselines.flows.stack import stacked
 from baselines.inversion.roots import (
     MAX_ITERATIONS,
     InversionError,
@@ -33,7 +34,7 @@ from baselines.inversion.roots import (
     tanh_root,
     tanh_slope,
 )
-from cflows import Bijector, Chain, Flow
+from cflows import Bijector, Flow
 from cflows.core.bijector import Mapped
 
 __all__ = ["Amortized", "Planar", "PlanarFlow", "Radial", "RadialFlow", "RootBijector"]
@@ -246,9 +247,10 @@ class _Repeated(Flow):
         layers: int = 8,
         base: nn.Module | None = None,
     ) -> None:
-        check_layers(layers)
-        maps = (self.kind(features, context_features=context_features) for _ in range(layers))
-        super().__init__(Chain(*maps), base)
+        maps = stacked(
+            features, layers, lambda _: self.kind(features, context_features=context_features)
+        )
+        super().__init__(maps, base)
 
 
 class PlanarFlow(_Repeated):
@@ -289,12 +291,6 @@ class RadialFlow(_Repeated):
     """
 
     kind = Radial
-
-
-def check_layers(layers: int) -> None:
-    """Refuse a flow of no layers."""
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from baselines.flows.stack import stacked
 from baselines.inversion.roots import InversionError, InversionStatus
 from baselines.networks.lipschitz import LipschitzMLP
-from cflows import Bijector, Chain, Flow
+from cflows import Bijector, Flow
 from cflows.continuous.divergence import PROBES, draw_probes
 from cflows.continuous.fields import FrozenMLP, Linearized, pushforward
 from cflows.core.arguments import known
 from cflows.core.bijector import Mapped, fusible
-from cflows.core.first_order import first_order, first_order_only
+from cflows.core.first_order import Context, first_order, first_order_only
 
 __all__ = ["LOG_DETS", "Residual", "ResidualFlow"]
 
@@ -315,10 +316,8 @@ class ResidualFlow(Flow):
         log_det: str = "auto",
         base: nn.Module | None = None,
     ) -> None:
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
-        parts = [
-            Residual(
+        def layer(k: int) -> Residual:
+            return Residual(
                 features,
                 context_features=context_features,
                 hidden=hidden,
@@ -326,23 +325,26 @@ class ResidualFlow(Flow):
                 activation=activation,
                 log_det=log_det,
             )
-            for _ in range(layers)
-        ]
-        super().__init__(Chain(*parts), base)
+
+        super().__init__(stacked(features, layers, layer), base)
+
+
+class _Context(Context, Protocol):
+    solve: Callable[[Tensor], Tensor]
 
 
 class _Implicit(torch.autograd.Function):
     """The identity, whose gradient goes through a linear solve."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: _Context, image: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.solve = solve
         ctx.save_for_backward(image)
         return image.clone()
 
     @staticmethod
     @first_order_only(ONCE_FORWARD)
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, v: Tensor) -> tuple[Tensor, None]:
         return ctx.solve(v), None
 
 

@@ -19,9 +19,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from baselines.flows.planar import SMALLEST_SLOPE, START, Amortized, RootBijector, check_layers
+from baselines.flows.planar import SMALLEST_SLOPE, START, Amortized, RootBijector
+from baselines.flows.stack import stacked
 from baselines.inversion.roots import MAX_ITERATIONS, tanh_slope
-from cflows import Bijector, Chain, Flow
+from cflows import Flow
 from cflows.core.arguments import known
 from cflows.core.bijector import Mapped
 
@@ -176,19 +177,18 @@ class SylvesterFlow(Flow):
         orthogonal: str = "householder",
         base: nn.Module | None = None,
     ) -> None:
-        check_layers(layers)
         known("orthogonal", orthogonal, ("alternate", *ORTHOGONALS))
         kinds = ("identity", "reversed") if orthogonal == "alternate" else (orthogonal,)
-        maps: list[Bijector] = [
-            Sylvester(
+
+        def layer(k: int) -> Sylvester:
+            return Sylvester(
                 features,
                 context_features=context_features,
                 hidden=hidden,
-                orthogonal=kinds[layer % len(kinds)],
+                orthogonal=kinds[k % len(kinds)],
             )
-            for layer in range(layers)
-        ]
-        super().__init__(Chain(*maps), base)
+
+        super().__init__(stacked(features, layers, layer), base)
 
 
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:

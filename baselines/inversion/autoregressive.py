@@ -18,7 +18,7 @@ writes in place, has no place there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch import Tensor
 from baselines.networks.made import MADE
 from baselines.transforms.univariate import Pullback, pull_back
 from cflows.core.bijector import fusible
-from cflows.core.first_order import first_order_only
+from cflows.core.first_order import Context, first_order_only
 
 __all__ = ["ONCE", "Solve", "jacobi", "sequential"]
 
@@ -101,6 +101,10 @@ def _settled(sweep: Callable[[Tensor], Tensor], y: Tensor, most: int) -> Tensor:
     return image
 
 
+class _Context(Context, Protocol):
+    most: int
+
+
 class _FixedPoint(torch.autograd.Function):
     """The identity on (y, log-derivatives), whose gradient accounts for y being a fixed point.
 
@@ -110,7 +114,7 @@ class _FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, slope: Tensor, start: Tensor, most: int
+        ctx: _Context, value: Tensor, slope: Tensor, start: Tensor, most: int
     ) -> tuple[Tensor, Tensor]:
         ctx.most = most
         ctx.save_for_backward(value, slope, start)
@@ -118,7 +122,7 @@ class _FixedPoint(torch.autograd.Function):
 
     @staticmethod
     @first_order_only(ONCE)
-    def backward(ctx: Any, for_value: Tensor, for_slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, for_value: Tensor, for_slope: Tensor) -> tuple[Tensor | None, ...]:
         value, slope, start = ctx.saved_tensors
 
         def sweep(u: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.made import MADE
 from baselines.transforms.univariate import Pullback
 from cflows.core.bijector import fusible
-from cflows.core.first_order import first_order_only
+from cflows.core.first_order import Context, first_order_only
 
 __all__ = ["INVERSIONS", "cached", "walk"]
 
@@ -147,6 +147,11 @@ class _Network:
         return [after - before for before, after in pairwise(self.edges[layer][p : q + 1])]
 
 
+class _Context(Context, Protocol):
+    network: _Network
+    pullback: Pullback | None
+
+
 class _Walk(torch.autograd.Function):
     """(g, offset, weights, biases) -> (y, log-derivatives), all feature by row.
 
@@ -155,7 +160,7 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         network: _Network,
         solve: Solve,
         pullback: Pullback | None,
@@ -217,8 +222,9 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     @first_order_only(ONCE)
-    def backward(ctx: Any, for_y: Tensor, for_slopes: Tensor) -> tuple[Tensor | None, ...]:
-        network: _Network = ctx.network
+    def backward(ctx: _Context, for_y: Tensor, for_slopes: Tensor) -> tuple[Tensor | None, ...]:
+        network, pullback = ctx.network, ctx.pullback
+        assert pullback is not None
         depth, most = network.depth, network.features + 1
         given, y, parameters, offset, *rest = ctx.saved_tensors
         # The biases that follow are there to be refused, should a second derivative ask for them.
@@ -256,7 +262,7 @@ class _Walk(torch.autograd.Function):
                     if rows.stop > rows.start:
                         for_y[column].addmm_(weights[0][rows, column].mT, forms[0][rows])
                     rows = network.rows(depth, m, m + 1)
-                    for_given[m - 1], for_parameters = ctx.pullback(
+                    for_given[m - 1], for_parameters = pullback(
                         given[m - 1], parameters[rows].mT, y[m - 1], for_y[m - 1], for_slopes[m - 1]
                     )
                     forms[-1][rows] = for_parameters.mT

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
 
 import torch
 
@@ -89,7 +88,7 @@ def preset(
         ModelError: the user's own function returned something else than a flow of these features.
 
     """
-    widths: dict[str, Any] = {} if hidden is None else {"hidden": tuple(hidden)}
+    widths = {} if hidden is None else {"hidden": tuple(hidden)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = find(name).core(features, depth, **widths)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from baselines.networks.masked_linear import (
     product,
 )
 from cflows.core.bijector import plain
+from cflows.core.first_order import Context
 
 __all__ = ["by_calls", "perceptron"]
 
@@ -111,10 +112,15 @@ def _evaluated(
     return h
 
 
+class _Context(Context, Protocol):
+    activation: Activation
+    staircases: Sequence[Staircase | None]
+
+
 class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         activation: Activation,
         staircases: Sequence[Staircase | None],
         x: Tensor,
@@ -129,7 +135,7 @@ class _Perceptron(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         activation, staircases = ctx.activation, ctx.staircases
         depth = len(staircases)
         x, offset, *rest = ctx.saved_tensors
@@ -153,7 +159,7 @@ class _Perceptron(torch.autograd.Function):
         return None, None, for_x, gradient if needs_offset else None, *reversed(gradients)
 
 
-def _again(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
+def _again(ctx: _Context, gradient: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
     """The gradient as torch takes it, layer by layer, so that it can be differentiated again."""
     needs = ctx.needs_input_grad[2:]
     with torch.enable_grad():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,12 @@ from cflows.continuous.fields import FrozenMLP
 from cflows.continuous.layers import ACTIVATIONS, Activation
 from cflows.core.arguments import known
 from cflows.core.bijector import fusible, may_be_read
+from cflows.core.first_order import Context
 from cflows.core.pickling import Pickled
 
 __all__ = ["CONTRACTIVE", "LipSwish", "LipschitzMLP", "spectral_bound"]
+
+SQUARINGS = 6
 
 
 class LipSwish(Activation):
@@ -52,18 +54,16 @@ CONTRACTIVE: dict[str, type[Activation]] = {
 }
 
 
-def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
+def spectral_bound(weight: Tensor) -> Tensor:
     """A tight upper bound of a matrix's largest singular value.
 
-    ‖G^q‖_F^(1/2q) for G = W Wᵀ and q = 2^squarings: the Schatten norm of order 4q, which exceeds
-    the largest singular value by no more than a factor rank(W)^(1/4q), 1.016 at rank 64. It is
-    homogeneous of degree 1, so that it equals the inner product of W and its own derivative, which
-    is a multiple of G^(2q-1) W: no graph of the squarings is needed, as in σ = uᵀ W v. A second
-    derivative goes through them.
+    ‖G^q‖_F^(1/2q) for G = W Wᵀ and q = 2^6: the Schatten norm of order 4q, which exceeds it by no
+    more than a factor rank(W)^(1/4q), 1.016 at rank 64. It is homogeneous of degree 1, so that it
+    equals the inner product of W and its own derivative, which is a multiple of G^(2q-1) W: no
+    graph of the squarings is needed, as in σ = uᵀ W v. A second derivative goes through them.
 
     Args:
         weight: W, (m, n).
-        squarings: how often G is squared.
 
     Example:
         >>> import torch
@@ -73,25 +73,24 @@ def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
 
     """
     if not weight.requires_grad or not fusible(weight):
-        return (weight * _bound_derivative(weight, squarings)).sum()
-    bound: Tensor = _Bound.apply(weight, squarings)  # type: ignore[no-untyped-call]
+        return (weight * _bound_derivative(weight)).sum()
+    bound: Tensor = _Bound.apply(weight)  # type: ignore[no-untyped-call]
     return bound
 
 
 class _Bound(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, squarings: int) -> Tensor:
-        derivative = _bound_derivative(weight, squarings)
-        ctx.squarings = squarings
+    def forward(ctx: Context, weight: Tensor) -> Tensor:
+        derivative = _bound_derivative(weight)
         ctx.save_for_backward(weight, derivative)
         return (weight * derivative).sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, gradient: Tensor) -> Tensor:
         weight, derivative = ctx.saved_tensors
         if torch.is_grad_enabled():
-            derivative = _bound_derivative(weight, ctx.squarings)
-        return gradient * derivative, None
+            derivative = _bound_derivative(weight)
+        return gradient * derivative
 
 
 class LipschitzMLP(Pickled):
@@ -163,21 +162,21 @@ class LipschitzMLP(Pickled):
         return weight / (spectral_bound(weight) / self.coefficient).clamp_min(1)
 
 
-def _bound_derivative(weight: Tensor, squarings: int) -> Tensor:
+def _bound_derivative(weight: Tensor) -> Tensor:
     """M = G^(2q-1) W, scaled so that its inner product with W is the bound."""
     tiny = torch.finfo(weight.dtype).tiny
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.mT
     wide = wide / wide.abs().max().clamp_min(tiny)
     gram, image = wide @ wide.mT, wide
     log_bound = gram.new_zeros(())
-    for halving in range(squarings + 1):
+    for halving in range(SQUARINGS + 1):
         # Powers leave the floating-point range unless each is scaled.
         norm = torch.linalg.vector_norm(gram).clamp_min(tiny)
         gram = gram / norm
         log_bound = log_bound + norm.log() / 2 ** (halving + 1)
         image = gram @ image
         image = image / torch.linalg.vector_norm(image).clamp_min(tiny)
-        if halving < squarings:
+        if halving < SQUARINGS:
             gram = gram @ gram
     derivative = image * (log_bound.exp() / (image * wide).sum().clamp_min(tiny))
     return derivative if derivative.shape == weight.shape else derivative.mT

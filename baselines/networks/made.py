@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from cflows.core.arguments import known
 from cflows.core.bijector import may_be_read, plain, unwatched
 from cflows.core.pickling import Pickled
 
-__all__ = ["MADE", "ORDERS", "Plan", "input_degrees"]
+__all__ = ["MADE", "ORDERS", "MADESettings", "Plan", "input_degrees"]
 
 ORDERS = ("sequential", "reversed", "random")
 STAIRCASE_FROM = 256  # units a layer, from which on smaller products are faster products
@@ -61,6 +61,16 @@ class Plan(NamedTuple):
 
     edges: tuple[tuple[int, ...], ...]
     staircases: tuple[Staircase | None, ...]
+
+
+class MADESettings(TypedDict, total=False):
+    """Arguments of a ``MADE`` that those who hold one pass on."""
+
+    hidden: Sequence[int]
+    order: str
+    hidden_degrees: str
+    activation: str
+    residual: bool
 
 
 class MADE(Pickled):

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cflows import register
 from cflows.core.bijector import BOUND, Mapped, bounded, plain
+from cflows.core.first_order import Context
 
 __all__ = ["Additive", "AffineScale", "Pullback", "Transformer", "UnivariateTransform", "pull_back"]
 
@@ -187,10 +188,14 @@ def _affine(
     return mapped
 
 
+class _Context(Context, Protocol):
+    vjp: Pullback
+
+
 class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         function: Callable[[Tensor, Tensor], Mapped],
         vjp: Pullback,
         value: Tensor,
@@ -202,6 +207,6 @@ class _Affine(torch.autograd.Function):
         return image, log_det
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         # Torch's own operations on what was saved: their graph is the second derivative.
         return None, None, *ctx.vjp(*ctx.saved_tensors, *cotangents)

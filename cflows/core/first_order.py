@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
-__all__ = ["first_order", "first_order_only", "refused"]
+__all__ = ["Context", "first_order", "first_order_only", "refused"]
 
 Gradients: TypeAlias = Tensor | tuple[Tensor | None, ...] | None
 Backward: TypeAlias = Callable[..., Gradients]
@@ -30,7 +29,7 @@ def first_order_only(message: str) -> Callable[[Backward], Backward]:
 
     def decorate(backward: Backward) -> Backward:
         @functools.wraps(backward)
-        def wrapped(ctx: BackwardCFunction, *gradients: Tensor) -> Gradients:
+        def wrapped(ctx: Context, *gradients: Tensor) -> Gradients:
             with torch.no_grad(), torch.autocast(gradients[0].device.type, enabled=False):
                 result = backward(ctx, *gradients)
             if not torch.is_grad_enabled():
@@ -59,7 +58,17 @@ def refused(values: Sequence[Tensor], sources: Iterable[Tensor], message: str) -
     return list(_Refuse.apply(message, len(values), *values, *sources))  # type: ignore[no-untyped-call]
 
 
-class _Context(BackwardCFunction):
+class Context(Protocol):
+    """What a pass of a ``torch.autograd.Function`` leaves for its gradient."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep tensors."""
+
+
+class _Context(Context, Protocol):
     message: str
 
 
