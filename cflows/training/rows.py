@@ -200,7 +200,8 @@ def rows_for(flow: Flow, data: Data, name: str, weights: Weights | None = None) 
     parts: object = data
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         parts = stacked(data)
-    x, context = parts if isinstance(parts, tuple) and len(parts) == 2 else (parts, None)
+    pair = parts if isinstance(parts, tuple) and len(parts) in (1, 2) else (parts,)
+    x, context = (*pair, None)[:2]
     names, columns = (name, f"{name}'s context"), list[str]()
     if hasattr(x, "iloc") and hasattr(x, "columns"):
         x, columns = unframed(names[0], x, getattr(flow, "columns", ()))

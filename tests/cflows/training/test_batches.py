@@ -211,6 +211,7 @@ def test_arrays_that_cannot_be_written_to():
     x.flags.writeable = False
     fit(small(), x, steps=1, **QUIET)
     fit(small(), (x, None), steps=1, **QUIET)
+    fit(small(), (x,), steps=1, **QUIET)
 
 
 def test_what_is_neither_tensor_nor_array_is_refused():
