@@ -10,17 +10,18 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from baselines.harness.data import store, tabular
-from baselines.harness.data.dataset import CATALOGUE, SPLITS, DataError, Dataset, Matrix
+from baselines.harness.data.dataset import CATALOGUE, SPLITS, DataError, Dataset, Entry, Matrix
 from baselines.harness.data.download import Archive
 from baselines.harness.data.pickles import read_frame
 from baselines.harness.data.tabular import Splits
 
-__all__ = ["ARCHIVE", "PUBLISHED", "Published", "dataset", "find", "here", "prepare"]
+__all__ = ["ARCHIVE", "PUBLISHED", "Published", "find", "prepare", "refuse_without_h5py"]
 
 ARCHIVE = Archive(
     "https://zenodo.org/records/1161203/files/data.tar.gz",
@@ -30,28 +31,16 @@ ARCHIVE = Archive(
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(Entry):
     """One of the five sets.
 
     Attributes:
-        name: as it is typed.
-        about: what the rows are; this and the next four as in ``Entry``.
-        columns: of the full set.
-        sizes: rows to train, validate and test of the full set.
-        source: the paper or repository behind the rows.
-        licence: its terms.
         files: in the archive, a folder and a file each.
         gaussian: the published test log-likelihood of a Gaussian, in nats (the paper's table 1).
         read: the files, in this order, to splits.
 
     """
 
-    name: str
-    about: str
-    columns: int
-    sizes: tuple[int, int, int]
-    source: str
-    licence: str
     files: tuple[str, ...]
     gaussian: float
     read: Callable[..., Splits]
@@ -192,7 +181,15 @@ def _read_bsds300(path: Path) -> Splits:
 
 
 PUBLISHED = {
-    name: Published(name, *CATALOGUE[name], files, gaussian, read)
+    name: Published(
+        name,
+        *CATALOGUE[name],
+        partial(dataset, name),
+        partial(here, name),
+        files=files,
+        gaussian=gaussian,
+        read=read,
+    )
     for name, files, gaussian, read in (
         ("power", ("power/data.npy",), -7.74, _read_power),
         ("gas", ("gas/ethylene_CO.pickle",), -3.58, lambda path: tabular.gas(*read_frame(path))),

@@ -70,7 +70,7 @@ def repeats_of(values: Matrix) -> list[Repeats]:
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=1000)
         >>> table = np.column_stack([x, x.round(1), np.floor(9 * x) + 0.5, np.maximum(x, 0)])
-        >>> [found.step for found in repeats_of(table.round(9))]
+        >>> [column.step for column in repeats_of(table.round(9))]
         [0.0, 0.1, 1.0, 0.0]
         >>> repeats_of(table)[3].spikes
         ((0.0, 534),)
@@ -194,7 +194,7 @@ def _spiked_places(distinct: Vector, counts: Counts) -> npt.NDArray[np.bool_]:
         return many
     if _coarse(distinct, step):
         return np.zeros_like(many)
-    for i in many.nonzero()[0]:
+    for i in np.flatnonzero(many):
         near = slice(max(0, i - NEARBY), i + NEARBY + 1)
         rows = counts[near].sum() - counts[i]
         many[i] = counts[i] * np.ptp(distinct[near]) > SPIKE_OVER_STEP * rows * step

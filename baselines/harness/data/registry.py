@@ -159,10 +159,6 @@ _LOADERS: dict[str, tuple[Callable[[int], Dataset], Callable[[], str]]] = {
         partial(mnist.here, "fashion_mnist"),
     ),
     "cifar10": (cifar.dataset, cifar.here),
-    **{
-        name: (partial(published.dataset, name), partial(published.here, name))
-        for name in published.PUBLISHED
-    },
 }
 _ENTRIES = {
     **{
@@ -179,4 +175,5 @@ _ENTRIES = {
         for name in toys.TOYS
     },
     **{name: Entry(name, *CATALOGUE[name], *loaders) for name, loaders in _LOADERS.items()},
+    **published.PUBLISHED,
 }

@@ -54,7 +54,7 @@ def power(raw: Matrix) -> Splits:
     meterings = rng.rand(rows, 3)
     data = data + np.hstack((active_power, voltage, meterings, np.zeros((rows, 1))))
     names = ("active_power", "voltage", "metering_1", "metering_2", "metering_3", "minute")
-    return _standardised_by_seen(data, names)
+    return _standardised(data, names)
 
 
 def gas(raw: Matrix, columns: tuple[str, ...]) -> Splits:
@@ -81,8 +81,8 @@ def gas(raw: Matrix, columns: tuple[str, ...]) -> Splits:
     kept = [kept[i] for i in alive]
     data = raw[:, kept]
     data = (data - data.mean(0)) / data.std(0, ddof=1)
-    seen, test = _split_tenth(data)
-    return Splits(*_split_tenth(seen), test, tuple(columns[i] for i in kept))
+    rest, test = _split_tenth(data)
+    return Splits(*_split_tenth(rest), test, tuple(columns[i] for i in kept))
 
 
 def hepmass(train: Matrix, test: Matrix, columns: tuple[str, ...]) -> Splits:
@@ -118,13 +118,13 @@ def miniboone(raw: Matrix) -> Splits:
     by training and validation rows (ddof 0). The raw rows are (N, D).
     """
     _refuse_shape("MINIBOONE", raw, raw.shape[1] if raw.ndim == 2 else 43)
-    return _standardised_by_seen(raw, tuple(f"x{i}" for i in range(raw.shape[1])))
+    return _standardised(raw, tuple(f"x{i}" for i in range(raw.shape[1])))
 
 
-def _standardised_by_seen(data: Matrix, columns: tuple[str, ...]) -> Splits:
-    seen, test = _split_tenth(data)
-    mean, std = seen.mean(0), seen.std(0)
-    return Splits(*_split_tenth((seen - mean) / std), (test - mean) / std, columns)
+def _standardised(data: Matrix, columns: tuple[str, ...]) -> Splits:
+    fitted, test = _split_tenth(data)
+    mean, std = fitted.mean(0), fitted.std(0)
+    return Splits(*_split_tenth((fitted - mean) / std), (test - mean) / std, columns)
 
 
 def _split_tenth(data: Matrix) -> tuple[Matrix, Matrix]:
