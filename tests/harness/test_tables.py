@@ -109,6 +109,13 @@ def test_one_line_points_at_the_cause(tmp_path, content, says):
         load(tmp_path / "t.csv")
 
 
+def test_notes_that_look_like_comments_are_not_blamed(tmp_path):
+    rows = "".join(f"# see {i},{i * i},{i}\n" for i in range(40))
+    (tmp_path / "t.csv").write_text(f"note,a,b\n{rows}# see,1,\n")
+    with pytest.raises(DataError, match="column 'b' has no value in line 42"):
+        load(tmp_path / "t.csv", drop=["note"])
+
+
 def test_without_pandas(tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_text(BODY)
     monkeypatch.setitem(sys.modules, "pandas", None)

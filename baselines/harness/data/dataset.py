@@ -14,17 +14,7 @@ import numpy.typing as npt
 
 from baselines.harness.data.pixels import Pixels
 
-__all__ = [
-    "CATALOGUE",
-    "SPLITS",
-    "DataError",
-    "Dataset",
-    "Entry",
-    "Kind",
-    "Matrix",
-    "Part",
-    "SplitName",
-]
+__all__ = ["CATALOGUE", "SPLITS", "DataError", "Dataset", "Entry", "Matrix", "Part", "SplitName"]
 
 Kind = Literal["toy", "image", "table", "file"]
 SplitName = Literal["train", "validation", "test"]
@@ -118,9 +108,8 @@ class Dataset:
     @property
     def note(self) -> str:
         """What must be said beside figures of these rows; empty where there is nothing."""
-        if not self.subset:
-            return ""
-        return f"{self.name} is a subset here: its figures are not comparable with published ones"
+        said = f"{self.name} is a subset here: its figures are not comparable with published ones"
+        return said if self.subset else ""
 
     @property
     def checksum(self) -> str:

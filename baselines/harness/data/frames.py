@@ -17,15 +17,7 @@ from cflows.core.arguments import Array
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = [
-    "MISSING",
-    "columns_of",
-    "from_frame",
-    "is_frame",
-    "is_number",
-    "pandas_for",
-    "read_columnar",
-]
+__all__ = ["columns_of", "from_frame", "is_frame", "is_number", "pandas_for", "read_columnar"]
 
 MISSING = ("", "na", "n/a", "#n/a", "<na>", "nat", "null", "none", "?", "-", ".")
 SHOWN = 40  # characters of a field

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from baselines.harness.data.dataset import DataError, Dataset, Matrix
+from baselines.harness.data.toys import splits
 
-__all__ = ["SIZES", "SUFFIXES", "draw", "is_supported", "read"]
+__all__ = ["SUFFIXES", "draw", "is_supported", "read"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-SIZES = (50_000, 5_000, 10_000)  # as the toys
 HALF = 4.0  # the longer side reaches from -4 to 4
 
 
@@ -33,16 +33,9 @@ def read(path: str | Path, *, seed: int = 0, ink: Literal["dark", "bright"] = "d
 
     """
     weights = _ink(Path(path), ink)
-    streams = np.random.SeedSequence(seed).spawn(3)
-    train, validation, test = (
-        draw(weights, n, np.random.default_rng(stream))
-        for n, stream in zip(SIZES, streams, strict=True)
-    )
     return Dataset(
         Path(path).name,
-        train,
-        validation,
-        test,
+        *splits(lambda n, stream: draw(weights, n, np.random.default_rng(stream)), seed),
         columns=("x", "y"),
         source=str(path),
         licence="not stated: the user's own file",

@@ -11,18 +11,7 @@ import numpy.typing as npt
 
 from baselines.harness.data.dataset import SPLITS, Matrix, SplitName
 
-__all__ = [
-    "BLOCK",
-    "MIN_ROWS",
-    "SPLITS",
-    "Choose",
-    "Fault",
-    "RawTable",
-    "Split",
-    "SplitName",
-    "numbered",
-    "tidy",
-]
+__all__ = ["SPLITS", "Choose", "Fault", "RawTable", "Split", "SplitName", "numbered", "tidy"]
 
 MIN_ROWS = 20  # so that validation and test have two rows each
 BLOCK = 10

@@ -10,6 +10,7 @@ down to a multiple of their components.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -52,9 +53,16 @@ def dataset(name: str, seed: int = 0) -> Dataset:
         (10000, 2)
 
     """
-    streams = np.random.SeedSequence(seed).spawn(len(SIZES))
-    train, validation, test = (toy(name, n, s) for n, s in zip(SIZES, streams, strict=True))
-    return Dataset(name, train, validation, test, ("x0", "x1"), SOURCE, LICENCE, "toy")
+    parts = splits(partial(toy, name), seed)
+    return Dataset(name, *parts, ("x0", "x1"), SOURCE, LICENCE, "toy")
+
+
+def splits(
+    draw: Callable[[int, np.random.SeedSequence], Matrix], seed: int
+) -> tuple[Matrix, Matrix, Matrix]:
+    """What is drawn in three splits of ``SIZES`` rows, each from a random stream of its own."""
+    train, validation, test = map(draw, SIZES, np.random.SeedSequence(seed).spawn(len(SIZES)))
+    return train, validation, test
 
 
 def _gaussians(n: int, rng: np.random.Generator) -> Matrix:
