@@ -118,10 +118,7 @@ class AutoregressiveAffine(Autoregressive):
 
     Args:
         features: D.
-        context_features: C.
-        conditions_on: ``"data"`` or ``"noise"``, see ``Autoregressive``.
-        inversion: ``"cached"``, ``"jacobi"`` or ``"sequential"``, see ``Autoregressive``.
-        made: further arguments of the ``MADE``.
+        settings: further arguments of ``Autoregressive``.
 
     Example:
         >>> import torch

@@ -29,13 +29,7 @@ from cflows.core.arguments import known
 from cflows.core.bijector import Mapped, may_be_read
 from cflows.core.pickling import Pickled
 
-__all__ = [
-    "NETWORKS",
-    "NICE",
-    "Conditioner",
-    "Coupling",
-    "RealNVP",
-]
+__all__ = ["NETWORKS", "NICE", "Conditioner", "Coupling", "RealNVP"]
 
 NETWORKS = ("shared", "separate")
 

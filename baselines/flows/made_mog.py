@@ -72,7 +72,7 @@ class MADEMoG(Base):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Σ_d log Σ_k π_dk N(z_d; μ_dk, exp(α_dk)²), (*B, D) -> (*B,)."""
-        parameters = self.made.parameters_of(z, self._seen(context)).to(z.dtype)
+        parameters = self.made.parameters_of(z, self._own(context)).to(z.dtype)
         log_weights, means, log_scales = self._split(parameters)
         standard = (z[..., None] - means) * torch.exp(-log_scales)
         terms = log_weights - log_scales - 0.5 * standard.square()
@@ -84,20 +84,20 @@ class MADEMoG(Base):
         """Draws without gradient, S and (*B, C) -> (*S, *B, D)."""
         batch = () if context is None else context.shape[:-1]
         rows = math.prod((*shape, *batch))
+        context = self._own(context)
+        if context is not None:
+            context = context.expand(*shape, *batch, -1).reshape(rows, self.context_features)
         like = self.made.masked[0].bias
         size = (rows, self.features, self.components)
         # The largest of log π_k + Gumbel noise is a draw of k (Maddison et al. 2014).
         gumbel = -torch.empty(size, dtype=like.dtype, device=like.device).exponential_().log()
         normal = torch.randn(size[:2], dtype=like.dtype, device=like.device)
-        seen = self._seen(context)
-        if seen is not None:
-            seen = seen.expand(*shape, *batch, -1).reshape(rows, self.context_features)
-        given = torch.cat([gumbel, normal[..., None]], dim=-1)
+        noise = torch.cat([gumbel, normal[..., None]], dim=-1)
         if self.made.is_readable:
-            z, _ = walk(self.made, given, seen, self._pick)
+            z, _ = walk(self.made, noise, context, self._pick)
         else:
             # All coordinates at once, of which each pass settles one.
-            z, _ = sequential(self.made, normal, seen, lambda _, h: self._pick(given, h))
+            z, _ = sequential(self.made, normal, context, lambda _, h: self._pick(noise, h))
         return z.reshape(*shape, *batch, self.features)
 
     def _pick(self, noise: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,5 +111,5 @@ class MADEMoG(Base):
         logits, means, log_scales = parameters.chunk(3, dim=-1)
         return logits.log_softmax(-1), means, bounded(log_scales)
 
-    def _seen(self, context: Tensor | None) -> Tensor | None:
+    def _own(self, context: Tensor | None) -> Tensor | None:
         return context if self.context_features else None

@@ -9,14 +9,14 @@ of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from baselines.flows.linear import Permutation, checked_shape
-from cflows import Bijector
+from cflows import Bijector, Chain
 from cflows.core.bijector import Mapped
 
 __all__ = ["MultiScale", "Squeeze"]
@@ -114,37 +114,32 @@ class MultiScale(Bijector):
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data, coarse levels first; no log-determinant is computed."""
         h = z[..., :0]
-        for level, seen in self._with_context(context):
-            h = level(torch.cat([h, z[..., h.shape[-1] : level.features]], dim=-1), seen)
+        for level, condition in Chain._with_context(self.levels, context):
+            h = level(torch.cat([h, z[..., h.shape[-1] : level.features]], dim=-1), condition)
         return h
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Data to noise, fine levels first; no log-determinant is computed."""
         h, pieces = x, []
-        for level, seen in reversed([*self._with_context(context)]):
+        for level, condition in Chain._with_context(reversed(self.levels), context):
             pieces.append(h[..., level.features :])
-            h = level.inverse(h[..., : level.features], seen)
+            h = level.inverse(h[..., : level.features], condition)
         return torch.cat([h, *reversed(pieces)], dim=-1)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Noise to data; the levels' log-determinants add up."""
         h, total = z[..., :0], z.new_zeros(z.shape[:-1])
-        for level, seen in self._with_context(context):
+        for level, condition in Chain._with_context(self.levels, context):
             h = torch.cat([h, z[..., h.shape[-1] : level.features]], dim=-1)
-            h, log_det = level.forward_and_log_det(h, seen)
+            h, log_det = level.forward_and_log_det(h, condition)
             total = total + log_det
         return h, total
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Data to noise; the levels' log-determinants add up."""
         h, total, pieces = x, x.new_zeros(x.shape[:-1]), []
-        for level, seen in reversed([*self._with_context(context)]):
+        for level, condition in Chain._with_context(reversed(self.levels), context):
             pieces.append(h[..., level.features :])
-            h, log_det = level.inverse_and_log_det(h[..., : level.features], seen)
+            h, log_det = level.inverse_and_log_det(h[..., : level.features], condition)
             total = total + log_det
         return torch.cat([h, *reversed(pieces)], dim=-1), total
-
-    def _with_context(self, context: Tensor | None) -> Iterator[tuple[Bijector, Tensor | None]]:
-        for level in self.levels:
-            assert isinstance(level, Bijector)
-            yield level, context if level.context_features else None

@@ -112,7 +112,11 @@ class RootBijector(Bijector):
             self.inversion_status = error.status
             raise
         if before is not None and status is not None:
-            status = _worst(before, status)
+            status = InversionStatus(
+                before.converged and status.converged,
+                max(before.iterations, status.iterations),
+                max(before.residual, status.residual),
+            )
         self.inversion_status = status
         return root
 
@@ -312,11 +316,3 @@ def _positive_root(rho: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
     half = (rho - gamma) / 2
     root = (half.square() + alpha * rho).sqrt()
     return torch.where(half > 0, half + root, alpha * rho / (root + half.clamp(max=0).abs()))
-
-
-def _worst(one: InversionStatus, other: InversionStatus) -> InversionStatus:
-    return InversionStatus(
-        one.converged and other.converged,
-        max(one.iterations, other.iterations),
-        max(one.residual, other.residual),
-    )

@@ -189,8 +189,8 @@ def rational_quadratic(
     # the zero of torch.where is NaN.
     clipped = torch.where(inside, inputs, 0.0)
     inner_x, inner_y = _inner_knots(widths, bound), _inner_knots(heights, bound)
-    place = (clipped.unsqueeze(-1) >= (inner_y if inverse else inner_x)).sum(-1, keepdim=True)
-    x0, x1, y0, y1, d0, d1 = _corners(place, inner_x, inner_y, derivatives, bound)
+    bin_index = (clipped.unsqueeze(-1) >= (inner_y if inverse else inner_x)).sum(-1, keepdim=True)
+    x0, x1, y0, y1, d0, d1 = _corners(bin_index, inner_x, inner_y, derivatives, bound)
     width, height = x1 - x0, y1 - y0
     slope = height / width
     excess = d0 + d1 - 2 * slope
@@ -218,16 +218,16 @@ def _inner_knots(unnormalised: Tensor, bound: float) -> Tensor:
 
 
 def _corners(
-    place: Tensor, inner_x: Tensor, inner_y: Tensor, derivatives: Tensor, bound: float
+    bin_index: Tensor, inner_x: Tensor, inner_y: Tensor, derivatives: Tensor, bound: float
 ) -> tuple[Tensor, ...]:
     """x_k, x_{k+1}, y_k, y_{k+1}, δ_k, δ_{k+1} of each element's bin, by one gather."""
-    one = inner_x.new_ones(()).expand(place.shape)
+    one = inner_x.new_ones(()).expand(bin_index.shape)
     low, high = -bound * one, bound * one
     slopes = LEAST_SLOPE + F.softplus(derivatives + OFFSET)
     knots = torch.cat([low, inner_x, high, low, inner_y, high, one, slopes, one], dim=-1)
-    starts = torch.arange(0, knots.shape[-1], inner_x.shape[-1] + 2, device=place.device)
+    starts = torch.arange(0, knots.shape[-1], inner_x.shape[-1] + 2, device=bin_index.device)
     index = torch.stack([starts, starts + 1], dim=-1).flatten()
-    return knots.gather(-1, place + index).unbind(-1)
+    return knots.gather(-1, bin_index + index).unbind(-1)
 
 
 def _root(share: Tensor, slope: Tensor, d0: Tensor, excess: Tensor) -> Tensor:

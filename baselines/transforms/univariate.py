@@ -105,10 +105,7 @@ class AffineScale(UnivariateTransform):
 
     """
 
-    @property
-    def size(self) -> int:
-        """2."""
-        return 2
+    size = 2
 
     def forward(self, z: Tensor, parameters: Tensor) -> Mapped:
         """μ + exp(α) z, α."""
@@ -150,10 +147,7 @@ class Additive(UnivariateTransform):
 
     """
 
-    @property
-    def size(self) -> int:
-        """1."""
-        return 1
+    size = 1
 
     def forward(self, z: Tensor, parameters: Tensor) -> Mapped:
         """μ + z, 0."""
