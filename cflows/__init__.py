@@ -26,7 +26,8 @@ from cflows.continuous.divergence import value_and_divergence
 from cflows.continuous.ffjord import FFJORD
 from cflows.continuous.fields import MLP
 from cflows.continuous.ode_bijector import ODEBijector
-from cflows.continuous.solvers import Adaptive, FixedGrid, Lagged, SolverError, SolveStats
+from cflows.continuous.solvers import Adaptive, FixedGrid, Lagged
+from cflows.continuous.stages import SolverError, SolveStats
 from cflows.core.base import Base, Normal
 from cflows.core.bijector import Bijector, Chain
 from cflows.core.collectives import ProcessError

@@ -79,10 +79,11 @@ class Adaptive:
         return replace(self, rtol=self.rtol / factor, atol=self.atol / factor)
 
 
+@dataclass(eq=False)
 class System:
     """The state and its integrals as one tensor (N, D + m), as torchdiffeq takes it.
 
-    Args:
+    Attributes:
         rhs: the velocity and the rates.
         features: D.
         integrals: m; the first is held to the tolerance like x.
@@ -92,33 +93,28 @@ class System:
 
     """
 
-    def __init__(
-        self,
-        rhs: RightHandSide,
-        features: int,
-        integrals: int,
-        solver: Adaptive,
-        span: tuple[float, float],
-        stats: SolveStats,
-    ) -> None:
-        self.rhs, self.features, self.integrals = rhs, features, integrals
-        self.solver, self.start, self.length = solver, span[0], span[1] - span[0]
-        self.stats = stats
-        self.backward = False
-        self.last: Tensor | None = None
+    rhs: RightHandSide
+    features: int
+    integrals: int
+    solver: Adaptive
+    span: tuple[float, float]
+    stats: SolveStats
+    _last: Tensor | None = None
+    _backward: bool = False
 
     def __call__(self, u: Tensor, y: Tensor) -> Tensor:
         """dy/du with s = a + (b - a) u: torchdiffeq always runs upwards, over u in [0, 1]."""
-        self.last = u
+        length = self.span[1] - self.span[0]
+        self._last = self.span[0] + length * u
         if self.stats.nfe + self.stats.nfe_backward >= self.solver.max_nfe:
             raise self._failure("max_nfe was reached")
-        if self.backward:
+        if self._backward:
             self.stats.nfe_backward += 1
         else:
             self.stats.nfe += 1
-        (stage,) = self.rhs((self.start + self.length * u).reshape(1))
+        (stage,) = self.rhs(self._last.reshape(1))
         slope, rate = stage(y[:, : self.features])
-        return self.length * (slope if rate is None else torch.cat([slope, rate], dim=1))
+        return length * (slope if rate is None else torch.cat([slope, rate], dim=1))
 
     def norm(self, y: Tensor) -> Tensor:
         """The largest row: root mean square of the state, magnitude of the first integral."""
@@ -164,7 +160,7 @@ class System:
         except AssertionError as error:
             # torchdiffeq's way of saying that its step vanished, or is not finite.
             raise self._failure(f"the step vanished ({error})") from None
-        self.backward = True
+        self._backward = True
         if solver.method == "scipy_solver" and torch.is_grad_enabled():
             return refused([end.detach()], [y, *needed], NO_GRADIENT)[0]
         return end
@@ -182,9 +178,9 @@ class System:
 
     def _failure(self, reason: str) -> SolverError:
         self.stats.status = reason
-        u = 0.0 if self.last is None else float(self.last.detach())
+        s = self.span[0] if self._last is None else float(self._last.detach())
         return SolverError(
-            f"{reason} at s = {self.start + self.length * u:.4g} of [0, 1] after "
+            f"{reason} at s = {s:.4g} of [0, 1] after "
             f"{self.stats.nfe + self.stats.nfe_backward} evaluations ({self.solver}): the field is "
             "stiff or not finite there; train with a penalty or a smaller learning rate, check the "
             "inputs for outliers, or raise the tolerance or max_nfe"

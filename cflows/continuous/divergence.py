@@ -36,16 +36,10 @@ from cflows.continuous.stages import Slope
 from cflows.core.bijector import recorded, transformed, unwatched
 
 __all__ = [
-    "DIVERGENCES",
-    "PROBES",
-    "Local",
-    "at_stages",
     "draw_probes",
     "exact_is_cheap",
-    "is_perceptron",
     "linearize",
     "orthonormal_probes",
-    "slope",
     "value_and_divergence",
 ]
 
@@ -203,12 +197,9 @@ def exact_is_cheap(field: nn.Module, rows: int | None, probes: int = 1) -> bool:
         return False
     widths: list[int] = [field.features, *field.hidden, field.features]
     sizes = [a * b for a, b in pairwise(widths)]
-    varies = any(getattr(layer, "varies", False) for layer in field.layers)
     one_pass = sum(sizes)
-    if len(sizes) == 2 and not varies:
-        trace = 0.0
-    elif len(sizes) == 3 and not varies:
-        trace = sizes[1] + (0.0 if rows is None else widths[0] * sizes[1] / max(rows, 1))
-    else:
-        trace = float(min(widths) * (one_pass - sizes[0]))
+    trace = float(min(widths) * (one_pass - sizes[0]))
+    if len(sizes) <= 3 and not any(getattr(layer, "varies", False) for layer in field.layers):
+        pairing = 0.0 if rows is None else widths[0] * sizes[1] / max(rows, 1)
+        trace = 0.0 if len(sizes) == 2 else sizes[1] + pairing
     return one_pass + trace <= 1.5 * one_pass * (1 + probes)

@@ -18,11 +18,7 @@ is integrated along the way:
 
 The field is free of form: no triangular Jacobian, no split of the coordinates, since an ordinary
 differential equation with a smooth right-hand side is invertible whatever that is. What it costs is
-a solve, and a trace. Three parts do the work, and this file only assembles them:
-
-    fields.MLP                       f(t, x, context)
-    divergence.linearize             f and tr(∂f/∂x), exactly or by an estimate
-    continuous.ODEBijector           the solve, forwards and backwards
+a solve (``ode_bijector``), and the trace of a field (``fields``, ``divergence``).
 """
 
 from __future__ import annotations

@@ -98,11 +98,11 @@ class MLP(Pickled):
         self.time = TimeFeatures(time_frequencies)
         widths = [features, *hidden, features]
         layers = [LAYERS[layer](a, b, self.time.size) for a, b in pairwise(widths)]
-        if spectral:
-            for part in layers:
-                spectral_norm(part)
-        else:
-            _silence(layers[-1])
+        for part in layers if spectral else ():
+            spectral_norm(part)
+        for name in () if spectral else ("weight", "late_weight", "weight_slope"):
+            if hasattr(layers[-1], name):
+                nn.init.zeros_(getattr(layers[-1], name))
         self.layers = nn.ModuleList(layers)
         self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in hidden)
         gated = widths[1:-1] if context_mode == "gate" else []
@@ -115,7 +115,7 @@ class MLP(Pickled):
 
     @property
     def is_readable(self) -> bool:
-        """Whether the layers' weights say all that a call of them would do, see ``shortcuts``."""
+        """Whether the layers' weights say all that a call of them would do, see ``may_be_read``."""
         return may_be_read(self.layers, TimeLayer) and unwatched(self.activations)
 
     def _called(self, t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
@@ -176,23 +176,20 @@ class MLP(Pickled):
             None if layer.varies else _divided(layer.weight, slope)
             for layer, slope in zip(layers, behind, strict=True)
         ]
-        back = None
-        if self.residual:
-            back = times.new_ones(()) if scale is None else scale
+        one = times.new_ones(()) if scale is None else scale
         for stage in range(len(times)):
             weights = [
                 _divided(layer.weight_at(phi[stage]), slope) if weight is None else weight
                 for layer, weight, slope in zip(layers, fixed, behind, strict=True)
             ]
-            gates_here = [gate[stage] for gate in gates]
-            shifts_here = [shift[stage] for shift in shifts]
+            gate, shift = [part[stage] for part in gates], [part[stage] for part in shifts]
             for index, factor in enumerate(factors):
-                gate = gates_here[index]
-                gates_here[index] = factor if gate is None else gate * factor
-                shifts_here[index] = shifts_here[index] * factor
-            for index, shift in enumerate(added):
-                shifts_here[index] = shifts_here[index] + shift
-            yield FrozenMLP(weights, gates_here, shifts_here, activations, back)
+                g = gate[index]
+                gate[index] = factor if g is None else g * factor
+                shift[index] = shift[index] * factor
+            for index, term in enumerate(added):
+                shift[index] = shift[index] + term
+            yield FrozenMLP(weights, gate, shift, activations, one if self.residual else None)
 
 
 @dataclass(frozen=True)
@@ -253,12 +250,7 @@ class FrozenMLP:
 
 
 class Local:
-    """A field near its states: its value, and what its Jacobian does.
-
-    Attributes:
-        value: f(x), (N, D).
-
-    """
+    """A field near its states: its value f(x), (N, D), and what its Jacobian does."""
 
     value: Tensor
 
@@ -378,9 +370,3 @@ def _divided(weight: Tensor, slope: Tensor | None) -> Tensor:
 def _linears(inputs: int, widths: Sequence[int]) -> nn.ModuleList:
     """Maps of the context; none where there is no context."""
     return nn.ModuleList(nn.Linear(inputs, width, bias=False) for width in widths if inputs)
-
-
-def _silence(layer: TimeLayer) -> None:
-    for name, parameter in layer.named_parameters():
-        if name in ("weight", "late_weight", "weight_slope"):
-            nn.init.zeros_(parameter)

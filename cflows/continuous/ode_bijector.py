@@ -296,10 +296,14 @@ class ODEBijector(Bijector):
             self.review()
         batch = start.shape[:-1]
         x = start.reshape(-1, self.features)
-        parameters: list[tuple[Tensor, Tensor]] = [(p, p) for p in self.parameters()]
+        solver = self.solver
+        adaptive = isinstance(solver, Adaptive) or (isinstance(solver, Lagged) and not self.steps)
+        parameters: list[tuple[Tensor, Tensor]] = []
+        if adaptive:
+            parameters += [(p, p) for p in self.parameters()]
         if context is not None:
             context = outer = context.reshape(x.shape[0], self.context_features)
-            if self.gradient == "adjoint" and self._is_adaptive():
+            if self.gradient == "adjoint" and adaptive:
                 # It may depend on the parameters, whose gradient through it is the outer graph's.
                 context = outer.detach().requires_grad_(outer.requires_grad)
             parameters.append((outer, context))
@@ -313,7 +317,7 @@ class ODEBijector(Bijector):
             x, total, _ = solve(
                 self._right_hand_side(x, context, span[0], traced, penalties),
                 x,
-                self.solver,
+                solver,
                 integrals=int(traced) + len(penalties),
                 span=span,
                 steps=self.steps,
@@ -324,7 +328,7 @@ class ODEBijector(Bijector):
         # An integer that changes at each call would have torch.compile begin anew each time.
         if watched:
             self.evaluations_made += stats.nfe
-            self._reviewed = not isinstance(self.solver, Lagged)
+            self._reviewed = not isinstance(solver, Lagged)
         x = x.reshape(*batch, self.features)
         if total is None:
             return x, None
@@ -384,11 +388,6 @@ class ODEBijector(Bijector):
         if scheme == "hutch++":
             return orthonormal_probes(first(), x, self.probe, max(2, count))
         return draw_probes(x, self.probe, count)
-
-    def _is_adaptive(self) -> bool:
-        """Whether the next solve is by torchdiffeq."""
-        solver = self.solver
-        return isinstance(solver, Adaptive) or (isinstance(solver, Lagged) and self.steps == 0)
 
 
 def _sizes(field: nn.Module) -> tuple[int, int]:

@@ -15,48 +15,24 @@ from cflows.continuous.fields import Local
 
 __all__ = ["PENALTIES", "rates"]
 
-Rate = Callable[[Local, Tensor, Tensor], Tensor]
-
-
-def _kinetic(local: Local, velocity: Tensor, products: Tensor) -> Tensor:
-    """‖f‖²."""
-    return velocity.square().sum(-1)
-
-
-def _l1(local: Local, velocity: Tensor, products: Tensor) -> Tensor:
-    """‖f‖₁."""
-    return velocity.abs().sum(-1)
-
-
-def _frobenius(local: Local, velocity: Tensor, products: Tensor) -> Tensor:
-    """‖J‖_F², estimated by Σ_k ‖J v_k‖²."""
-    return products.square().sum((0, -1))
-
-
-def _directional(local: Local, velocity: Tensor, products: Tensor) -> Tensor:
-    """‖J f‖², the change of the velocity along its own direction; fᵀJ for a foreign module."""
-    return local.products(velocity.unsqueeze(0))[0].square().sum(-1)
-
-
-def _diagonal_frobenius(local: Local, velocity: Tensor, products: Tensor) -> Tensor:
-    """Σ_i J_ii²."""
-    return local.diagonal().square().sum(-1)
-
-
-def _off_diagonal_frobenius(local: Local, velocity: Tensor, products: Tensor) -> Tensor:
-    """Σ_{i≠j} J_ij², estimated."""
-    return _frobenius(local, velocity, products) - _diagonal_frobenius(local, velocity, products)
+Rate = Callable[[Local, Tensor], Tensor]
 
 
 PENALTIES: dict[str, Rate] = {
-    "kinetic": _kinetic,
-    "l1": _l1,
-    "frobenius": _frobenius,
-    "directional": _directional,
-    "diagonal_frobenius": _diagonal_frobenius,
-    "off_diagonal_frobenius": _off_diagonal_frobenius,
+    # ‖f‖² and ‖f‖₁.
+    "kinetic": lambda local, products: local.value.square().sum(-1),
+    "l1": lambda local, products: local.value.abs().sum(-1),
+    # ‖J‖_F², estimated by Σ_k ‖J v_k‖².
+    "frobenius": lambda local, products: products.square().sum((0, -1)),
+    # ‖J f‖², the change of the velocity along its own direction; fᵀJ for a foreign module.
+    "directional": lambda local, products: local.products(local.value[None])[0].square().sum(-1),
+    # Σ_i J_ii², and Σ_{i≠j} J_ij², estimated.
+    "diagonal_frobenius": lambda local, products: local.diagonal().square().sum(-1),
+    "off_diagonal_frobenius": lambda local, products: (
+        products.square().sum((0, -1)) - local.diagonal().square().sum(-1)
+    ),
 }
-"""Name -> the rate: (field near its states, velocity (N, D), J v_k (k, N, D)) -> (N,)."""
+"""Name -> the rate: (field near its states, J v_k (k, N, D)) -> (N,)."""
 
 _PROBED = {"frobenius", "off_diagonal_frobenius"}
 _POWER = {"l1": 1, "directional": 4}
@@ -78,6 +54,5 @@ def rates(
     vectors = spare if probes is None else probes
     products = local.products(vectors) if _PROBED & set(names) else vectors
     return [
-        PENALTIES[name](local, local.value, products) * end_time ** (1 - _POWER.get(name, 2))
-        for name in names
+        PENALTIES[name](local, products) * end_time ** (1 - _POWER.get(name, 2)) for name in names
     ]

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cflows.continuous.adaptive import ADAPTIVE, FIXED_STEP, Adaptive, System
+from cflows.continuous.adaptive import Adaptive, System
 from cflows.continuous.stages import RightHandSide, Slope, SolverError, SolveStats, Stage
 from cflows.continuous.tableaus import TABLEAUS, Tableau
 from cflows.core.arguments import known
@@ -28,14 +28,11 @@ from cflows.core.bijector import exported, transformed
 from cflows.core.registry import register
 
 __all__ = [
-    "ADAPTIVE",
-    "FIXED_STEP",
     "GRADIENTS",
     "SIZES",
     "Adaptive",
     "FixedGrid",
     "Lagged",
-    "SolveStats",
     "Solver",
     "SolverError",
     "solve",
@@ -246,13 +243,15 @@ def _stepped(
     return _advanced(x, slopes, tableau.b, h), gained, slopes
 
 
+@dataclass
 class _Estimate:
     """The embedded error of a solve, a step behind: it waits for the slope of the step's end."""
 
-    def __init__(self, weights: tuple[float, ...], h: float) -> None:
-        self.weights, self.h = weights, h
-        self.open: list[Slope] = []
-        self.errors: list[Tensor] = []  # of x and, where there is one, of the first integral, (N,)
+    weights: tuple[float, ...]
+    h: float
+    open: list[Slope] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
+    """Of x and, where there is one, of the first integral, (N,)."""
 
     @torch.no_grad()
     def add(self, slopes: list[Slope]) -> None:

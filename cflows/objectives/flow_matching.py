@@ -84,10 +84,16 @@ class FlowMatching(Objective):
 
     def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """The mean squared error of the velocity, summed over columns, each row by its weight."""
-        if weights is not None and self.coupling == "optimal":
+        optimal = self.coupling == "optimal"
+        if optimal and weights is not None:
             raise ValueError(
                 'coupling="optimal" pairs each row with one draw, whatever its weight: use '
                 'coupling="independent" with weights'
+            )
+        if optimal and batch[1] is not None:
+            raise ValueError(
+                'coupling="optimal" makes the noise depend on the context, which the base does '
+                'not: use coupling="independent"'
             )
         before, block, behind = split_at_block(flow)
         x, context = flow.bijector.broadcast(*batch)
@@ -96,22 +102,13 @@ class FlowMatching(Objective):
             # A base without context of its own takes the number of draws from the shape.
             start = flow.base.sample(() if context is not None else x.shape[:-1], context)
             start = through(before, start.to(end), context, upwards=True)
-            if self.coupling == "optimal":
-                start = start[self._pairing(start, end, context)]
+            if optimal:
+                start = start[optimal_coupling(start, end)]
         times, sizes = _times(block, end)
         state = torch.lerp(start, end, times.unsqueeze(-1))
         context = context if block.context_features else None
         velocity = _velocity(block, times, sizes, state, context)
         return weighted_mean((velocity - (end - start)).square().sum(-1), weights)
-
-    @staticmethod
-    def _pairing(start: Tensor, end: Tensor, context: Tensor | None) -> Tensor:
-        if context is not None:
-            raise ValueError(
-                'coupling="optimal" makes the noise depend on the context, which the base does '
-                'not: use coupling="independent"'
-            )
-        return optimal_coupling(start, end)
 
 
 def optimal_coupling(start: Tensor, end: Tensor) -> Tensor:
@@ -175,8 +172,9 @@ def split_at_block(flow: Density) -> tuple[list[Bijector], ODEBijector, list[Bij
 
 def _times(block: ODEBijector, x: Tensor) -> tuple[Tensor, list[int] | None]:
     """Stratified times (N,) in [0, 1], and how many rows share one; None where no two do."""
-    n = len(x)
-    if _by_row(block.field) or n == 0:
+    n, field = len(x), block.field
+    by_row = isinstance(field, MLP) and type(field).forward is MLP.forward
+    if by_row or getattr(field, "time_by_row", False) or n == 0:
         s = torch.rand(n, dtype=x.dtype, device=x.device)
         return (s + torch.arange(n, dtype=x.dtype, device=x.device)) / n, None
     # A stratum is as wide as its part of the rows, so that the mean over rows has no bias.
@@ -186,12 +184,6 @@ def _times(block: ODEBijector, x: Tensor) -> tuple[Tensor, list[int] | None]:
     s = torch.rand(parts, dtype=x.dtype, device=x.device)
     times = (first + s * size.to(x)) / n
     return times.repeat_interleave(size.to(x.device), output_size=n), size.tolist()
-
-
-def _by_row(field: torch.nn.Module) -> bool:
-    """Whether a field takes a time of each row's own, (N,)."""
-    own = isinstance(field, MLP) and type(field).forward is MLP.forward
-    return own or bool(getattr(field, "time_by_row", False))
 
 
 def _velocity(

@@ -66,11 +66,7 @@ class MMD(Objective):
     def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """The unbiased estimate of MMD² from N rows and N draws, N at least 2."""
         drawn, rows = _samples(flow, batch)
-        widths: Sequence[float] | Tensor
-        if self.widths is None:
-            widths = median_distance(rows) * rows.new_tensor(self.factors)
-        else:
-            widths = self.widths
+        widths = self.widths or median_distance(rows) * rows.new_tensor(self.factors)
         paired = batch[1] is not None
         of_draws = weights if paired else None
         return mmd(drawn, rows, widths, paired=paired, x_weights=of_draws, y_weights=weights)
@@ -123,8 +119,9 @@ class SlicedWasserstein(Objective):
         if weights is None:
             return sliced_wasserstein(drawn, rows, directions, self.order)
         of_draws = torch.ones_like(weights) if batch[1] is None else weights
-        found = weighted_sliced_wasserstein(drawn, rows, of_draws, weights, directions, self.order)
-        return weights.mean() * found
+        return weights.mean() * weighted_sliced_wasserstein(
+            drawn, rows, of_draws, weights, directions, self.order
+        )
 
 
 def mmd(

@@ -353,9 +353,12 @@ def test_probes_of_evaluation_are_those_of_training_unless_told_otherwise(monkey
     x = torch.randn(2, 3, dtype=torch.float64)
     for own, expected in ((None, 3), (5, 5)):
         model = flow(
-            divergence="hutchinson", evaluation_divergence="hutchinson", evaluation_probes=own,
-            evaluation_solver=FixedGrid("rk4", 2), ode={"probes": 3},
-        )  # fmt: skip
+            divergence="hutchinson",
+            evaluation_divergence="hutchinson",
+            evaluation_probes=own,
+            evaluation_solver=FixedGrid("rk4", 2),
+            ode={"probes": 3},
+        )
         model.log_prob(x)
         model.train().log_prob(x)
         assert counts == [expected, 3]
@@ -388,8 +391,9 @@ GRIDS = [FixedGrid("rk4", 3), Lagged("rk4", 1e-3)]
 @pytest.mark.parametrize("solver", GRIDS)
 @pytest.mark.parametrize("training", [False, True])
 def test_scores_by_row(name, solver, training):
-    ode = ODEBijector(FIELDS[name](), divergence="exact", training_solver=solver,
-                      evaluation_solver=solver)  # fmt: skip
+    ode = ODEBijector(
+        FIELDS[name](), divergence="exact", training_solver=solver, evaluation_solver=solver
+    )
     model = perturbed(Flow(ode)).train(training)
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     found = vmap(grad(model.log_prob))(x)
@@ -451,8 +455,9 @@ def test_export_with_a_batch_of_any_size(name, training):
 
 @pytest.mark.parametrize(("name", "training"), [("closed form", True), ("foreign", False)])
 def test_a_compiled_flow_on_a_fixed_grid_is_one_graph(name, training):
-    ode = ODEBijector(FIELDS[name](), divergence="exact", training_solver=GRIDS[0],
-                      evaluation_solver=GRIDS[0])  # fmt: skip
+    ode = ODEBijector(
+        FIELDS[name](), divergence="exact", training_solver=GRIDS[0], evaluation_solver=GRIDS[0]
+    )
     model = perturbed(Flow(ode)).train(training)
     torch.compiler.reset()
     counters.clear()

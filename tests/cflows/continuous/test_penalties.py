@@ -120,8 +120,14 @@ def test_fit_takes_the_weights():
     for weight in (0.0, 10.0):
         torch.manual_seed(0)
         flow = FFJORD(2, hidden=(8, 8), penalties=("kinetic", "frobenius"))
-        fit(flow, x, steps=60, learning_rate=1e-2, progress=False,
-            penalties={"kinetic": weight, "frobenius": weight})  # fmt: skip
+        fit(
+            flow,
+            x,
+            steps=60,
+            learning_rate=1e-2,
+            progress=False,
+            penalties={"kinetic": weight, "frobenius": weight},
+        )
         with torch.no_grad():
             energies.append(flow.log_prob_and_penalties(x)[1]["kinetic"].mean().item())
     assert energies[1] < 0.5 * energies[0]
@@ -134,8 +140,15 @@ def test_fit_takes_the_weights():
 
 
 def test_steer_stretches_the_end_time_in_training_alone():
-    flow = perturbed(FFJORD(2, hidden=(8, 8), ode={"steer": 0.5}, divergence="exact",
-                            training_solver=FixedGrid("rk4", 8)))  # fmt: skip
+    flow = perturbed(
+        FFJORD(
+            2,
+            hidden=(8, 8),
+            ode={"steer": 0.5},
+            divergence="exact",
+            training_solver=FixedGrid("rk4", 8),
+        )
+    )
     x = torch.randn(5, 2, dtype=torch.float64)
     assert torch.equal(flow.log_prob(x), flow.log_prob(x))
     flow.train()

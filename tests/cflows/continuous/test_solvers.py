@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ForeignField, perturbed
 
 from cflows import FFJORD, MLP, Adaptive, FixedGrid, Lagged, ODEBijector, SolverError, fit
-from cflows.continuous.solvers import ADAPTIVE, FIXED_STEP, SIZES, solve
+from cflows.continuous.adaptive import ADAPTIVE, FIXED_STEP
+from cflows.continuous.solvers import SIZES, solve
 from cflows.continuous.tableaus import TABLEAUS
 
 TIGHT = Adaptive("dopri5", rtol=1e-10, atol=1e-10)
@@ -211,11 +212,21 @@ class Synchronisations(TorchDispatchMode):
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson", "hutch++"])
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
 def test_no_host_synchronisation_in_a_training_solve(solver, divergence, gradient, device):
-    model = FFJORD(
-        3, hidden=(8, 8), training_solver=solver, divergence=divergence, gradient=gradient,
-        penalties=("kinetic", "frobenius"), trainable_end_time=True, ode={"steer": 0.1},
-        field={"time_frequencies": 1},
-    ).to(device).train()  # fmt: skip
+    model = (
+        FFJORD(
+            3,
+            hidden=(8, 8),
+            training_solver=solver,
+            divergence=divergence,
+            gradient=gradient,
+            penalties=("kinetic", "frobenius"),
+            trainable_end_time=True,
+            ode={"steer": 0.1},
+            field={"time_frequencies": 1},
+        )
+        .to(device)
+        .train()
+    )
     x = torch.randn(16, 3, device=device)
     with Synchronisations() as counted:
         log_prob, found = model.log_prob_and_penalties(x)
@@ -343,11 +354,14 @@ def test_checkpointed_memory_is_flat():
             int(
                 subprocess.run(
                     [sys.executable, "-c", PEAK.format(steps=steps, gradient=gradient)],
-                    check=True, capture_output=True, text=True, env=environment,
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                    env=environment,
                 ).stdout
             )
             for steps in (8, 64)
-        )  # fmt: skip
+        )
         return many / few
 
     assert growth("checkpoint") < 1.3

@@ -164,10 +164,12 @@ def test_minimiser_of_metrics_is_the_data(name):
 def test_mmd_is_unbiased(paired):
     """Between N(0, 1) and N(m, 1), k of width σ: E k(x, y) = σ / √(σ² + 2) exp(-m² / 2(σ² + 2))."""
     width, mean = 0.8, 1.0
-    estimates = torch.stack([
-        mmd(torch.randn(10, 1), mean + torch.randn(10, 1), [width], paired=paired)
-        for _ in range(4000)
-    ])  # fmt: skip
+    estimates = torch.stack(
+        [
+            mmd(torch.randn(10, 1), mean + torch.randn(10, 1), [width], paired=paired)
+            for _ in range(4000)
+        ]
+    )
     spread = width**2 + 2
     expected = 2 * width / math.sqrt(spread) * (1 - math.exp(-(mean**2) / (2 * spread)))
     error = estimates.std().item() / math.sqrt(len(estimates))

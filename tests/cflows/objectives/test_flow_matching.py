@@ -71,9 +71,15 @@ def solved(field, *, end_time=1.0, **options):
 
 def film(features=2, **options):
     return FFJORD(
-        features, hidden=(32, 32), layer="film", activation="silu", field={"time_frequencies": 4},
-        training_solver=GRID, evaluation_solver=GRID, **options,
-    )  # fmt: skip
+        features,
+        hidden=(32, 32),
+        layer="film",
+        activation="silu",
+        field={"time_frequencies": 4},
+        training_solver=GRID,
+        evaluation_solver=GRID,
+        **options,
+    )
 
 
 def rows(n=4000, seed=0):
@@ -173,9 +179,14 @@ def test_fit_reaches_the_likelihood_of_the_data():
     flow = Flow(Chain(film().bijector, standardise(rows())))
     before = log_likelihood(flow, rows(2000, seed=1)).mean()
     history = fit(
-        flow, rows(), rows(500, seed=2), objective="flow_matching", steps=600, learning_rate=5e-3,
+        flow,
+        rows(),
+        rows(500, seed=2),
+        objective="flow_matching",
+        steps=600,
+        learning_rate=5e-3,
         progress=False,
-    )  # fmt: skip
+    )
     best = log_likelihood(Flow(whiten(rows())), rows(2000, seed=1)).mean()
     after = log_likelihood(flow, rows(2000, seed=1)).mean()
     assert after > best - 0.1
@@ -188,9 +199,14 @@ def matched():
     """A flow that matching has trained, what it was trained on, and how well."""
     torch.manual_seed(0)
     flow = FFJORD(
-        2, hidden=(16, 16), layer="film", activation="silu", field={"time_frequencies": 2},
-        training_solver=Lagged("rk4", 1e-2), evaluation_solver=FixedGrid("rk4", 8),
-    )  # fmt: skip
+        2,
+        hidden=(16, 16),
+        layer="film",
+        activation="silu",
+        field={"time_frequencies": 2},
+        training_solver=Lagged("rk4", 1e-2),
+        evaluation_solver=FixedGrid("rk4", 8),
+    )
     data = {"train": two_modes(2000, 0), "validation": two_modes(500, 1), "progress": False}
     history = fit(flow, objective="flow_matching", steps=60, learning_rate=1e-2, **data)
     return flow, data, history.best_validation
@@ -221,8 +237,15 @@ class Destroying(ForwardKL):
 
 def test_a_finish_that_destroys_what_matching_gained_is_undone(matched):
     flow, data, reached = copy.deepcopy(matched[0]), matched[1], matched[2]
-    history = fit(flow, objective=Destroying(), steps=2, learning_rate=3e-2, validate_every=1,
-                  schedule="constant", **data)  # fmt: skip
+    history = fit(
+        flow,
+        objective=Destroying(),
+        steps=2,
+        learning_rate=3e-2,
+        validate_every=1,
+        schedule="constant",
+        **data,
+    )
     assert max(record.validation for record in history.records[1:]) < reached
     assert history.best_step == 0
     for value, kept in zip(flow.parameters(), matched[0].parameters(), strict=True):

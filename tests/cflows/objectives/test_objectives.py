@@ -51,10 +51,14 @@ def flows():
         "realnvp": lambda: RealNVP(2, layers=2, hidden=(8,), batch_norm=True),
         "planar": lambda: PlanarFlow(2, layers=2),
         "ffjord": lambda: FFJORD(
-            2, hidden=(8,), divergence="exact", training_solver=FixedGrid("rk4", 16),
-            evaluation_solver=FixedGrid("rk4", 16), batch_norm=True,
+            2,
+            hidden=(8,),
+            divergence="exact",
+            training_solver=FixedGrid("rk4", 16),
+            evaluation_solver=FixedGrid("rk4", 16),
+            batch_norm=True,
         ),
-    }  # fmt: skip
+    }
 
 
 def test_names_that_need_arguments_say_which():
@@ -224,8 +228,14 @@ def test_draws_of_contexts_count_by_their_rows_weights(make):
         torch.manual_seed(0)
         losses.append(make(log_density)(flow, (None, context), given))
     torch.testing.assert_close(losses[-1], sum(w * v for w, v in zip(weights, losses)))  # noqa: B905
-    history = fit(flow, (torch.zeros(6, 1), context), objective=make(log_density),
-                  weights=weights, steps=3, progress=False)  # fmt: skip
+    history = fit(
+        flow,
+        (torch.zeros(6, 1), context),
+        objective=make(log_density),
+        weights=weights,
+        steps=3,
+        progress=False,
+    )
     assert history.steps == 3
     with pytest.raises(ValueError, match="weighs no rows: leave weights out") as caught:
         make(log_density)(flow, NO_ROWS, weights)
@@ -248,8 +258,15 @@ def test_a_target_that_was_used_is_the_same_target(tmp_path, make, used):
             target.log_prob(torch.zeros(3, 2))
             target.sample(2)
         flow = MAF(2, layers=1, hidden=(4,))
-        return fit(flow, None, objective=ReverseKL(target.log_prob, samples=8), steps=steps,
-                   seed=0, checkpoint=tmp_path / "run.pt", progress=False)  # fmt: skip
+        return fit(
+            flow,
+            None,
+            objective=ReverseKL(target.log_prob, samples=8),
+            steps=steps,
+            seed=0,
+            checkpoint=tmp_path / "run.pt",
+            progress=False,
+        )
 
     target = perturbed(make()).eval()
     first, second, other = copy.deepcopy(target), target, perturbed(make(), 0.1).eval()
