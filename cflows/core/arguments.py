@@ -28,10 +28,6 @@ def known(name: str, value: str, choices: Collection[str]) -> str:
     Raises:
         ValueError: it is none of them.
 
-    Example:
-        >>> known("probe", "gaussian", ["rademacher", "gaussian"])
-        'gaussian'
-
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
@@ -39,25 +35,13 @@ def known(name: str, value: str, choices: Collection[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question that names the known names most like one, with a blank behind; or nothing.
-
-    Example:
-        >>> nearest("powr", ["power", "gas"])
-        'did you mean power? '
-
-    """
+    """A question that names the known names most like one, with a blank behind; or nothing."""
     near = difflib.get_close_matches(name.lower(), list(known), n=3)
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """Names for a message, the first so many of them.
-
-    Example:
-        >>> listed(["a", "b", "c", "d"], 2)
-        'a, b and 2 more'
-
-    """
+    """Names for a message, the first so many of them."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 

@@ -303,13 +303,6 @@ def may_read(value: Tensor) -> bool:
     Under torch.func's transforms, torch.compile, torch.export, torch.jit.trace and make_fx, within
     the capture of a CUDA graph, and for tensors without numbers (meta, fake), checks of values are
     left out: what they would refuse becomes NaN or infinite.
-
-    Example:
-        >>> import torch
-        >>> from cflows.core.bijector import may_read
-        >>> may_read(torch.ones(2)), may_read(torch.ones(2, device="meta"))
-        (True, False)
-
     """
     # First, since the compiler sees through no question below.
     if torch.compiler.is_compiling():
@@ -348,14 +341,6 @@ def may_be_read(layers: Iterable[nn.Module], kind: type[nn.Module]) -> bool:
     Args:
         layers: which.
         kind: what they were built as; a subclass with a forward of its own is another class.
-
-    Example:
-        >>> from torch import nn
-        >>> from cflows.core.bijector import may_be_read
-        >>> layer = nn.Linear(2, 3)
-        >>> _ = layer.register_forward_hook(lambda *_: None)
-        >>> may_be_read([nn.Linear(2, 3)], nn.Linear), may_be_read([layer], nn.Linear)
-        (True, False)
 
     """
     parts, forward = list(layers), kind.forward

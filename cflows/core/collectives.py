@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,12 +31,6 @@ __all__ = [
 T = TypeVar("T")
 
 _whole_batches = False
-
-
-class Stepped(Protocol):
-    """A part whose next solve takes a grid of so many steps; 0, an adaptive one."""
-
-    steps: int
 
 
 class ProcessError(RuntimeError):
@@ -89,7 +83,7 @@ def mean(values: Tensor) -> Tensor:
     return values if processes() == 1 else total(values) / processes()
 
 
-def agree_on_steps(parts: Sequence[Stepped], solved: bool) -> bool:
+def agree_on_steps(parts: Sequence[Any], solved: bool) -> bool:
     """Give all processes the most careful steps of any; whether every one's batch was solved."""
     if processes() == 1 or not parts:
         return solved

@@ -19,9 +19,9 @@ from cflows.core.base import Base, Normal, Scored, Shape, leading
 from cflows.core.bijector import Bijector, Mapped, may_read, refuse_low_precision
 from cflows.core.collectives import agree_on_steps
 from cflows.core.distribution import FlowDistribution
-from cflows.core.flow_file import packed
 from cflows.core.modes import evaluating
 from cflows.core.pickling import Pickled
+from cflows.core.registry import packed
 from cflows.core.trajectory import trajectory
 
 __all__ = ["Flow", "FlowDistribution", "evaluating", "log_likelihood"]

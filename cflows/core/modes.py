@@ -25,17 +25,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     flow meanwhile finds it in evaluation mode while a block is open, so score a ``copy.deepcopy``
     of a flow in training. A call of ``train()`` within a block that changes
     the mode has the last word.
-
-    Example:
-        >>> from cflows import FFJORD
-        >>> from cflows.core.modes import evaluating
-        >>> flow = FFJORD(2)
-        >>> with evaluating(flow):
-        ...     flow.training
-        False
-        >>> flow.training
-        True
-
     """
     with in_mode(module.modules(), training=False):
         yield

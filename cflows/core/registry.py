@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import io
 import json
 import numbers
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,22 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "LoadError", "again", "decode", "encode", "register", "short_tags"]
+__all__ = [
+    "CLASSES",
+    "FORMAT",
+    "LoadError",
+    "again",
+    "configuration_of",
+    "decode",
+    "encode",
+    "packed",
+    "rebuilt",
+    "register",
+    "short_tags",
+    "to_bytes",
+]
 
+FORMAT = 1  # of files
 GROUP = "cflows.classes"
 ARGUMENTS = "_arguments"
 
@@ -202,6 +217,35 @@ def decode(value: Any, classes: Mapping[str, type], path: object) -> Any:
     return _resolve(value["class"], classes, path)(*positional, **arguments)
 
 
+def rebuilt(configuration: str, classes: Mapping[str, type], path: object) -> object:
+    """What a configuration builds, on the CPU; raises as ``decode`` does."""
+    # Constructors draw initial weights: the caller's random numbers are left alone.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return decode(json.loads(configuration), classes, path)
+
+
+def packed(flow: nn.Module) -> memoryview:
+    """The bytes of the file that ``save`` writes; raises TypeError as it does."""
+    configuration = json.dumps(encode(flow))
+    _check_rebuilds(flow, configuration)
+    content = {
+        "format": FORMAT,
+        "configuration": configuration,
+        "state": {name: value.detach() for name, value in flow.state_dict().items()},
+    }
+    return to_bytes(content)
+
+
+def to_bytes(content: object) -> memoryview:
+    """What ``torch.save`` writes, in memory first.
+
+    torch reports a full disk by half a dozen exceptions, the system by one.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
 def _resolve(tag: str, classes: Mapping[str, type], path: object) -> type:
     cls = classes.get(tag) or CLASSES.get(tag)
     if cls is None:
@@ -215,3 +259,21 @@ def _resolve(tag: str, classes: Mapping[str, type], path: object) -> type:
             f'or load(path, classes={{"{tag}": {name}}})'
         )
     return cls
+
+
+def _check_rebuilds(module: nn.Module, configuration: str) -> None:
+    """Refuse what was changed after it was built: a file would not bring it back."""
+    again = rebuilt(configuration, CLASSES, "the configuration")
+    assert isinstance(again, nn.Module)
+    for kind in ("named_parameters", "named_buffers"):
+        here, there = (
+            {name: tuple(value.shape) for name, value in getattr(m, kind)(remove_duplicate=False)}
+            for m in (module, again)
+        )
+        if changed := sorted(set(here.items()) ^ set(there.items())):
+            raise TypeError(
+                f"cannot save: {changed[0][0]} is not as the constructors build it; build the flow "
+                "anew with the change as an argument, or register a class that makes it"
+            )
+    if len(list(module.parameters())) != len(list(again.parameters())):
+        raise TypeError("cannot save: a part is used twice, and would be loaded as two")

@@ -98,9 +98,7 @@ class BijectorTransform(Transform):
         )
         return torch.Size((*batch, *shape[-1:]))
 
-    def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        """Shape of the noise, likewise."""
-        return self.forward_shape(shape)
+    inverse_shape = forward_shape
 
     def __getstate__(self) -> dict[str, object]:
         # As torch leaves out its own pair: results of a graph cannot be copied.

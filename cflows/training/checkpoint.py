@@ -30,8 +30,8 @@ from cflows.core.atomic_write import (
     write_beside,
 )
 from cflows.core.flow import Flow
-from cflows.core.flow_file import read, to_bytes
-from cflows.core.registry import LoadError, configuration_of
+from cflows.core.registry import LoadError, configuration_of, to_bytes
+from cflows.core.saving import read
 from cflows.training import distributed
 from cflows.training.history import History, Record
 from cflows.training.identity import differences, settings_of, unmoved

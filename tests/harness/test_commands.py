@@ -16,7 +16,7 @@ from baselines.harness import cli, data
 from baselines.harness.estimator import summary
 from baselines.models import builtin
 from cflows.core.atomic_write import write_whole
-from cflows.core.flow_file import packed
+from cflows.core.registry import packed
 from cflows.training import pipeline
 
 COLUMNS = ["height, cm", "weight"]

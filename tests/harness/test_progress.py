@@ -15,7 +15,7 @@ import pytest
 from baselines.harness.experiment import progress
 from baselines.harness.experiment.cell import Cell
 from baselines.harness.experiment.progress import Progress
-from cflows.core.flow_file import read
+from cflows.core.saving import read
 
 ROOT = str(Path(__file__).parents[2])
 OK = {"status": "ok", "test_log_prob": -1.25, "test_log_prob_2se": 0.5, "train_seconds": 3.0}

@@ -32,8 +32,7 @@ from baselines.models.model import ModelError
 from cflows import Bijector, Flow, TableFlow, TrainingError, behind, standardise, whiten
 from cflows.core.atomic_write import STDOUT, companion, refuse_unwritable, target
 from cflows.core.collectives import leads
-from cflows.core.flow_file import packed
-from cflows.core.registry import again, configuration_of
+from cflows.core.registry import again, configuration_of, packed
 from cflows.training.checkpoint import exists, refuse_unusable
 from cflows.training.pipeline import Choice, begun, fit_behind
 from cflows.training.preprocessing import extent

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from baselines import MAF
 from cflows import Affine, ElementwiseAffine, Flow, MixtureOfGaussians, fit, log_likelihood
+from cflows.core.arguments import known, listed, nearest
 from cflows.objectives import Objective
 
 QUIET = {"steps": 5, "batch_size": 32, "progress": False}
@@ -187,3 +188,13 @@ def test_what_log_likelihood_cannot_score(x, error, message):
     with pytest.raises(error, match=message) as caught:
         log_likelihood(small(), x)
     assert "\n" not in str(caught.value)
+
+
+def test_names_within_messages():
+    assert known("probe", "gaussian", ["rademacher", "gaussian"]) == "gaussian"
+    with pytest.raises(ValueError, match="must be one of rademacher, gaussian; got 'normal'"):
+        known("probe", "normal", ["rademacher", "gaussian"])
+    assert nearest("powr", ["power", "gas"]) == "did you mean power? "
+    assert nearest("x", ["power", "gas"]) == ""
+    assert listed(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert listed(["a", "b"], 2) == "a, b"

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call, grad, hessian, jacrev, stack_module_state, vmap
 from zoo import FLOWS, cases, perturbed
 
 from baselines import PlanarFlow
 from cflows import ActNorm, Affine, Chain, Flow, Sigmoid
-from cflows.core.bijector import may_read
+from cflows.core.bijector import may_be_read, may_read
 
 
 def test_may_read_knows_what_goes_on():
@@ -28,6 +29,14 @@ def test_may_read_knows_what_goes_on():
     assert seen == [True, *[False] * 5]
     chosen = torch.compile(lambda x: x + may_read(x), fullgraph=True, backend="eager")
     assert chosen(x).tolist() == [1.0] * 3
+
+
+def test_a_layer_that_is_watched_may_not_be_read():
+    layer = nn.Linear(2, 3)
+    assert may_be_read([layer, nn.Linear(2, 3)], nn.Linear)
+    layer.register_forward_hook(lambda *_: None)
+    assert not may_be_read([layer], nn.Linear)
+    assert not may_be_read([nn.Bilinear(1, 1, 1)], nn.Linear)
 
 
 def test_checks_of_values_stand_aside():
