@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from baselines.harness import data
-from baselines.harness.experiment import cell as cells
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment import cells
+from baselines.harness.experiment.cells import Cell
 from baselines.harness.metrics import likelihood, timing
 from baselines.harness.plots import likelihood_cost
 from baselines.harness.results.aggregate import Group
+from baselines.harness.results.records import Row
 from baselines.models import builtin, registry
 from cflows import FFJORD, Adaptive, FixedGrid, Flow, Lagged, SolverError, whiten
 
@@ -177,7 +178,7 @@ def test_a_picture_has_an_extent_and_can_be_drawn(test):
     for low, high, column in ((x0, x1, test[:, 0]), (y0, y1, test[:, 1])):
         if column.isfinite().all():
             assert low < column.median() < high
-    row = {"test_log_prob": 1.0, "test_log_prob_2se": 0.1}
+    row = Row(test_log_prob=1.0, test_log_prob_2se=0.1)
     arrays = {name: np.asarray(value, np.float64) for name, value in parts.items()}
     figure = likelihood_cost.densities([(Group("d", "maf", 2, rows=[row]), arrays)], arrays["data"])
     likelihood_cost.encode(figure)

@@ -12,8 +12,10 @@ from baselines.harness.plots import curves, likelihood_cost
 from baselines.harness.plots.style import floor
 from baselines.harness.report import contents, gallery
 from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
-from baselines.harness.results import load as reading
 from baselines.harness.results.aggregate import Group
+from baselines.harness.results.load import ReportError
+from baselines.harness.results.records import Row
+from cflows import Record
 
 
 def call(ms, rows=1000, nfe=4, **more):
@@ -22,7 +24,7 @@ def call(ms, rows=1000, nfe=4, **more):
 
 
 def placed(model, value, depth, **more):
-    row = {"test_log_prob": value, "test_log_prob_2se": 0.1, "sample_ms_per_1000": 2.0, **more}
+    row = Row(test_log_prob=value, test_log_prob_2se=0.1, sample_ms_per_1000=2.0, **more)
     return Group("d", model, depth, rows=[row])
 
 
@@ -81,9 +83,9 @@ def test_the_front_holds_what_no_other_beats_in_both():
 
 
 def setting(model, depth, gap=None, nfe=5.0):
-    row = {"test_log_prob": -1.0 - 1 / depth, "test_log_prob_2se": 0.1, "solver_gap": gap,
-           "round_trip_error": 1e-6, "density_ms_per_1000": 2.0 * depth, "nfe_density": nfe,
-           "sample_ms_per_1000": 3.0 * depth, "cell": f"{model}-{depth}", "seed": 0}  # fmt: skip
+    row = Row(test_log_prob=-1.0 - 1 / depth, test_log_prob_2se=0.1, solver_gap=gap,
+              round_trip_error=1e-6, density_ms_per_1000=2.0 * depth, nfe_density=nfe,
+              sample_ms_per_1000=3.0 * depth, cell=f"{model}-{depth}", seed=0)  # fmt: skip
     return Group("d", model, depth, rows=[row])
 
 
@@ -117,7 +119,7 @@ def test_what_lies_below_the_floor_is_an_arrow_and_not_an_axis(draw):
 
 def test_a_last_average_over_few_steps_is_left_out():
     def record(step, nfe):
-        return {"step": step, "nfe": nfe}
+        return Record(step, 1.0, None, None, nfe, 1e-3)
 
     s = placed("ffjord", 0.5, 1, solver_gap=1e-4, cell="c")
     lines = [record(0, 0), record(100, 30), record(200, 40), record(203, 12)]
@@ -181,6 +183,6 @@ def test_what_was_kept_becomes_pictures_and_files(directory):
 )
 def test_what_is_damaged_is_one_line(directory, name, content):
     (directory / name).write_text(content)
-    with pytest.raises(reading.ReportError, match=name.split("/")[-1]) as caught:
+    with pytest.raises(ReportError, match=name.split("/")[-1]) as caught:
         contents.write(directory)
     assert "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ import pytest
 from baselines.harness.metrics.bootstrap import MOST_ROWS, intervals, over_seeds
 from baselines.harness.report.difference_table import difference_table
 from baselines.harness.results.aggregate import Group
+from baselines.harness.results.records import Row
 
 DRAWS = 1000
 
@@ -83,7 +84,7 @@ def test_two_standard_errors_over_seeds():
 
 def setting(model: str, base: np.ndarray, seeds: list[float], depth: int = 2) -> Group:
     vectors = [base + shift for shift in seeds]
-    rows = [{"test_log_prob": v.mean(), "test_log_prob_2se": 0.1, "seed": i}
+    rows = [Row(test_log_prob=v.mean(), test_log_prob_2se=0.1, seed=i)
             for i, v in enumerate(vectors)]  # fmt: skip
     return Group("d", model, depth, label=model.upper(), rows=rows, log_probs=vectors)
 
@@ -96,7 +97,7 @@ def test_the_table_ranks_pairs_and_carries_both_spreads():
         setting("ffjord", base + wiggle, [0.5, 0.5]),
         setting("ffjord", base + 9, [0.0], depth=1),  # not its deepest
         setting("nice", base + wiggle, [0.51, 0.51]),
-        Group("d", "iaf", 2, failed=[{"seed": 0}]),
+        Group("d", "iaf", 2, failed=[Row(seed=0)]),
     ]
     table = difference_table(found)
     assert table.header[-2:] == ("95% over test points", "± 2 s.e. over seeds")

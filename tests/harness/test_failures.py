@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from baselines.harness import cli, data
-from baselines.harness.experiment import cell as cells
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment import cells
+from baselines.harness.experiment.cells import Cell
 from baselines.harness.metrics import likelihood
 from cflows.training import pipeline
 

@@ -15,7 +15,7 @@ from baselines.harness import cli
 from baselines.harness.data import DataError, files, load, quantised
 from baselines.harness.data.rows import SPLITS, Split
 from baselines.harness.estimator.table_rows import open_rows
-from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import cells
 from baselines.harness.experiment import run as runner
 
 

@@ -13,7 +13,7 @@ from baselines.harness import cli
 from baselines.harness.experiment import cost_sweeps
 from baselines.harness.metrics import depth, scaling, timing
 from baselines.harness.metrics.memory import call_peak_mb
-from baselines.harness.metrics.timing import FIELDS, Limits
+from baselines.harness.metrics.timing import Call, Limits
 from baselines.harness.results import layout
 from cflows import FFJORD, Affine, Flow
 
@@ -39,7 +39,7 @@ def test_memory_grows_with_the_rows_and_evaluations_do_not():
     flow = MAF(3, layers=2, hidden=(8,)).eval()
     small, large = (timing.both(flow, torch.randn(rows, 3), FEW) for rows in (100, 1000))
     for one, other in zip(small, large, strict=True):
-        assert set(one) == set(FIELDS)
+        assert set(one) == set(Call.__annotations__)
         assert other["memory_mb"] == pytest.approx(10 * one["memory_mb"], rel=0.3)
         assert one["nfe_call"] == other["nfe_call"] == 2
         assert other["nfe_row"] == 2 / 1000

@@ -30,7 +30,7 @@ from baselines.harness.data import (
 from baselines.harness.data.download import Archive
 from baselines.harness.data.fetching import fetch
 from baselines.harness.data.pixels import Pixels
-from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import cells
 from baselines.harness.experiment import run as runner
 
 RNG = np.random.default_rng(5)
@@ -130,7 +130,7 @@ def test_a_comparison_reports_bits_beside_nats(tmp_path, capsys):
     assert "bits/dim" in capsys.readouterr().out
     from baselines.harness.report import contents
 
-    bits = {row["dataset"]: row["bits_per_dim"] for row in contents.rows(tmp_path)}
+    bits = {row.dataset: row.bits_per_dim for row in contents.rows(tmp_path)}
     assert bits["pinwheel"] is None
     data = load("digits")
     cell = next(c for c in runner.plan_cells(plan, runner._load(plan.data)) if c.data == "digits")

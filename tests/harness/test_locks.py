@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from baselines.harness import data
-from baselines.harness.experiment import cell as cells
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment import cells
+from baselines.harness.experiment.cells import Cell
 from baselines.harness.experiment.locks import claimed, is_free
 
 ROOT = str(Path(__file__).parents[2])
@@ -100,7 +100,7 @@ def test_a_failure_of_another_process_is_taken_and_an_old_one_is_not(cell, tmp_p
 COUNT = "\n".join([
     "import sys",
     "from baselines.harness import cli",
-    "from baselines.harness.experiment import cell as cells",
+    "from baselines.harness.experiment import cells",
     "real = cells.run",
     "def run(cell, out):",
     "    with open(sys.argv[1], 'a') as file:",

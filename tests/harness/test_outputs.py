@@ -17,8 +17,8 @@ import pytest
 
 import cflows
 from baselines.harness import cli
-from baselines.harness.experiment import cell as cells
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment import cells
+from baselines.harness.experiment.cells import Cell
 
 FIT = ["fit", "--model", "nice", "--depth", "1", "--steps", "2", "--preprocess", "standardise"]
 

@@ -140,8 +140,8 @@ def test_a_view_reaches_the_table(sets, tmp_path):
     assert runner.execute(asked) == 0
     from baselines.harness.report import contents
 
-    rows = {row["model"]: row for row in contents.rows(tmp_path / "out")}
-    assert rows["nice"]["parameters"] == pytest.approx(2_000, rel=0.015)
+    rows = {row.model: row for row in contents.rows(tmp_path / "out")}
+    assert rows["nice"].parameters == pytest.approx(2_000, rel=0.015)
 
 
 @pytest.mark.parametrize(

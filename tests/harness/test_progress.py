@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from baselines.harness.experiment import progress
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment.cells import Cell
 from baselines.harness.experiment.progress import Progress
 from cflows.core.saving import read
 

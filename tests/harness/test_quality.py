@@ -12,9 +12,11 @@ import torch
 from baselines.harness.metrics import sample_quality
 from baselines.harness.report.tables import quality_table
 from baselines.harness.results.aggregate import Group
+from baselines.harness.results.records import Row
 from cflows import Affine, Flow, whiten
 
 ROWS = 500
+NAMES = tuple(sample_quality.Distances.__annotations__)
 
 
 def halves(features: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +32,7 @@ def ring(rows: int) -> torch.Tensor:
 def test_the_nulls_are_right_on_two_halves_of_one_sample():
     """Each against what is known of it for one law, averaged over 12 samples."""
     found = [sample_quality.compare(*halves(3, seed), seed) for seed in range(12)]
-    mean = {name: np.mean([values[name] for values in found]) for name in sample_quality.NAMES}
+    mean = {name: np.mean([values[name] for values in found]) for name in NAMES}
     # Unbiased: zero, within four standard errors of the 12.
     mmd = [values["mmd"] for values in found]
     assert abs(mean["mmd"]) < 4 * np.std(mmd, ddof=1) / math.sqrt(12)
@@ -49,7 +51,7 @@ def test_a_perfect_model_is_no_farther_than_its_null(features):
     found = [
         sample_quality.evaluate(flow, torch.cat(halves(features, s)).float(), s) for s in range(5)
     ]
-    for name in sample_quality.NAMES:
+    for name in NAMES:
         own, null = ([values[name + end] for values in found] for end in ("", "_null"))
         error = math.hypot(np.std(own, ddof=1), np.std(null, ddof=1)) / math.sqrt(5)
         assert abs(np.mean(own) - np.mean(null)) < 4 * error, name
@@ -118,10 +120,10 @@ def test_without_the_libraries_two_distances_are_left(monkeypatch):
 
 
 def test_the_table_puts_each_null_beside_its_figure():
-    row = {name + end: value for name, value in zip(sample_quality.NAMES, (0.2, 0.01, 0.05, 0.6),
+    row = {name + end: value for name, value in zip(NAMES, (0.2, 0.01, 0.05, 0.6),
            strict=True) for end in ("", "_null")}  # fmt: skip
-    rows = [{**row, "c2st": c2st} for c2st in (0.6, 0.7)]
-    found = [Group("d", "maf", 2, rows=rows), Group("d", "nice", 2, rows=[{"sw": None}])]
+    rows = [Row(**{**row, "c2st": c2st}) for c2st in (0.6, 0.7)]
+    found = [Group("d", "maf", 2, rows=rows), Group("d", "nice", 2, rows=[Row()])]
     table = quality_table(found)
     assert len(table.rows) == 1
     texts = dict(zip(table.header, (cell.text for cell in table.rows[0]), strict=True))

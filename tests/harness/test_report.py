@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from baselines.harness.report import contents, gallery
-from baselines.harness.results import load as reading
+from baselines.harness.results.load import load
 from baselines.models import builtin
 
 COLUMNS = [
@@ -167,7 +167,7 @@ def test_models_come_by_alphabet_where_the_manifest_names_none(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["models"]
     save(directory / "manifest.json", manifest)
-    builtin = list(dict.fromkeys(row["model"] for row in contents.rows(directory)))
+    builtin = list(dict.fromkeys(row.model for row in contents.rows(directory)))
     assert builtin == ["gaussian", *sorted(MODELS)]
 
 
@@ -186,18 +186,18 @@ def test_discrete_flows_have_an_empty_solver_gap(directory):
 def test_gains_are_paired_differences(directory):
     checked = 0
     for row in contents.rows(directory):
-        if row["status"] != "ok":
-            assert row["gain_over_gaussian"] is None
+        if row.status != "ok":
+            assert row.gain_over_gaussian is None
             continue
-        kind = row["cell"].split("-")[0]
-        own = np.load(directory / "cells" / row["cell"] / "test_log_prob.npy")
+        kind = row.cell.split("-")[0]
+        own = np.load(directory / "cells" / row.cell / "test_log_prob.npy")
         other = np.load(directory / "cells" / f"{kind}-gaussian-None-0" / "test_log_prob.npy")
         gains = [float(a) - float(b) for a, b in zip(own, other, strict=True)]
         mean = math.fsum(gains) / len(gains)
         variance = math.fsum((g - mean) ** 2 for g in gains) / (len(gains) - 1)
-        assert row["gain_over_gaussian"] == pytest.approx(mean, rel=1e-12, abs=1e-15)
+        assert row.gain_over_gaussian == pytest.approx(mean, rel=1e-12, abs=1e-15)
         error = 2 * math.sqrt(variance / len(gains))
-        assert row["gain_over_gaussian_2se"] == pytest.approx(error, rel=1e-9, abs=1e-15)
+        assert row.gain_over_gaussian_2se == pytest.approx(error, rel=1e-9, abs=1e-15)
         checked += 1
     assert checked == 20
 
@@ -406,13 +406,13 @@ def test_a_label_that_two_models_share_gives_way_to_their_names(directory):
     labels = {"a.py:flow": "flow", "b.py:flow": "flow", "c.py:MAF": "MAF", "d.py:f": "Mine",
               "iaf": "", "nice": None}  # fmt: skip
     save(directory / "manifest.json", {**manifest, "labels": labels})
-    found = reading.load(directory).labels
+    found = load(directory).labels
     assert found["a.py:flow"] == "a.py:flow"
     assert found["c.py:MAF"] == "c.py:MAF"
     assert (found["maf"], found["d.py:f"]) == ("MAF", "Mine")
     assert (found["iaf"], found["nice"]) == ("IAF", "NICE")
     save(directory / "manifest.json", {**manifest, "labels": ["broken"]})
-    assert reading.load(directory).labels["maf"] == "MAF"
+    assert load(directory).labels["maf"] == "MAF"
 
 
 def test_the_summary_leaves_out_what_was_not_measured(directory):
@@ -481,7 +481,7 @@ def test_a_planned_cell_that_never_began_is_a_row_and_a_foreign_one_is_not(direc
     there = {path.name: {} for path in (directory / "cells").iterdir() if "nice" not in path.name}
     save(directory / "manifest.json", {**manifest, "cells": {**there, "toy-maf-9-0": cell}})
     rows = contents.rows(directory)
-    assert not [row for row in rows if row["model"] == "nice"]
-    (row,) = [row for row in rows if row["depth"] == 9]
-    assert row["status"] == "failed"
-    assert "unfinished" in row["error"]
+    assert not [row for row in rows if row.model == "nice"]
+    (row,) = [row for row in rows if row.depth == 9]
+    assert row.status == "failed"
+    assert "unfinished" in row.error

@@ -18,7 +18,7 @@ import cflows
 from baselines import NICE
 from baselines.harness import cli, data
 from baselines.harness.data import DataError, files, load
-from baselines.harness.experiment import cell as cells
+from baselines.harness.experiment import cells
 from baselines.harness.experiment import run as runner
 
 pandas = pytest.importorskip("pandas")

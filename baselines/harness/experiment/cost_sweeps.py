@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from baselines.harness.experiment import cell as cells
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment import cells
+from baselines.harness.experiment.cells import Cell
 from baselines.harness.metrics import depth, scaling, timing
-from baselines.harness.metrics.scaling import Record
+from baselines.harness.metrics.scaling import Made
 from baselines.harness.results import layout
 from baselines.models import registry
 from baselines.models.model import GAUSSIAN
-from cflows import __version__
+from cflows import Flow, __version__
 
 __all__ = ["measure"]
 
@@ -47,39 +47,39 @@ def measure(
         return
     torch.set_num_threads(1)
     key = {"quick": quick, "processor": timing.processor(device), "version": __version__}
-    for cell in _chosen(todo, out):
-        if comparison == "sampling":
-            place, of = layout.ROWS, scaling.by_rows
-        elif cell.model == GAUSSIAN or not registry.solvers(cell.found):
-            continue
-        else:
-            place, of = layout.STEPS, depth.solver_steps
 
-        def make(cell: Cell = cell, of: Callable[..., list[Record]] = of) -> list[Record]:
-            return of(cells.flow_of(cell, out), cells.test_rows(cell), quick)
+    def keep(cell: Cell, file: str, records_of: Callable[[Flow, Tensor, bool], list[Made]]) -> None:
+        def make() -> list[Made]:
+            return records_of(cells.flow_of(cell, out), cells.test_rows(cell), quick)
 
         try:
-            scaling.kept_or_made(cell.folder(out) / place, key, make)
+            scaling.kept_or_made(cell.folder(out) / file, key, make)
         except Exception as error:  # as in cells.run: it is this cell's, and stops no other
-            say(f"{cell.data} {cell.model}: {place} failed: {' '.join(str(error).split())}")
-    name = _SWEEPS[comparison]
-    say(f"timing untrained models against {'dimension' if name == 'features' else 'depth'}")
-    shown = {found: model for model, found in chosen.items() if found != depth.END_TIME}
-    known = {model: registry.configuration(found, 2, 1) for found, model in shown.items()}
+            say(f"{cell.data} {cell.model}: {file} failed: {' '.join(str(error).split())}")
 
-    def swept() -> list[Record]:
-        records = scaling.sweep(name, list(shown), quick, device)
+    for cell in _chosen(todo, out):
+        if comparison == "sampling":
+            keep(cell, layout.ROWS, scaling.by_rows)
+        elif cell.model != GAUSSIAN and registry.solvers(cell.found):
+            keep(cell, layout.STEPS, depth.solver_steps)
+    axis = _SWEEPS[comparison]
+    say(f"timing untrained models against {'dimension' if axis == 'features' else 'depth'}")
+    shown = {origin: model for model, origin in chosen.items() if origin != depth.END_TIME}
+    known = {model: registry.configuration(origin, 2, 1) for origin, model in shown.items()}
+
+    def swept() -> list[scaling.Sized]:
+        records = scaling.sweep(axis, list(shown), quick, device)
         return [{**record, "model": shown[record["model"]]} for record in records]
 
     scaling.kept_or_made(
-        out / layout.sweep(name), {**key, "models": known, "device": device}, swept
+        out / layout.sweep(axis), {**key, "models": known, "device": device}, swept
     )
 
 
 def _chosen(todo: Sequence[Cell], out: Path) -> list[Cell]:
     """The finished cells at their deepest, of the first seed of each data set, model and view."""
-    found: dict[tuple[Any, ...], Cell] = {}
+    first: dict[tuple[str, str, str], Cell] = {}
     for cell in sorted(todo, key=lambda cell: (-(cell.depth or 0), cell.seed)):
         if cells.finished(cell, out) is not None:
-            found.setdefault((cell.data, cell.model, cell.view), cell)
-    return list(found.values())
+            first.setdefault((cell.data, cell.model, cell.view), cell)
+    return list(first.values())

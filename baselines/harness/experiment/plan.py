@@ -15,20 +15,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from baselines.harness import data
 from baselines.harness.data import Width
 from baselines.harness.data.bounds import Bounds, refuse_unknown, within
-from baselines.harness.experiment import cell as cells
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment import cells
+from baselines.harness.experiment.cells import Cell
 from baselines.harness.metrics import depth
 from baselines.models import registry, widths
-from baselines.models import user as user_models
-from baselines.models.model import GAUSSIAN, Model, ModelError
+from baselines.models.model import GAUSSIAN, ModelError
+from baselines.models.user import located
 
 __all__ = [
     "COMPARISONS",
@@ -131,11 +130,11 @@ def model_names(given: Sequence[str]) -> list[tuple[str, str]]:
         ModelError: two files of one name have a function of one name.
 
     """
-    found = list(dict.fromkeys(user_models.located(name) for name in given))
-    shared = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
+    names = list(dict.fromkeys(map(located, given)))
+    shared = [name for name, count in Counter(name for name, _ in names).items() if count > 1]
     if shared:
         raise ModelError(f"two models are called {shared[0]!r}: rename one of the files")
-    return found
+    return names
 
 
 def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
@@ -151,45 +150,46 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
     preprocess = "whiten" if plan.quick and plan.preprocess == "auto" else plan.preprocess
     deepest_only = plan.comparison in ("likelihood", "sampling")
     for name, (source, rows) in sets.items():
-        common: dict[str, Any] = {
-            "data": name,
-            "source": source,
-            "checksum": rows.checksum,
-            "device": plan.device,
-            "dequantise": plan.dequantise if rows.kind == "file" else None,
-            "bounds": within(rows, rows.columns, plan.bounds),
-            "columns": rows.columns if plan.columns is not None or plan.drop else None,
-            "validations": QUICK_VALIDATIONS if plan.quick else cells.VALIDATIONS,
-            "pixels": rows.pixels and (rows.pixels.levels, rows.pixels.alpha),
-        }
-        parameters = _parameters(plan, rows.features)
-        for model_name, found in model_names(plan.models):
-            model = registry.find(found)
-            for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
-                for view in _views(plan, found, deep, rows, parameters):
-                    hidden = view.get("hidden")
-                    settings = registry.configuration(found, rows.features, deep, hidden)
-                    listed += [
-                        Cell(
-                            **common,
-                            **view,
-                            model=model_name,
-                            origin="" if found == model_name else found,
-                            depth=deep,
-                            seed=seed,
-                            learning_rate=model.learning_rate,
-                            warmup=model.warmup_of(view["steps"]),
-                            batch_size=model.batch_size or cells.BATCH_SIZE,
-                            patience=plan.patience,
-                            preprocess=preprocess,
-                            configuration=settings,
-                        )
-                        for seed in plan.seeds
-                    ]
         gaussian = Cell(
-            **common, model=GAUSSIAN, depth=None, seed=0, steps=0, seconds=None,
-            learning_rate=0.0, preprocess="whiten",
-        )  # fmt: skip
+            data=name,
+            source=source,
+            checksum=rows.checksum,
+            model=GAUSSIAN,
+            depth=None,
+            seed=0,
+            steps=0,
+            seconds=None,
+            learning_rate=0.0,
+            preprocess="whiten",
+            device=plan.device,
+            dequantise=plan.dequantise if rows.kind == "file" else None,
+            bounds=within(rows, rows.columns, plan.bounds),
+            columns=rows.columns if plan.columns is not None or plan.drop else None,
+            validations=QUICK_VALIDATIONS if plan.quick else cells.VALIDATIONS,
+            pixels=(pixels.levels, pixels.alpha) if (pixels := rows.pixels) else None,
+        )
+        parameters = _parameters(plan, rows.features)
+        for model_name, origin in model_names(plan.models):
+            model = registry.find(origin)
+            cell = replace(
+                gaussian,
+                model=model_name,
+                origin="" if origin == model_name else origin,
+                learning_rate=model.learning_rate,
+                batch_size=model.batch_size or cells.BATCH_SIZE,
+                patience=plan.patience,
+                preprocess=preprocess,
+            )
+            for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
+                for own in _views(plan, replace(cell, depth=deep), deep, rows, parameters):
+                    view = replace(
+                        own,
+                        warmup=model.warmup_of(own.steps),
+                        configuration=registry.configuration(
+                            origin, rows.features, deep, own.hidden
+                        ),
+                    )
+                    listed += [replace(view, seed=seed) for seed in plan.seeds]
         listed.append(gaussian)
     features = {name: rows.features for name, (_, rows) in sets.items()}
     return sorted(listed, key=lambda cell: -work(cell, features[cell.data]))
@@ -203,30 +203,27 @@ def work(cell: Cell, features: int) -> float:
 
 
 def _views(
-    plan: Plan, found: str, deep: int, rows: data.Dataset, parameters: int | None
-) -> Iterator[dict[str, Any]]:
-    """What a cell says of its view: the widths, and what ends the training."""
-    bounds = _bounds(plan, registry.find(found), len(rows.train))
-    if parameters is not None:
-        hidden = widths.solved(found, rows.features, deep, parameters)
-        yield {"view": "parameters", "hidden": hidden, **bounds}
-    if plan.budget is not None:
-        yield {"view": "budget", "steps": plan.steps, "seconds": plan.budget}
-    if plan.budget is None and parameters is None:
-        yield {"view": "default", **bounds}
-
-
-def _bounds(plan: Plan, model: Model, rows: int) -> dict[str, Any]:
+    plan: Plan, cell: Cell, deep: int, rows: data.Dataset, parameters: int | None
+) -> Iterator[Cell]:
+    """A model's cell in each view: with the widths, and with what ends the training."""
+    model = registry.find(cell.found)
+    own_steps = model.quick_steps if plan.quick else model.steps
+    ended = replace(cell, steps=own_steps if plan.steps is None else plan.steps)
     if plan.is_patient:
-        epoch = max(1, rows // (model.batch_size or cells.BATCH_SIZE))
-        return {
-            "steps": MOST * model.steps,
-            "seconds": None,
-            "validate_every": min(epoch, EPOCH),
-            "schedule": "plateau",
-        }
-    own = model.quick_steps if plan.quick else model.steps
-    return {"steps": own if plan.steps is None else plan.steps, "seconds": None}
+        epoch = max(1, len(rows.train) // cell.batch_size)
+        ended = replace(
+            cell,
+            steps=MOST * model.steps,
+            validate_every=min(epoch, EPOCH),
+            schedule="plateau",
+        )
+    if parameters is not None:
+        hidden = widths.solved(cell.found, rows.features, deep, parameters)
+        yield replace(ended, view="parameters", hidden=hidden)
+    if plan.budget is not None:
+        yield replace(cell, view="budget", steps=plan.steps, seconds=plan.budget)
+    if plan.budget is None and parameters is None:
+        yield ended
 
 
 def _parameters(plan: Plan, features: int) -> int | None:
@@ -234,7 +231,7 @@ def _parameters(plan: Plan, features: int) -> int | None:
     if plan.parameters != EQUAL:
         return None if plan.parameters is None else int(plan.parameters)
     own = []
-    for _, found in model_names(plan.models):
-        deep = depth.settings(registry.find(found), plan.depths, deepest_only=True)[0]
-        own.append(widths.counted(found, features, deep))
+    for _, origin in model_names(plan.models):
+        (deep,) = depth.settings(registry.find(origin), plan.depths, deepest_only=True)
+        own.append(widths.counted(origin, features, deep))
     return round(median(own))

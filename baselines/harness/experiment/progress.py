@@ -8,11 +8,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment.cells import Cell
+from baselines.harness.results.records import Failure, Result
 from baselines.models import registry
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 __all__ = ["Progress", "line", "say"]
 
@@ -35,7 +38,7 @@ class Progress:
         self._left = sum(map(work, cells))
         self._done = 0.0
         self._started = time.perf_counter()
-        self._bar: Any = None
+        self._bar: tqdm | None = None
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -44,16 +47,11 @@ class Progress:
             self._bar = tqdm(total=self._total, unit="cell", leave=False, dynamic_ncols=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def ended(self, cell: Cell, result: dict[str, Any], *, before: bool = False) -> None:
+    def ended(self, cell: Cell, result: Result | Failure, *, before: bool = False) -> None:
         """Print a cell's line.
 
         Args:
@@ -86,7 +84,7 @@ class Progress:
         return f", about {_duration(seconds)} left"
 
 
-def line(cell: Cell, result: dict[str, Any]) -> str:
+def line(cell: Cell, result: Result | Failure) -> str:
     """Return what is said of a cell."""
     name = f"{cell.data} {cell.model}"
     if cell.depth is not None:
@@ -95,7 +93,7 @@ def line(cell: Cell, result: dict[str, Any]) -> str:
         name += f" {cell.view}"
     if cell.seed:
         name += f" seed {cell.seed}"
-    if result["status"] != "ok":
+    if result["status"] == "failed":
         return f"{name:32} failed: {result['error']}"
     bits = f"  {result['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in result else ""
     return (

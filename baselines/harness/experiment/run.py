@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,22 +25,22 @@ from baselines.harness.data import Width
 from baselines.harness.data.sources import is_once
 from baselines.harness.executors import slurm
 from baselines.harness.executors.process_pool import Killed, side_by_side
-from baselines.harness.experiment import cell as cells
-from baselines.harness.experiment import checks, cost_sweeps
-from baselines.harness.experiment.cell import Cell
+from baselines.harness.experiment import cells, checks, cost_sweeps
+from baselines.harness.experiment.cells import Cell
 from baselines.harness.experiment.locks import claimed
 from baselines.harness.experiment.plan import Plan, Sets, model_names, plan_cells, work
 from baselines.harness.experiment.progress import Progress, line, say
 from baselines.harness.metrics import timing
 from baselines.harness.report import contents
 from baselines.harness.results import layout
+from baselines.harness.results.records import Failure, Outcome
 from baselines.models import registry
 from cflows.core.atomic_write import write_whole
 
 __all__ = ["Plan", "execute", "plan_cells"]
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 PAUSE = 0.2  # seconds between two looks at cells that another process holds
 
@@ -81,8 +81,9 @@ def execute(plan: Plan) -> int:
             say(line(cell, result))
     chosen = dict(model_names(plan.models))
     with claimed(plan.out / layout.CELLS / layout.TIMING, wait=True):
-        cost_sweeps.measure(plan.comparison, todo, plan.out, chosen, quick=plan.quick,
-                      device=plan.device, say=say)  # fmt: skip
+        cost_sweeps.measure(
+            plan.comparison, todo, plan.out, chosen, quick=plan.quick, device=plan.device, say=say
+        )
     page = contents.write(plan.out)
     say("\n" + contents.summary(plan.out))
     say(f"\n{time.perf_counter() - started:.0f} s; the report, with pictures: {page}")
@@ -100,22 +101,24 @@ def _load(
     Files of one name are all called by their paths as given: what a data set is called must not
     hang on which was given first.
     """
-    found: dict[tuple[str, str], tuple[str, data.Dataset]] = {}
+    loaded: dict[tuple[str, str], tuple[str, data.Dataset]] = {}
     if dequantise is not None and set(names) <= set(data.names()):
         raise data.DataError(f"--dequantise is for files; {', '.join(names)} have what they need")
     if once := [name for name in names if is_once(name)]:
-        raise data.DataError(f"{once[0]}: a comparison reads its data again in each process; give "
-                             "it a file, in place of a pipe")  # fmt: skip
+        raise data.DataError(
+            f"{once[0]}: a comparison reads its data again in each process; give it a file, in "
+            "place of a pipe"
+        )
     for name in names:
-        rows = data.load(name, dequantise=None if name in data.names() else dequantise,
-                         columns=columns, drop=drop)  # fmt: skip
+        noise = None if name in data.names() else dequantise
+        rows = data.load(name, dequantise=noise, columns=columns, drop=drop)
         checks.refuse_unusable(rows)
         source = str(Path(name).resolve()) if rows.kind == "file" else name
-        found.setdefault((rows.name, source), (name, rows))  # ./a.csv and a.csv are one
-    shared = Counter(name for name, _ in found)
+        loaded.setdefault((rows.name, source), (name, rows))  # ./a.csv and a.csv are one
+    shared = Counter(name for name, _ in loaded)
     return {
-        given if shared[name] > 1 else name: (source, rows)
-        for (name, source), (given, rows) in found.items()
+        as_given if shared[name] > 1 else name: (source, rows)
+        for (name, source), (as_given, rows) in loaded.items()
     }
 
 
@@ -136,7 +139,7 @@ def _train(todo: Sequence[Cell], plan: Plan, since: float, progress: Progress) -
     while waiting:
         held = []
         for cell, result in _attempts(attempt, waiting, plan):
-            if result == cells.HELD:
+            if result["status"] == "held":
                 held.append(cell)
             else:
                 progress.ended(cell, result)
@@ -149,26 +152,26 @@ def _train(todo: Sequence[Cell], plan: Plan, since: float, progress: Progress) -
 
 
 def _attempts(
-    attempt: Callable[[Cell], dict[str, Any]], waiting: Sequence[Cell], plan: Plan
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    found: Generator[tuple[Cell, dict[str, Any] | Killed | slurm.Lost], None, None]
+    attempt: Callable[[Cell], Outcome], waiting: Sequence[Cell], plan: Plan
+) -> Iterator[tuple[Cell, Outcome]]:
+    results: Generator[tuple[Cell, Outcome | Killed | slurm.Lost], None, None]
     if plan.executor != "local":
-        found = _submitted(attempt, waiting, plan)
+        results = _submitted(attempt, waiting, plan)
     elif plan.jobs == 1 or len(waiting) <= 1:
-        found = ((cell, attempt(cell)) for cell in waiting)
+        results = ((cell, attempt(cell)) for cell in waiting)
     else:
-        found = side_by_side(attempt, waiting, plan.jobs)
+        results = side_by_side(attempt, waiting, plan.jobs)
     # Closed here, so that an interruption ends the processes before it is answered.
-    with closing(found):
-        for cell, result in found:
+    with closing(results):
+        for cell, result in results:
             if isinstance(result, Killed | slurm.Lost):
                 result = cells.fail(cell, plan.out, _why(result))
             yield cell, result
 
 
 def _submitted(
-    work: Callable[[Item], Result], items: Sequence[Item], plan: Plan
-) -> Generator[tuple[Item, Result | slurm.Lost], None, None]:
+    work: Callable[[Item], Answer], items: Sequence[Item], plan: Plan
+) -> Generator[tuple[Item, Answer | slurm.Lost], None, None]:
     jobs = plan.jobs or None if plan.executor == "slurm" else plan.jobs
     return slurm.submitted(
         work, items, plan.executor, plan.out / "jobs", jobs=jobs, settings=plan.cluster
@@ -186,27 +189,22 @@ def _why(death: Killed | slurm.Lost) -> str:
     return f'{reason} before it began: a script must call this below `if __name__ == "__main__":`'
 
 
-def _timed(todo: Sequence[Cell], plan: Plan) -> list[tuple[Cell, dict[str, Any]]]:
+def _timed(todo: Sequence[Cell], plan: Plan) -> list[tuple[Cell, Failure]]:
     """Time the cells that are finished; return those that cannot be, with their results."""
     if plan.executor == "local":
         return _time(todo, plan.out)
     # One job for all: one after the other on one machine, which is the trained cells' kind.
-    ((_, found),) = _submitted(partial(_time, out=plan.out), [todo], plan)
-    if isinstance(found, slurm.Lost):
-        return [(cell, cells.fail(cell, plan.out, f"timing: {found.reason}")) for cell in todo]
-    return found
-
-
-def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, dict[str, Any]]]:
-    """No other command times cells of this directory meanwhile."""
-    failed = []
-    with claimed(out / layout.CELLS / layout.TIMING, wait=True):
-        for cell in todo:
-            if cells.finished(cell, out) is not None:
-                result = cells.cost_of(cell, out)
-                if result.get("status") == "failed":
-                    failed.append((cell, result))
+    ((_, failed),) = _submitted(partial(_time, out=plan.out), [todo], plan)
+    if isinstance(failed, slurm.Lost):
+        return [(cell, cells.fail(cell, plan.out, f"timing: {failed.reason}")) for cell in todo]
     return failed
+
+
+def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, Failure]]:
+    """No other command times cells of this directory meanwhile."""
+    with claimed(out / layout.CELLS / layout.TIMING, wait=True):
+        costs = [(cell, cells.cost_of(cell, out)) for cell in todo if cells.finished(cell, out)]
+    return [(cell, cost) for cell, cost in costs if "error" in cost]
 
 
 def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:

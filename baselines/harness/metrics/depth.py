@@ -8,20 +8,38 @@ for. So a depth is always named with its unit, and stands beside the evaluations
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
 from baselines.harness.metrics import likelihood, scaling, timing
+from baselines.harness.metrics.timing import Call
 from baselines.models.model import Model, ModelError
 from cflows import Adaptive, FixedGrid, Flow, log_likelihood
 
-__all__ = ["END_TIME", "STEPS", "settings", "solver_steps"]
+__all__ = ["END_TIME", "STEPS", "Stepped", "settings", "solver_steps"]
 
 END_TIME = "ffjord-time"  # the model whose depth is how long its field acts: no more layers
 STEPS = (1, 2, 4, 8, 16, 32)
 STEPPED_ROWS = {False: 2000, True: 500}  # by whether it is quick
 JUDGE = Adaptive("dopri5", rtol=1e-6, atol=1e-6)
+
+
+class Stepped(TypedDict):
+    """A trained flow on a fixed grid of rk4, of so many steps a block.
+
+    Its test log-likelihood with the error over rows; the mean and the largest of a row's
+    |log p - log p by an adaptive solve at 1e-6|; the round-trip error; what the rows cost.
+    """
+
+    steps: int
+    test_log_prob: float
+    test_log_prob_2se: float
+    error_mean: float
+    error_max: float
+    round_trip_error: float
+    density: Call
+    sample: Call
 
 
 def settings(model: Model, asked: Sequence[int] | None, *, deepest_only: bool = False) -> list[int]:
@@ -42,30 +60,25 @@ def settings(model: Model, asked: Sequence[int] | None, *, deepest_only: bool = 
     return depths[-1:] if deepest_only else depths
 
 
-def solver_steps(flow: Flow, test: Tensor, quick: bool = False) -> list[dict[str, Any]]:
+def solver_steps(flow: Flow, test: Tensor, quick: bool = False) -> list[Stepped]:
     """What a trained continuous flow's likelihood and cost are on fixed grids of rk4.
 
     Args:
         flow: with at least one continuous part, in evaluation mode.
         test: (N, D); the first rows are scored.
-        quick: fewer rows, and one timing in place of several.
-
-    Returns:
-        a record a grid: its ``steps`` a block, test log-likelihood with its error, the mean and the
-        largest |log p - log p by an adaptive solve at 1e-6| of a row, the round-trip error, and
-        ``density`` and ``sample`` as ``timing.both`` has them for those rows.
+        quick: fewer rows and grids, and one timing in place of several.
 
     """
     x = test[: STEPPED_ROWS[quick]]
     with flow.using(solver=JUDGE):
         true = log_likelihood(flow, x).double()
-    found = []
+    records: list[Stepped] = []
     for steps in STEPS[::2] if quick else STEPS:
         with flow.using(solver=FixedGrid("rk4", steps)):
             log_prob = log_likelihood(flow, x).double()
-            timed = {r["what"]: r for r in timing.both(flow, x, scaling.limits(quick))}
+            density, sample = timing.both(flow, x, scaling.limits(quick))
             error = (log_prob - true).abs()
-            found.append(
+            records.append(
                 {
                     "steps": steps,
                     "test_log_prob": float(log_prob.mean()),
@@ -73,7 +86,8 @@ def solver_steps(flow: Flow, test: Tensor, quick: bool = False) -> list[dict[str
                     "error_mean": float(error.mean()),
                     "error_max": float(error.max()),
                     "round_trip_error": likelihood.round_trip_error(flow, x),
-                    **timed,
+                    "density": density,
+                    "sample": sample,
                 }
             )
-    return found
+    return records

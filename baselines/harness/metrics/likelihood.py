@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cflows import Flow, log_likelihood
 
-__all__ = ["evaluate", "picture", "round_trip_error", "solver_gap"]
+__all__ = ["Scores", "evaluate", "picture", "round_trip_error", "scored", "solver_gap"]
 
 CHECKED_ROWS = 2000
 GRID = 160
@@ -20,19 +20,25 @@ NOTHING = -1e4  # nats: log p where there is no density, which pictures can inte
 PATHS = 150
 
 
-def evaluate(flow: Flow, test: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """Score the test rows and check the score.
+class Scores(TypedDict):
+    """What result.json holds of the test rows.
 
-    Args:
-        flow: a trained flow, in evaluation mode.
-        test: (N, D), in the data's units.
+    The mean log-density of a row in nats with twice its standard error over rows; the solver's gap,
+    mean and maximum (None for a discrete flow); the largest |f(f⁻¹(x)) - x| in units of the data's
+    standard deviation, in the data's own where the rows have none.
+    """
 
-    Returns:
-        the entries of result.json: the mean log-density of a row in nats with twice its standard
-        error over rows; the solver's gap, mean and maximum (None for a discrete flow); the largest
-        |f(f⁻¹(x)) - x| in units of the data's standard deviation, in the data's own where these
-        rows have none. And log p of every row, (N,).
+    test_log_prob: float
+    test_log_prob_2se: float
+    solver_gap: float | None
+    solver_gap_max: float | None
+    round_trip_error: float
 
+
+def evaluate(flow: Flow, test: Tensor) -> tuple[Scores, Tensor]:
+    """Score the test rows (N, D) in the data's units, and check the score; and log p of each, (N,).
+
+    The flow is a trained one, in evaluation mode.
     """
     log_prob = log_likelihood(flow, test).double()
     gap = solver_gap(flow, test[:CHECKED_ROWS], log_prob[:CHECKED_ROWS])
@@ -59,7 +65,29 @@ def solver_gap(
 
 
 @torch.no_grad()
-def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarray[Any, Any]]:
+def scored(
+    flow: Flow, x: Tensor, context: Tensor | None, device: torch.device | str, batch_size: int
+) -> Tensor:
+    """Log p of rows, on the CPU, (N, D) -> (N,): -inf outside of the flow's support.
+
+    Args:
+        flow: on the device.
+        x: (N, D), on any.
+        context: (N, C), or (1, C) for all rows.
+        device: where so many rows at a time are brought.
+        batch_size: these.
+
+    """
+    log_prob = []
+    for first in range(0, len(x), batch_size):
+        part = slice(first, first + batch_size)
+        own = None if context is None else context.expand(len(x), -1)[part].to(device)
+        log_prob.append(flow.distribution(own).log_prob(x[part].to(device)).cpu())
+    return torch.cat(log_prob)
+
+
+@torch.no_grad()
+def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarray]:
     """What a picture of a density in the plane needs: log p on a grid, samples, and paths.
 
     Args:
@@ -72,14 +100,10 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
     """
     (x0, x1), (y0, y1) = (_limits(column) for column in rows.T.double().cpu().numpy())
     size = GRID // 2 if flow.is_continuous else GRID
-    grid = torch.cartesian_prod(
-        torch.linspace(y0, y1, size, dtype=torch.float64),
-        torch.linspace(x0, x1, size, dtype=torch.float64),
-    ).flip(1)  # fmt: skip
-    law = flow.distribution()
-    with torch.no_grad():  # a part of the grid may lie outside of the columns' bounds
-        parts = [law.log_prob(part) for part in torch.split(grid.to(rows), GRID * 40)]
-    density = torch.cat(parts).clamp(min=NOTHING).view(1, 1, size, size)
+    x, y = (torch.linspace(*ends, size, dtype=torch.float64) for ends in ((x0, x1), (y0, y1)))
+    grid = torch.cartesian_prod(y, x).flip(1).to(rows)
+    density = scored(flow, grid, None, rows.device, GRID * 40).clamp(min=NOTHING)
+    density = density.view(1, 1, size, size)
     density = F.interpolate(density, (GRID, GRID), mode="bilinear", align_corners=True)
     torch.manual_seed(0)
     paths = {}
@@ -88,14 +112,14 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
         times = torch.linspace(0, 1, 25).tolist()
         paths["paths"] = flow.trajectory(start, times).cpu().numpy()
     return paths | {
-        "density": density.view(GRID, GRID).cpu().numpy(),
+        "density": density.view(GRID, GRID).numpy(),
         "extent": np.array([x0, x1, y0, y1]),
         "samples": flow.sample(samples).cpu().numpy(),
         "data": rows[:10_000].cpu().numpy(),
     }
 
 
-def _limits(column: np.ndarray[Any, Any]) -> tuple[float, float]:
+def _limits(column: np.ndarray) -> tuple[float, float]:
     """Where a picture of this column begins and ends; never nothing, whatever the column holds."""
     with np.errstate(invalid="ignore"):
         low, high = np.quantile(column, (0.001, 0.999)).tolist()

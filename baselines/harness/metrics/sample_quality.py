@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -17,9 +18,8 @@ from torch import Tensor
 from cflows import Flow
 from cflows.objectives.ipm import median_distance, mmd, sliced_wasserstein
 
-__all__ = ["NAMES", "c2st", "compare", "evaluate", "ks"]
+__all__ = ["Distances", "Quality", "c2st", "compare", "evaluate", "ks"]
 
-NAMES = ("sw", "mmd", "ks", "c2st")
 MOST_ROWS = 2000
 MMD_ROWS = 1000  # the kernels cost the square of it
 LEAST_ROWS = 20
@@ -33,18 +33,34 @@ OVERHEAD = 3000  # what a row costs a small network beside its weights, counted 
 FAR = 1e4  # where a draw that is not finite is taken to lie, in standard deviations
 
 
+class Distances(TypedDict, total=False):
+    """Four distances of two samples, see ``compare``; two are None without their libraries."""
+
+    sw: float
+    mmd: float
+    ks: float | None
+    c2st: float | None
+
+
+class Quality(Distances, total=False):
+    """What result.json holds of a flow's draws: their distances, and the nulls of these."""
+
+    sw_null: float
+    mmd_null: float
+    ks_null: float | None
+    c2st_null: float | None
+
+
 @torch.no_grad()
-def evaluate(flow: Flow, test: Tensor, seed: int = 0) -> dict[str, float | None]:
+def evaluate(flow: Flow, test: Tensor, seed: int = 0) -> Quality:
     """Compare draws of a flow with test rows; the same seed gives the same figures.
+
+    Empty for fewer than 40 rows, which tell nothing.
 
     Args:
         flow: in evaluation mode.
         test: (N, D). At most 2000 rows are drawn and compared, half of N if that is fewer.
         seed: of the halves, the draws, the directions and the classifier, within this call only.
-
-    Returns:
-        the entries of result.json: ``sw``, ``mmd``, ``ks`` and ``c2st``, see ``compare``, and their
-        nulls under ``*_null``. Empty for fewer than 40 rows, which tell nothing.
 
     """
     size = min(MOST_ROWS, len(test) // 2)
@@ -61,10 +77,16 @@ def evaluate(flow: Flow, test: Tensor, seed: int = 0) -> dict[str, float | None]
     first, second, drawn = ((part - loc).div(scale).cpu() for part in (first, second, drawn))
     drawn = drawn.nan_to_num(nan=FAR, posinf=FAR, neginf=-FAR).clamp(-FAR, FAR)
     null = compare(second, first, seed)
-    return compare(drawn, first, seed) | {f"{name}_null": null[name] for name in NAMES}
+    return {
+        **compare(drawn, first, seed),
+        "sw_null": null["sw"],
+        "mmd_null": null["mmd"],
+        "ks_null": null["ks"],
+        "c2st_null": null["c2st"],
+    }
 
 
-def compare(x: Tensor, y: Tensor, seed: int = 0) -> dict[str, float | None]:
+def compare(x: Tensor, y: Tensor, seed: int = 0) -> Distances:
     """Four distances of two samples of N rows each, (N, D) and (N, D).
 
     ``sw``: sliced Wasserstein distance of order 2 over 128 directions, in the rows' units; above

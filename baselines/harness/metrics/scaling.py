@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,14 +19,24 @@ from torch import Tensor
 
 from baselines.flows.autoregressive import Autoregressive
 from baselines.harness.metrics import timing
-from baselines.harness.metrics.timing import Limits
+from baselines.harness.metrics.timing import Call, Limits
 from baselines.models import registry
 from cflows import Flow
 from cflows.core.atomic_write import write_whole
 
-__all__ = ["LEAST_SIZE", "SWEEPS", "by_rows", "kept_or_made", "slope", "sweep", "ways"]
+__all__ = [
+    "LEAST_SIZE",
+    "SWEEPS",
+    "Made",
+    "Sized",
+    "by_rows",
+    "kept_or_made",
+    "slope",
+    "sweep",
+    "ways",
+]
 
-Record = dict[str, Any]
+Made = TypeVar("Made")
 
 ROWS = {False: (1, 100, 10_000), True: (1, 100, 1000)}  # by whether it is quick
 SWEEPS = {"features": (2, 4, 8, 16, 32, 64, 128, 256, 512), "depth": (1, 2, 4, 8, 16, 32)}
@@ -35,6 +45,17 @@ FEATURES, DEPTH = 8, 2  # of the one while the other grows
 SWEPT_ROWS = 1000
 LEAST_SIZE = {"features": 16, "depth": 4}  # of the fit: below it a call's overhead is what costs
 SECONDS = {False: 240.0, True: 15.0}  # of a whole sweep, by whether it is quick
+
+
+class Sized(Call, total=False):
+    """A call of a model at a size; a ``note`` in place of its figures says why it was left out."""
+
+    model: str
+    size: int
+    features: int
+    depth: int
+    way: str  # of an autoregressive flow's slow direction, "" of others
+    note: str
 
 
 def limits(quick: bool) -> Limits:
@@ -54,18 +75,18 @@ def ways(flow: Flow) -> Iterator[str]:
         part.inversion = inversion
 
 
-def by_rows(flow: Flow, test: Tensor, quick: bool = False) -> list[Record]:
+def by_rows(flow: Flow, test: Tensor, quick: bool = False) -> list[Sized]:
     """Densities and samples of 1 row to 10,000, in every way; the rows are repeated."""
-    found = []
+    records: list[Sized] = []
     for way in ways(flow):
         for rows in ROWS[quick]:
+            line: Sized = {"way": way, "size": rows}
             x = test.repeat(-(-rows // len(test)), 1)[:rows]
-            for record in timing.both(flow, x, limits(quick)):
-                found.append({"way": way, "size": rows, **record})
-    return found
+            records += [{**line, **call} for call in timing.both(flow, x, limits(quick))]
+    return records
 
 
-def sweep(name: str, model_names: Sequence[str], quick: bool, device: str) -> list[Record]:
+def sweep(name: str, model_names: Sequence[str], quick: bool, device: str) -> list[Sized]:
     """Measure 1000 densities and samples of untrained models of growing size.
 
     Args:
@@ -75,53 +96,49 @@ def sweep(name: str, model_names: Sequence[str], quick: bool, device: str) -> li
         device: ``"cpu"`` or ``"cuda"``.
 
     Returns:
-        a record a call. One that was left out has no figures and a ``note`` that says why: the size
-        before took long, all has taken ``SECONDS``, or the model cannot have that size.
+        a record a call. Left out is one of which the size before took long, or all has taken
+        ``SECONDS``, or whose model cannot have that size.
 
     """
     end = time.perf_counter() + SECONDS[quick]
     slow: dict[tuple[str, str], float] = {}
-    found: list[Record] = []
+    records: list[Sized] = []
     # Size by size, the dear ones last: where the time ends, little is missing of most models.
     for size in (QUICK if quick else SWEEPS)[name]:
-        x = torch.randn(
-            SWEPT_ROWS,
-            size if name == "features" else FEATURES,
-            generator=torch.Generator().manual_seed(0),
-        ).to(device)
+        features = size if name == "features" else FEATURES
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(SWEPT_ROWS, features, generator=generator).to(device)
         for model in sorted(model_names, key=lambda name: bool(registry.solvers(name))):
-            head: Record = {"model": model, "size": size, "features": x.shape[1]}
+            head: Sized = {"model": model, "size": size, "features": features}
             try:
-                flow, depth = _untrained(model, x.shape[1], size if name == "depth" else None)
+                flow, depth = _untrained(model, features, size if name == "depth" else None)
             except Exception as error:  # a function of the user's own may raise whatever it likes
-                found.append({**head, "note": " ".join(str(error).split())})
+                records.append({**head, "note": " ".join(str(error).split())})
                 continue
             for way in ways(flow.to(device, x.dtype)):
-                line = {**head, "depth": depth, "way": way}
+                line: Sized = {**head, "depth": depth, "way": way}
                 took = slow.get((model, way), 0.0)
                 if took > limits(quick).longest / 4:
-                    found.append({**line, "note": f"the size before took {took:.1f} s a call"})
+                    records.append({**line, "note": f"the size before took {took:.1f} s a call"})
                 elif time.perf_counter() > end:
-                    found.append({**line, "note": "the time of the sweep was over"})
+                    records.append({**line, "note": "the time of the sweep was over"})
                 else:
-                    measured = timing.both(flow, x, limits(quick))
-                    found += [{**line, **record} for record in measured]
-                    slow[model, way] = max(record["ms"] for record in measured) / 1e3
-    return found
+                    calls = timing.both(flow, x, limits(quick))
+                    records += [{**line, **call} for call in calls]
+                    slow[model, way] = max(call["ms"] for call in calls) / 1e3
+    return records
 
 
 def kept_or_made(
-    place: Path, key: Mapping[str, Any], make: Callable[[], list[Record]]
-) -> list[Record]:
+    path: Path, key: Mapping[str, object], make: Callable[[], list[Made]]
+) -> list[Made]:
     """Read the records of a file, or make and write them where it is of another key or missing."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        kept: dict[str, Any] = json.loads(place.read_text())
+        kept = json.loads(path.read_text())
         if kept["key"] == dict(key):
-            records: list[Record] = kept["records"]
-            return records
+            return list(kept["records"])
     records = make()
-    found = {"key": dict(key), "records": records}
-    write_whole(place, json.dumps(found, indent=1) + "\n")
+    write_whole(path, json.dumps({"key": dict(key), "records": records}, indent=1) + "\n")
     return records
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from timeit import default_timer
-from typing import Any
+from typing import TypedDict, final
 
 import numpy as np
 import torch
@@ -17,10 +19,43 @@ from torch import Tensor
 from baselines.harness.metrics.memory import call_peak_mb
 from cflows import Flow
 
-__all__ = ["FIELDS", "Limits", "both", "measure", "processor"]
+__all__ = ["Call", "Cost", "Limits", "both", "measure", "processor"]
 
-FIELDS = ("rows", "what", "ms", "ms_q1", "ms_q3", "repeats", "memory_mb", "nfe_call", "nfe_row")
 ROWS = 1000  # of ``measure``
+
+
+class Call(TypedDict, total=False):
+    """What a call costs, a line of the files of cost: all of it, but where it was left out.
+
+    ``what`` is ``"density"`` or ``"sample"``; the milliseconds are the median and quartiles of so
+    many repeats; ``memory_mb`` is None where it was not followed. Evaluations are the calls of the
+    flow's networks, each for all rows: ``nfe_call`` in one call, ``nfe_row`` that divided by the
+    rows, what a row pays where they share them.
+    """
+
+    rows: int
+    what: str
+    ms: float
+    ms_q1: float
+    ms_q3: float
+    repeats: int
+    memory_mb: float | None
+    nfe_call: int
+    nfe_row: float
+
+
+@final
+class Cost(TypedDict, total=False):
+    """The entries of cost.json: medians of 1000 rows with quartiles, and evaluations a call."""
+
+    repeats: int
+    nfe_density: int
+    density_ms_per_1000: float
+    density_ms_quartiles: list[float]
+    nfe_sample: int
+    sample_ms_per_1000: float
+    sample_ms_quartiles: list[float]
+    processor: str
 
 
 @dataclass(frozen=True)
@@ -41,18 +76,14 @@ class Limits:
 
 
 @torch.no_grad()
-def both(
-    flow: Flow, x: Tensor, limits: Limits, *, with_memory: bool = True
-) -> list[dict[str, Any]]:
-    """Measure the density of the rows x (N, D) and N samples: two records with ``FIELDS``.
+def both(flow: Flow, x: Tensor, limits: Limits, *, with_memory: bool = True) -> tuple[Call, Call]:
+    """Measure the density of the rows x (N, D), and N samples.
 
-    The caller fixes the threads and sees to it that nothing else runs. Evaluations are the calls of
-    the flow's networks, each for all N rows: ``nfe_call`` in one call, ``nfe_row`` that divided by
-    N, what a row pays where the rows share them. The memory takes one more call, or is None.
+    The caller fixes the threads and sees to it that nothing else runs. The memory takes one more
+    call, or is None.
     """
-    works = {"density": lambda: flow.log_prob(x), "sample": lambda: flow.sample(len(x))}
-    found = []
-    for what, work in works.items():
+
+    def measured(what: str, work: Callable[[], object]) -> Call:
         before = flow.evaluations
         first = _seconds(work, x.device)
         nfe = flow.evaluations - before
@@ -62,48 +93,53 @@ def both(
                 break
             seconds.append(_seconds(work, x.device))
         low, middle, high = np.quantile(seconds or [first], (0.25, 0.5, 0.75)) * 1e3
-        memory = call_peak_mb(work, x.device) if seconds and with_memory else None
-        quartiles = (float(middle), float(low), float(high))
-        values = (len(x), what, *quartiles, len(seconds) or 1, memory, nfe, nfe / len(x))
-        found.append(dict(zip(FIELDS, values, strict=True)))
-    return found
+        return {
+            "rows": len(x),
+            "what": what,
+            "ms": float(middle),
+            "ms_q1": float(low),
+            "ms_q3": float(high),
+            "repeats": len(seconds) or 1,
+            "memory_mb": call_peak_mb(work, x.device) if seconds and with_memory else None,
+            "nfe_call": nfe,
+            "nfe_row": nfe / len(x),
+        }
+
+    return (
+        measured("density", lambda: flow.log_prob(x)),
+        measured("sample", lambda: flow.sample(len(x))),
+    )
 
 
-def measure(flow: Flow, rows: Tensor) -> dict[str, Any]:
+def measure(flow: Flow, rows: Tensor) -> Cost:
     """Time densities and samples of 1000 rows, as ``both`` does; however long they take.
 
     Args:
         flow: in evaluation mode.
         rows: at least one row of data, (N, D); the first 1000 are scored, repeated if fewer.
 
-    Returns:
-        the entries of cost.json: medians in milliseconds per 1000 rows with quartiles, and network
-        evaluations a call.
-
     """
     x = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS]
-    found = both(flow, x, Limits(patience=3.0, longest=math.inf), with_memory=False)
-    result: dict[str, Any] = {"repeats": min(record["repeats"] for record in found)}
-    for record in found:
-        name = record["what"]
-        result |= {
-            f"nfe_{name}": record["nfe_call"],
-            f"{name}_ms_per_1000": record["ms"],
-            f"{name}_ms_quartiles": [record["ms_q1"], record["ms_q3"]],
-        }
-    return result
+    limits = Limits(patience=3.0, longest=math.inf)
+    density, sample = both(flow, x, limits, with_memory=False)
+    return {
+        "repeats": min(density["repeats"], sample["repeats"]),
+        "nfe_density": density["nfe_call"],
+        "density_ms_per_1000": density["ms"],
+        "density_ms_quartiles": [density["ms_q1"], density["ms_q3"]],
+        "nfe_sample": sample["nfe_call"],
+        "sample_ms_per_1000": sample["ms"],
+        "sample_ms_quartiles": [sample["ms_q1"], sample["ms_q3"]],
+    }
 
 
 def processor(device: str = "cpu") -> str:
     """Name what a device is made of: the model of the processor, or of the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        if named := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
+            return named[1].strip()
     return platform.processor() or platform.machine()
 
 

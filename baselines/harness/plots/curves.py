@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines.harness.metrics.scaling import Sized
 from baselines.harness.plots.style import (
     Mark,
-    by_dataset,
     drawing,
-    finite,
     floor,
     grid_of,
     legend,
     log_axis,
     marks,
+    named_panels,
     panels_of,
+    plain,
 )
 from baselines.harness.results.aggregate import Group, deepest, name_of
-from baselines.harness.results.number_format import clip, significant
+from baselines.harness.results.number_format import clip, finite, significant
+from cflows.training.history import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Line", "depth_curves", "front", "growth", "nfe_in_training", "training", "trajectories"]
 
 Array = NDArray[np.float64]
-Histories = Mapping[str, Sequence[Mapping[str, Any]]]  # lines of history.jsonl, by a row's cell
+Histories = Mapping[str, Sequence[Record]]  # lines of history.jsonl, by a row's cell
+Dashes = str | tuple[float, tuple[float, ...]]
 
-_DASHES = {"": "-", "cached": "-", "sequential": (0, (4, 2))}
+_DASHED: Dashes = (0, (4, 2))
 _MEASURES = (
     ("test_log_prob", "test log-likelihood", False),
     ("density_ms_per_1000", "ms per 1000 densities", True),
@@ -50,20 +54,20 @@ class Line(NamedTuple):
     points: Sequence[tuple[float, Mapping[str, float | None]]]
 
 
-def training(found: Sequence[Group], histories: Histories) -> Figure | None:
+def training(groups: Sequence[Group], histories: Histories) -> Figure | None:
     """Return validation log-likelihood against training seconds, a panel a data set; or None."""
-    figure = _histories(found, histories, "seconds", "validation", first=1)
+    figure = _histories(groups, histories, "seconds", "validation")
     if figure is not None:
         figure.supxlabel("training seconds, validation included", fontsize=9)
         figure.supylabel("validation log-likelihood in nats", fontsize=9)
     return figure
 
 
-def nfe_in_training(found: Sequence[Group], histories: Histories) -> Figure | None:
+def nfe_in_training(groups: Sequence[Group], histories: Histories) -> Figure | None:
     """Return network evaluations a step against steps of the continuous flows; or None."""
-    continuous = [s for s in found if any(finite(row["solver_gap"]) for row in s.rows)]
+    continuous = [s for s in groups if any(finite(row.solver_gap) for row in s.rows)]
     whole = {cell: _without_a_short_end(lines) for cell, lines in histories.items()}
-    figure = _histories(continuous, whole, "step", "nfe", first=1)
+    figure = _histories(continuous, whole, "step", "nfe")
     if figure is not None:
         figure.supxlabel("optimiser step", fontsize=9)
         figure.supylabel("network evaluations a step", fontsize=9)
@@ -72,68 +76,54 @@ def nfe_in_training(found: Sequence[Group], histories: Histories) -> Figure | No
     return figure
 
 
-def front(found: Sequence[Group]) -> Figure | None:
+def front(groups: Sequence[Group]) -> Figure | None:
     """Return likelihood against the cost of a sample, every setting a point, and their front.
 
     An arrow at the lower edge, with its number, stands for a point below it.
     """
     from matplotlib.markers import CARETDOWN
 
-    def place(s: Group) -> tuple[float, float] | None:
-        value, cost = s.likelihood[0], s.mean("sample_ms_per_1000")
-        if value is None or cost is None or not np.isfinite(value) or not 0 < cost < np.inf:
-            return None
-        return cost, value
-
-    panels = by_dataset([s for s in found if place(s)])
-    if not panels:
+    costs = ((s, s.likelihood[0], s.mean("sample_ms_per_1000")) for s in groups)
+    places = {s: (c, v) for s, v, c in costs if finite(v) and finite(c) and c > 0}
+    if not places:
         return None
-    style = marks(s.model for s in found)
-    quiet: Any = {"fontsize": 7, "color": "#666666"}
+    style = marks(s.model for s in groups)
     with drawing():
-        figure, grid = panels_of(len(panels), 4.6, 3.6)
-        for axes, (name, entries) in zip(grid, panels.items(), strict=True):
-            points = [(*(place(s) or (0.0, 0.0)), s) for s in entries]
-            least = floor((value, s.likelihood[1]) for _, value, s in points)
-            last = {id(s) for s in deepest(entries)}  # more numbers than these would overlap
-            for cost, value, s in points:
+        figure, panels = named_panels(list(places), 4.6, 3.6)
+        for axes, name, entries in panels:
+            least = floor((places[s][1], s.likelihood[1]) for s in entries)
+            last = deepest(entries)  # more numbers than these would overlap
+            note = partial(axes.annotate, textcoords="offset points", fontsize=7, color="#666666")
+            for s in entries:
+                cost, value = places[s]
                 colour, marker, edge = style[s.model]
-                drawn: dict[str, Any] = {
-                    "color": colour,
-                    "mec": edge,
-                    "mew": 0.6,
-                    "ms": 6.5,
-                    "zorder": 3,
-                }
+                draw = partial(axes.plot, color=colour, mec=edge, mew=0.6, ms=6.5, zorder=3)
                 if value < least:
                     below = axes.get_xaxis_transform()
-                    axes.plot(cost, 0, marker=CARETDOWN, transform=below, clip_on=False, **drawn)
+                    draw(cost, 0, marker=CARETDOWN, transform=below, clip_on=False)
                     text = significant(value).replace("-", "−")
-                    axes.annotate(text, (cost, 0), xycoords=below, xytext=(6, 4),
-                                  textcoords="offset points", **quiet)  # fmt: skip
+                    note(text, (cost, 0), xycoords=below, xytext=(6, 4))
                     continue
-                axes.plot(cost, value, marker=marker, **drawn)
-                if s.depth is not None and id(s) in last:
-                    axes.annotate(str(s.depth), (cost, value), xytext=(5, 3),
-                                  textcoords="offset points", **quiet)  # fmt: skip
-            best = _front([(cost, value) for cost, value, _ in points if value >= least])
+                draw(cost, value, marker=marker)
+                if s.depth is not None and s in last:
+                    note(str(s.depth), (cost, value), xytext=(5, 3))
+            best = _front([places[s] for s in entries if places[s][1] >= least])
             axes.step(*zip(*best, strict=True), where="post", color="#999999", lw=1, zorder=1)
             axes.set_xscale("log")
             axes.margins(0.12)
             _number(axes)
-            _plain(axes, name)
+            plain(axes, name)
         figure.supxlabel("ms per 1000 samples (left is better)", fontsize=9)
         figure.supylabel("test log-likelihood in nats", fontsize=9)
-        legend(figure, {s.model: s.label for p in panels.values() for s in p}, style)
+        legend(figure, {s.model: s.label for _, _, entries in panels for s in entries}, style)
     return figure
 
 
-def growth(
-    records: Sequence[Mapping[str, Any]], axis: str, labels: Mapping[str, str]
-) -> Figure | None:
+def growth(records: Sequence[Sized], axis: str, labels: Mapping[str, str]) -> Figure | None:
     """Return milliseconds of 1000 densities, and of 1000 samples, against a size; or None."""
     measured = [record for record in records if record.get("ms")]
-    if len({record["size"] for record in measured}) < 2:
+    sizes = sorted({record["size"] for record in measured})
+    if len(sizes) < 2:
         return None
     names = {record["model"]: labels.get(record["model"], record["model"]) for record in measured}
     style = marks(names)
@@ -146,21 +136,18 @@ def growth(
                     [point["size"] for point in points],
                     [point["ms"] for point in points],
                     color=colour,
-                    ls=_DASHES.get(way, ":"),
+                    ls=_DASHED if way == "sequential" else "-",
                     marker=marker,
                     ms=5,
-                    mec=edge,
+                    mec=colour if way == "sequential" else edge,
                     mew=0.6,
                     lw=1.2,
                     mfc="white" if way == "sequential" else colour,
                 )
-                if way == "sequential":
-                    axes.lines[-1].set_markeredgecolor(colour)
             axes.set(xscale="log", yscale="log")
-            sizes = sorted({record["size"] for record in measured})
             axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axes.minorticks_off()
-            _plain(axes, {"density": "1000 densities", "sample": "1000 samples"}[what])
+            plain(axes, {"density": "1000 densities", "sample": "1000 samples"}[what])
             axes.set_xlabel(axis)
         low = min(axes.get_ylim()[0] for axes in grid)
         high = max(axes.get_ylim()[1] for axes in grid)
@@ -178,16 +165,15 @@ def depth_curves(discrete: Sequence[Line], continuous: Sequence[Line], name: str
     Four rows: likelihood, cost of a density, cost of a sample, round-trip error. A curve is a way
     to be deeper; a point's place at the right is its evaluations a density, whatever made them.
     """
-    sides = [(lines, axis) for lines, axis in (
-        (discrete, "layers of a discrete flow"),
-        (continuous, "network evaluations a density"),
-    ) if any(len(line.points) > 1 for line in lines)]  # fmt: skip
+    both = (discrete, "layers of a discrete flow"), (continuous, "network evaluations a density")
+    sides = [side for side in both if any(len(line.points) > 1 for line in side[0])]
     if not sides:
         return None
     lines = [line for side, _ in sides for line in side]
     style = marks(line.model for line in lines)
     kinds = list(dict.fromkeys(line.what for line in continuous if len(line.points) > 1))
-    dashes = dict(zip(kinds, ("-", (0, (4, 2)), (0, (1, 1.5))), strict=False))
+    ways: tuple[Dashes, ...] = ("-", _DASHED, (0, (1, 1.5)))
+    dashes = dict(zip(kinds, ways, strict=False))
     with drawing():
         figure, grid = grid_of(len(_MEASURES), len(sides), 4.4, 1.75)
         for row, (measure, title, log) in zip(grid, _MEASURES, strict=True):
@@ -197,7 +183,7 @@ def depth_curves(discrete: Sequence[Line], continuous: Sequence[Line], name: str
                 axes.set_xscale("log")
                 if log and axes.lines:
                     axes.set_yscale("log")
-                _plain(axes, "")
+                plain(axes)
                 _ticks(axes, side)
                 if measure == _MEASURES[-1][0]:
                     axes.set_xlabel(axis)
@@ -232,49 +218,46 @@ def trajectories(columns: Sequence[tuple[Group, Mapping[str, Array]]]) -> Figure
     return figure
 
 
-def _without_a_short_end(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def _without_a_short_end(lines: Sequence[Record]) -> Sequence[Record]:
     """Records but for a last one of few steps, where the seconds ended: its average says little."""
     if len(lines) < 3:
         return lines
-    before, last = (lines[i]["step"] - lines[i - 1]["step"] for i in (-2, -1))
+    before, last = (lines[i].step - lines[i - 1].step for i in (-2, -1))
     return lines[:-1] if last < before / 2 else lines
 
 
-def _histories(
-    found: Sequence[Group], histories: Histories, x: str, y: str, first: int
-) -> Figure | None:
-    """A line a seed of every model at its deepest; records before ``first`` are left out."""
+def _histories(groups: Sequence[Group], histories: Histories, x: str, y: str) -> Figure | None:
+    """A line a seed of every model at its deepest; what each began with is left out."""
     from matplotlib.ticker import MaxNLocator
 
-    panels = by_dataset(
-        [s for s in deepest(found) if any(row["cell"] in histories for row in s.rows)]
-    )
-    if not panels:
+    trained = [s for s in deepest(groups) if any(row.cell in histories for row in s.rows)]
+    if not trained:
         return None
-    style = marks(s.model for s in found)
+    style = marks(s.model for s in groups)
     with drawing():
-        figure, grid = panels_of(len(panels), 4.6, 3.2)
-        for axes, (name, entries) in zip(grid, panels.items(), strict=True):
-            seen: list[float] = []
+        figure, panels = named_panels(trained, 4.6, 3.2)
+        for axes, name, entries in panels:
+            shown: list[float] = []
             for s in entries:
+                colour, marker, _ = style[s.model]
                 for row in s.rows:
-                    lines = [line for line in histories.get(row["cell"], ())[first:]
-                             if finite(line.get(x)) and finite(line.get(y))]  # fmt: skip
-                    values = [line[y] for line in lines]
-                    seen += values
-                    axes.plot([line[x] for line in lines], values, color=style[s.model].colour,
-                              marker=style[s.model].marker, ms=3, mew=0, lw=1)  # fmt: skip
-            if y == "validation" and len(seen) > 4:
+                    lines = histories.get(row.cell, ())[1:]
+                    pairs = [(getattr(line, x), getattr(line, y)) for line in lines]
+                    pairs = [pair for pair in pairs if all(map(finite, pair))]
+                    shown += [value for _, value in pairs]
+                    places, values = zip(*pairs, strict=True) if pairs else ((), ())
+                    axes.plot(places, values, color=colour, marker=marker, ms=3, mew=0, lw=1)
+            if y == "validation" and len(shown) > 4:
                 # A first validation far below would leave the rest no room.
-                low, high = np.quantile(seen, (0.1, 1.0))
+                low, high = np.quantile(shown, (0.1, 1.0))
                 axes.set_ylim(low - 0.15 * (high - low), high + 0.08 * (high - low))
             if x == "seconds":
                 axes.set_xscale("log")
                 _number(axes)
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            _plain(axes, name)
-        legend(figure, {s.model: s.label for p in panels.values() for s in p}, style)
+            plain(axes, name)
+        legend(figure, {s.model: s.label for _, _, entries in panels for s in entries}, style)
     return figure
 
 
@@ -287,28 +270,37 @@ def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _series(
-    records: Sequence[Mapping[str, Any]], what: str
-) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+def _series(records: Sequence[Sized], what: str) -> dict[tuple[str, str], list[Sized]]:
     """Records of one kind by model and way; the way is left out where it is not the slow one."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    series: dict[tuple[str, str], list[Sized]] = {}
     fast = {"maf": "density", "iaf": "sample"}  # one pass, whatever the way
     for record in records:
         way = record.get("way", "")
         if record["what"] != what or (way == "sequential" and fast.get(record["model"]) == what):
             continue
-        found.setdefault((record["model"], way), []).append(record)
-    return found
+        series.setdefault((record["model"], way), []).append(record)
+    return series
 
 
-def _curve(axes: Axes, line: Line, measure: str, mark: Mark, dashes: Any) -> None:
-    points = [(x, values.get(measure)) for x, values in sorted(line.points, key=lambda p: p[0])]
-    points = [(x, y) for x, y in points if y is not None and np.isfinite(y)]
+def _curve(axes: Axes, line: Line, measure: str, mark: Mark, dashes: Dashes) -> None:
+    ordered = sorted(line.points, key=lambda point: point[0])
+    points = [(x, y) for x, values in ordered if finite(y := values.get(measure))]
     if measure != _MEASURES[0][0]:
-        points = [(x, y) for x, y in points if y > 0]  # type: ignore[operator]
+        points = [(x, y) for x, y in points if y > 0]
     if points:
-        axes.plot(*zip(*points, strict=True), color=mark.colour, marker=mark.marker, ms=4.5,
-                  mec=mark.edge, mew=0.6, lw=1.2, ls=dashes)  # fmt: skip
+        colour, marker, edge = mark
+        places, values = zip(*points, strict=True)
+        axes.plot(
+            places,
+            values,
+            color=colour,
+            marker=marker,
+            ms=4.5,
+            mec=edge,
+            mew=0.6,
+            lw=1.2,
+            ls=dashes,
+        )
 
 
 def _ticks(axes: Axes, side: Sequence[Line]) -> None:
@@ -325,10 +317,8 @@ def _ticks(axes: Axes, side: Sequence[Line]) -> None:
 
 def _number(axes: Axes, which: str = "x") -> None:
     """Label an axis in plain numbers if it is a log one."""
-    scale, axis = (
-        (axes.get_xscale(), axes.xaxis) if which == "x" else (axes.get_yscale(), axes.yaxis)
-    )
-    if scale == "log":
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
         log_axis(axis, float(np.log10(high / low)))
 
@@ -350,16 +340,9 @@ def _share(row: Sequence[Axes]) -> None:
             axes.set_ylim(low, high)
 
 
-def _kinds(axes: Axes, dashes: Mapping[str, Any]) -> None:
+def _kinds(axes: Axes, dashes: Mapping[str, Dashes]) -> None:
     from matplotlib.lines import Line2D
 
     if len(dashes) > 1:
         handles = [Line2D([], [], color="#666666", ls=dash) for dash in dashes.values()]
         axes.legend(handles, list(dashes), fontsize=7, loc="best", framealpha=0.9)
-
-
-def _plain(axes: Axes, title: str) -> None:
-    axes.grid()
-    axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        axes.set_title(clip(title, 36), loc="left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +13,19 @@ from numpy.typing import NDArray
 from baselines.harness.plots import labels
 from baselines.harness.plots.style import (
     Mark,
-    by_dataset,
     drawing,
     encode,
-    finite,
     floor,
     grid_of,
     legend,
     log_axis,
     marks,
-    panels_of,
+    named_panels,
+    plain,
 )
 from baselines.harness.results.aggregate import Group, deepest, likelihood_digits, name_of
-from baselines.harness.results.number_format import clip, plus_minus
+from baselines.harness.results.number_format import clip, finite, plus_minus
+from baselines.models.model import GAUSSIAN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,44 +37,38 @@ Array = NDArray[np.float64]
 Picture = Mapping[str, Array]
 
 
-def likelihood(found: Sequence[Group]) -> Figure | None:
+def likelihood(groups: Sequence[Group]) -> Figure | None:
     """Return the likelihoods at the deepest, a panel a data set; None where there are none."""
-    shown = [s for s in deepest(found) if finite(s.likelihood[0])]
-    panels = by_dataset(shown)
-    if not panels:
+    shown = [s for s in deepest(groups) if finite(s.likelihood[0])]
+    if not shown:
         return None
-    style, most = marks(s.model for s in found), max(map(len, panels.values()))
+    style, most = marks(s.model for s in groups), max(Counter(s.dataset for s in shown).values())
     with drawing():
-        figure, grid = panels_of(len(panels), 5.4, 1.05 + 0.34 * most)
-        for axes, (name, entries) in zip(grid, panels.items(), strict=True):
+        figure, panels = named_panels(shown, 5.4, 1.05 + 0.34 * most)
+        for axes, name, entries in panels:
             _dots(axes, name, entries, style)
         figure.supxlabel("test log-likelihood in nats, ± 2 s.e. (higher is better)", fontsize=9)
     return figure
 
 
-def cost(found: Sequence[Group]) -> Figure | None:
+def cost(groups: Sequence[Group]) -> Figure | None:
     """Return the time of a sample against that of a density; None where neither was measured."""
-    panels = by_dataset([s for s in found if _times(s)])
-    if not panels:
+    shown = [s for s in groups if _times(s)]
+    if not shown:
         return None
-    style = marks(s.model for s in found)
-    names = {s.model: s.label for entries in panels.values() for s in entries}
+    style = marks(s.model for s in groups)
     with drawing():
-        figure, grid = panels_of(len(panels), 4.6, 4.6)
-        for axes, (name, entries) in zip(grid, panels.items(), strict=True):
+        figure, panels = named_panels(shown, 4.6, 4.6)
+        for axes, name, entries in panels:
             _costs(axes, name, entries, style)
-        for axes in grid:
             axes.set_xlabel("ms per 1000 densities")
-        grid[0].set_ylabel("ms per 1000 samples")
+        panels[0][0].set_ylabel("ms per 1000 samples")
         figure.draw_without_rendering()  # where the points lie is known only after the layout
-        placed = [
-            labels.name_points(axes, _named_paths(entries))
-            for axes, entries in zip(grid, panels.values(), strict=True)
-        ]
+        placed = [labels.name_points(axes, _named_paths(entries)) for axes, _, entries in panels]
         if not all(placed):
-            for axes in grid:
+            for axes, _, _ in panels:
                 labels.remove_names(axes)
-            legend(figure, names, style)
+            legend(figure, {s.model: s.label for s in shown}, style)
     return figure
 
 
@@ -92,7 +87,7 @@ def densities(
     top = _common_top(columns)
     tiles = [] if data is None else [("Data", _histogram(data, extent), extent, data[:2000])]
     for s, picture in columns:
-        value = plus_minus(s.rows[0]["test_log_prob"], None, digits).replace("-", "−")
+        value = plus_minus(s.rows[0].test_log_prob, None, digits).replace("-", "−")
         title = f"{name_of(s, 16)}\n{value}"
         tiles.append((title, _density(picture), picture["extent"], picture["samples"]))
     bands = math.ceil(len(tiles) / width)
@@ -112,8 +107,9 @@ def densities(
             )
             upper.set_title(title, fontsize=9, fontweight="normal", linespacing=1.3)
             x, y = points[np.isfinite(points).all(axis=1)].T
-            dots = {"s": min(2.0, 4000 / max(x.size, 1)), "color": "#1B1464", "linewidth": 0}
-            _tile(lower, box).scatter(x, y, rasterized=True, **dots)
+            size = min(2.0, 4000 / max(x.size, 1))
+            dots = _tile(lower, box).scatter(x, y, s=size, color="#1B1464", linewidth=0)
+            dots.set_rasterized(True)
             if i % across == 0:
                 upper.set_ylabel("density")
                 lower.set_ylabel("samples")
@@ -135,30 +131,34 @@ def _dots(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, M
     from matplotlib.ticker import MaxNLocator
 
     digits = likelihood_digits(entries)
-    drawable = [[row for row in s.rows if finite(row["test_log_prob"])] for s in entries]
-    least = floor((r["test_log_prob"], r["test_log_prob_2se"]) for rows in drawable for r in rows)
+    drawable = [
+        [(value, r.test_log_prob_2se) for r in s.rows if finite(value := r.test_log_prob)]
+        for s in entries
+    ]
+    least = floor(point for seeds in drawable for point in seeds)
     for y, (s, seeds) in enumerate(zip(entries, drawable, strict=True)):
         colour, marker, edge = style[s.model]
-        for row, shift in zip(seeds, _spaced(len(seeds)), strict=True):
-            drawn: dict[str, Any] = {
-                "color": edge.replace("none", colour),
-                "mfc": colour,
-                "ms": 6.5 if len(seeds) == 1 else 4.5,
-                "mew": 0.6,
-                "clip_on": False,
-            }
-            value, error = row["test_log_prob"], row["test_log_prob_2se"]
+        drawn: Any = {
+            "color": edge.replace("none", colour),
+            "mfc": colour,
+            "ms": 6.5 if len(seeds) == 1 else 4.5,
+            "mew": 0.6,
+            "clip_on": False,
+        }
+        for (value, error), shift in zip(seeds, _spaced(len(seeds)), strict=True):
             if value < least:
                 across = axes.get_yaxis_transform()
                 axes.plot(0, y + shift, marker=CARETLEFT, transform=across, **drawn)
                 continue
-            axes.errorbar(value, y + shift, xerr=error if finite(error) else None, fmt=marker,
-                          elinewidth=1.2, capsize=0, **drawn)  # fmt: skip
+            bar = error if finite(error) else None
+            axes.errorbar(
+                value, y + shift, xerr=bar, fmt=marker, elinewidth=1.2, capsize=0, **drawn
+            )
         text = plus_minus(*s.likelihood, digits).replace("-", "−")
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    reference = [s.likelihood[0] for s in entries if s.model == "gaussian"]
-    if reference and reference[0] is not None and reference[0] >= least:
-        axes.axvline(reference[0], color=style["gaussian"].colour, ls=(0, (4, 3)), lw=1, zorder=0)
+    reference = next((s.likelihood[0] for s in entries if s.model == GAUSSIAN), None)
+    if reference is not None and reference >= least:
+        axes.axvline(reference, color=style[GAUSSIAN].colour, ls=(0, (4, 3)), lw=1, zorder=0)
     axes.set_yticks(range(len(entries)), [name_of(s, 18) for s in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.margins(x=0.08)
@@ -178,7 +178,7 @@ def _spaced(count: int) -> list[float]:
 def _times(s: Group) -> tuple[float, float] | None:
     """Milliseconds per 1000 densities and samples, None unless both can stand on a log axis."""
     density, sample = s.mean("density_ms_per_1000"), s.mean("sample_ms_per_1000")
-    if density is None or sample is None or not (0 < density < math.inf and 0 < sample < math.inf):
+    if not (finite(density) and finite(sample) and min(density, sample) > 0):
         return None
     return density, sample
 
@@ -194,24 +194,22 @@ def _named_paths(entries: Sequence[Group]) -> dict[str, list[tuple[float, float]
 
 def _costs(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, Mark]) -> None:
     """One panel of costs: the same limits both ways, so that the diagonal is equal cost."""
-    times = {id(s): t for s in entries if (t := _times(s))}
+    times = {s: t for s in entries if (t := _times(s))}
     low, high = _decades([value for pair in times.values() for value in pair])
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
     for axis in (axes.xaxis, axes.yaxis):
         log_axis(axis, math.log10(high / low))
     axes.plot([low, high], [low, high], color="#999999", ls=(0, (4, 3)), lw=1, zorder=0)
-    last = {id(s) for s in deepest(entries)}
+    last = deepest(entries)
     for model, view in dict.fromkeys((s.model, s.view) for s in entries):
         colour, marker, edge = style[model]
         path = [s for s in entries if (s.model, s.view) == (model, view)]
-        axes.plot(*zip(*(times[id(s)] for s in path), strict=True), color=colour, lw=1, alpha=0.6)
+        axes.plot(*zip(*(times[s] for s in path), strict=True), color=colour, lw=1, alpha=0.6)
         for s in path:
-            size = 8.0 if id(s) in last else 4.0
-            axes.plot(*times[id(s)], marker=marker, color=colour, ms=size, mec=edge, mew=0.6)
+            size = 8.0 if s in last else 4.0
+            axes.plot(*times[s], marker=marker, color=colour, ms=size, mec=edge, mew=0.6)
     labels.name_diagonal(axes, list(times.values()), "equal cost")
-    axes.grid()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(clip(name, 36), loc="left")
+    plain(axes, name)
 
 
 def _decades(values: Sequence[float]) -> tuple[float, float]:
@@ -239,9 +237,9 @@ def _density(picture: Picture) -> Array:
 
 def _common_top(columns: Sequence[tuple[Group, Picture]]) -> float:
     """Return what is drawn brightest: the 99.5th percentile of the best model's density."""
-    scored = [(value, p) for s, p in columns if (value := s.likelihood[0]) is not None]
-    scored = [pair for pair in scored if math.isfinite(pair[0])] or [(0.0, columns[0][1])]
-    density = _density(max(scored, key=lambda pair: pair[0])[1])
+    scored = [(value, p) for s, p in columns if finite(value := s.likelihood[0])]
+    best = max(scored, key=lambda pair: pair[0], default=(0.0, columns[0][1]))[1]
+    density = _density(best)
     top = float(np.quantile(density, 0.995)) or float(density.max())
     return top if math.isfinite(top) and top > 0 else 1.0
 

@@ -7,10 +7,13 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
-from baselines.harness.results.aggregate import Group
-from baselines.harness.results.number_format import clip
+import numpy as np
+
+from baselines.harness.results.aggregate import Group, by_dataset
+from baselines.harness.results.number_format import clip, finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,16 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Mark",
-    "by_dataset",
     "drawing",
     "encode",
-    "finite",
     "floor",
     "grid_of",
     "legend",
     "log_axis",
     "marks",
+    "named_panels",
     "panels_of",
+    "plain",
 ]
 
 
@@ -57,29 +60,6 @@ _SPARE = [Mark("#CC79A7", "P"), Mark("#000000", ">"), Mark("#F0E442", "d", "#7A7
 _SPARE += [Mark("#0072B2", "<"), Mark("#009E73", "H")]
 
 _INK, _SOFT, _RULE = "#222222", "#666666", "#DDDDDD"
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.usetex": False,
-    "text.parse_math": False,  # a data set may be called "$x"
-    "text.color": _INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": "#999999",
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.6,
-    "figure.facecolor": "white",
-    "figure.dpi": 100,
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "cflows",  # else the same picture is another file each time
-}
 _DPI = 160
 
 
@@ -97,9 +77,9 @@ def encode(figure: Figure) -> tuple[bytes, bytes]:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         # The layout may let a label stand out of a panel of fixed shape: nothing is cut off.
-        whole: Any = {"dpi": _DPI, "bbox_inches": figure.get_tightbbox().padded(0.1)}
-        figure.savefig(png, format="png", **whole)
-        figure.savefig(svg, format="svg", metadata={"Date": None}, **whole)
+        save = partial(figure.savefig, dpi=_DPI, bbox_inches=figure.get_tightbbox().padded(0.1))
+        save(png, format="png")
+        save(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
 
 
@@ -108,19 +88,40 @@ def drawing() -> Iterator[None]:
     """Draw in one style whatever the user's matplotlibrc says, and put the settings back."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    settings = mpl.rc_context(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 9,
+            "text.usetex": False,
+            "text.parse_math": False,  # a data set may be called "$x"
+            "text.color": _INK,
+            "axes.titlesize": 10,
+            "axes.titleweight": "bold",
+            "axes.labelcolor": _INK,
+            "axes.edgecolor": "#999999",
+            "axes.linewidth": 0.8,
+            "axes.axisbelow": True,
+            "xtick.color": _SOFT,
+            "ytick.color": _SOFT,
+            "xtick.labelcolor": _INK,
+            "ytick.labelcolor": _INK,
+            "grid.color": _RULE,
+            "grid.linewidth": 0.6,
+            "figure.facecolor": "white",
+            "figure.dpi": 100,
+            "savefig.facecolor": "white",
+            "svg.hashsalt": "cflows",  # else the same picture is another file each time
+        }
+    )
+    with settings, warnings.catch_warnings():
         # A name in a script the font lacks is drawn as boxes: no reason to lose the report.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def grid_of(
-    rows: int,
-    columns: int,
-    width: float,
-    height: float,
-    tight: bool = False,
-) -> tuple[Figure, Any]:
+    rows: int, columns: int, width: float, height: float, tight: bool = False
+) -> tuple[Figure, np.ndarray]:
     """Return a figure of rows x columns axes, each of so many inches, and the array of them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -141,17 +142,21 @@ def panels_of(count: int, width: float, height: float) -> tuple[Figure, list[Axe
     return figure, list(grid.flat[:count])
 
 
-def by_dataset(found: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the settings by the name of their data set, in order."""
-    panels: dict[str, list[Group]] = {}
-    for s in found:
-        panels.setdefault(s.dataset, []).append(s)
-    return panels
+def named_panels(
+    groups: Sequence[Group], width: float, height: float
+) -> tuple[Figure, list[tuple[Axes, str, list[Group]]]]:
+    """Return a figure of a panel a data set, and each panel with its name and settings."""
+    named = by_dataset(groups)
+    figure, grid = panels_of(len(named), width, height)
+    return figure, [(axes, *entry) for axes, entry in zip(grid, named.items(), strict=True)]
 
 
-def finite(value: float | None) -> bool:
-    """Tell whether there is a value, and it is finite."""
-    return value is not None and math.isfinite(value)
+def plain(axes: Axes, title: str = "") -> None:
+    """Draw the grid and a title, and leave out the frame's upper and right sides."""
+    axes.grid()
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(clip(title, 36), loc="left")
 
 
 def log_axis(axis: Axis, decades: float) -> None:
@@ -180,7 +185,7 @@ def floor(points: Iterable[tuple[float, float | None]]) -> float:
     included, more than four times that of the others, of which two must stay. Pictures draw at
     their edge, as an arrow, what is left out.
     """
-    known = [(v, e if e is not None and math.isfinite(e) else 0.0) for v, e in points]
+    known = [(v, e if finite(e) else 0.0) for v, e in points]
     shown = sorted((v - e, v, v + e) for v, e in known)
 
     def span(kept: Sequence[tuple[float, float, float]]) -> float:

@@ -6,16 +6,14 @@ import math
 from pathlib import Path
 
 from baselines.harness.metrics.bootstrap import intervals
-from baselines.harness.report.tables import Table, TableCell, plain_table
-from baselines.harness.results import load as reading
+from baselines.harness.report.tables import Table, TableCell, plain_table, table_of
 from baselines.harness.results.aggregate import Group, likelihood_digits, name_of
-from baselines.harness.results.load import ReportError
-from baselines.harness.results.number_format import clip, fixed, plus_minus, significant
+from baselines.harness.results.load import ReportError, load
+from baselines.harness.results.number_format import clip, fixed, plus_minus, significant, whole
 
 __all__ = ["side_by_side", "text"]
 
 _HEADER = ("model", "depth", "A", "B", "B - A", "95%", "density ms, A / B", "sample ms, A / B")
-Key = tuple[str, str, int | None, str]
 
 
 def text(first: Path, second: Path) -> str:
@@ -40,57 +38,46 @@ def side_by_side(first: Path, second: Path) -> list[Table]:
         ReportError: a directory cannot be read, or they have no finished model in common.
 
     """
-    results = [reading.load(Path(directory)) for directory in (first, second)]
-    ours, theirs = ({_key(s): s for s in found.settings if s.rows} for found in results)
+    results = [load(Path(directory)) for directory in (first, second)]
+    ours, theirs = (
+        {(s.dataset, s.model, s.depth, s.view): s for s in found.settings if s.rows}
+        for found in results
+    )
     common = [key for key in ours if key in theirs]
     if not common:
         raise ReportError(
             f"{first} and {second} have no finished data set, model and depth in common: "
             "name two runs of the same models on the same data"
         )
-    checksums = [_checksums(found.manifest) for found in results]
     tables = []
     for name in dict.fromkeys(key[0] for key in common):
-        same = checksums[0].get(name) == checksums[1].get(name) is not None
+        one, other = (found.data.get(name, {}).get("checksum") for found in results)
+        same = one == other is not None
         pairs = [(ours[key], theirs[key]) for key in common if key[0] == name]
         digits = likelihood_digits(s for pair in pairs for s in pair)
-        rows = tuple(_row(one, other, digits, same) for one, other in pairs)
+        rows = [_row(*pair, digits, same) for pair in pairs]
         title = clip(name, 70) + ("" if same else " (not known to be the same rows)")
-        tables.append(Table(title, "", _HEADER, rows))
+        tables.append(table_of(title, "", _HEADER, rows))
     return tables
 
 
-def _key(s: Group) -> Key:
-    return s.dataset, s.model, s.depth, s.view
-
-
-def _checksums(manifest: dict[str, object]) -> dict[str, object]:
-    about = manifest.get("data")
-    if not isinstance(about, dict):
-        return {}
-    return {
-        reading.one_line(name): facts.get("checksum")
-        for name, facts in about.items()
-        if isinstance(facts, dict)
-    }
-
-
-def _row(one: Group, other: Group, digits: int, same: bool) -> tuple[TableCell, ...]:
+def _row(one: Group, other: Group, digits: int, same: bool) -> list[str | TableCell]:
     low = high = math.nan
-    values = [s.likelihood[0] for s in (one, other)]
-    difference = None if None in values else values[1] - values[0]  # type: ignore[operator]
+    (first, _), (second, _) = one.likelihood, other.likelihood
+    difference = None if first is None or second is None else second - first
     a, b = one.log_prob, other.log_prob
     if same and a is not None and b is not None and a.shape == b.shape:
         difference, low, high = intervals(b - a)[0]
     interval = f"{fixed(low, digits)} to {fixed(high, digits)}" if math.isfinite(low) else ""
-    cells = [
-        TableCell(name_of(one)),
-        TableCell("" if one.depth is None else str(one.depth)),
-        *(TableCell(plus_minus(*s.likelihood, digits)) for s in (one, other)),
-        TableCell(fixed(difference, digits), low > 0 or high < 0),
-        TableCell(interval),
+    costs = [
+        [significant(s.mean(f"{what}_ms_per_1000")) for s in (one, other)]
+        for what in ("density", "sample")
     ]
-    for what in ("density", "sample"):
-        costs = [significant(s.mean(f"{what}_ms_per_1000")) for s in (one, other)]
-        cells.append(TableCell(" / ".join(costs) if all(costs) else ""))
-    return tuple(cells)
+    return [
+        name_of(one),
+        whole(one.depth),
+        *(plus_minus(*s.likelihood, digits) for s in (one, other)),
+        TableCell(fixed(difference, digits), low > 0 or high < 0),
+        interval,
+        *(" / ".join(pair) if all(pair) else "" for pair in costs),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from baselines.harness.metrics import scaling
@@ -14,13 +14,13 @@ from baselines.harness.report.difference_table import difference_table
 from baselines.harness.report.render import Section, render
 from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
 from baselines.harness.results import layout
-from baselines.harness.results import load as reading
-from baselines.harness.results.aggregate import Row
-from baselines.harness.results.load import COLUMNS, ReportError, Results, load, one_line
+from baselines.harness.results.aggregate import by_dataset
+from baselines.harness.results.load import ReportError, Results, load, measured, one_line, records
 from baselines.harness.results.number_format import clip
+from baselines.harness.results.records import Row
 from cflows.core.atomic_write import write_whole
 
-__all__ = ["COLUMNS", "ReportError", "rows", "summary", "write"]
+__all__ = ["ReportError", "rows", "summary", "write"]
 
 _TITLES = {
     "likelihood": "Normalizing flows compared: likelihood",
@@ -61,10 +61,9 @@ def write(directory: Path) -> Path:
     for stem, _, png, svg in pictures:
         write_whole(results.directory / f"{stem}.png", png)
         write_whole(results.directory / f"{stem}.svg", svg)
-    write_whole(results.directory / "results.csv", _csv(results.rows))
+    write_whole(results.directory / "results.csv", _csv(map(vars, results.rows)))
     for name, lines in _measurements(results):
-        columns = tuple(dict.fromkeys(column for line in lines for column in line))
-        write_whole(results.directory / name, _csv(lines, columns))
+        write_whole(results.directory / name, _csv(lines))
     content = _content(results) | {"pictures": pictures}
     for kind in ("md", "tex", "html"):
         path = results.directory / f"report.{kind}"
@@ -73,7 +72,7 @@ def write(directory: Path) -> Path:
 
 
 def rows(directory: Path) -> list[Row]:
-    """Return the rows of results.csv, None where one is empty. Raises as `write` does."""
+    """Return the rows of results.csv. Raises as `write` does."""
     return load(Path(directory)).rows
 
 
@@ -84,17 +83,19 @@ def summary(directory: Path) -> str:
     """
     lines: list[str] = []
     results = load(Path(directory))
-    for name, found in results.by_dataset.items():
-        seeds = max(len(s.rows) + len(s.failed) for s in found)
+    for name, groups in by_dataset(results.settings).items():
+        seeds = max(len(s.rows) + len(s.failed) for s in groups)
         averaged = f" (averages over {seeds} seeds)" if seeds > 1 else ""
         lines += [clip(name, 70) + averaged]
-        lines += tables.plain_table(tables.summary_table(found))
-        missing = [(s, row) for s in found if s.rows for row in s.failed]
-        for s, row in missing:
-            place = f"{s.label} depth {s.depth} seed {row['seed']}"
-            lines.append(clip(f"{place} failed: {row['error']}", 100))
+        lines += tables.plain_table(tables.summary_table(groups))
+        lines += [
+            clip(f"{s.label} depth {s.depth} seed {row.seed} failed: {row.error}", 100)
+            for s in groups
+            if s.rows
+            for row in s.failed
+        ]
         lines.append("")
-    timed = any(row["density_ms_per_1000"] is not None for s in results.settings for row in s.rows)
+    timed = any(s.mean("density_ms_per_1000") is not None for s in results.settings)
     costs = "; ms per 1000 rows; NFE density/sample" if timed else ""
     lines.append(f"log-likelihood in nats, higher is better{costs}")
     return "\n".join(lines)
@@ -125,22 +126,17 @@ def _content(results: Results) -> dict[str, object]:
 
 def _sections(results: Results) -> Iterator[Section]:
     chosen = _TABLES.get(str(results.manifest.get("comparison")), _TABLES["compare"])
-    about = results.manifest.get("data")
-    about = {one_line(k): v for k, v in about.items()} if isinstance(about, dict) else {}
-    later = [
-        (reading.measured(results, file), table_of)
-        for file, table_of in ((layout.ROWS, rows_table), (layout.STEPS, steps_table))
-    ]
-    for name, found in results.by_dataset.items():
+    sizes, steps = (measured(results, file) for file in (layout.ROWS, layout.STEPS))
+    for name, groups in by_dataset(results.settings).items():
         if not name:  # a cell cut off before it wrote what it is: listed among the failed
             continue
-        facts = about.get(name)
-        shown = [table for table_of in chosen if (table := table_of(found)).rows]
-        shown += [table_of(measured[name]) for measured, table_of in later if name in measured]
-        yield Section(name, _describe(facts) if isinstance(facts, dict) else "", shown)
+        shown = [table for table_of in chosen if (table := table_of(groups)).rows]
+        shown += [rows_table(sizes[name])] if name in sizes else []
+        shown += [steps_table(steps[name])] if name in steps else []
+        yield Section(name, _describe(results.data.get(name, {})), shown)
     for axis, title in (("features", "dimension"), ("depth", "depth")):
-        if records := reading.records(results.directory / layout.sweep(axis)):
-            shown = [growth_table(records, axis, w, results.labels) for w in ("density", "sample")]
+        if lines := records(results.directory / layout.sweep(axis)):
+            shown = [growth_table(lines, axis, w, results.labels) for w in ("density", "sample")]
             yield Section(f"Growth with {title}", "", shown)
 
 
@@ -160,33 +156,38 @@ def _describe(data: Mapping[str, object]) -> str:
 # --- the files -----------------------------------------------------------------------------------
 
 
-def _measurements(results: Results) -> Iterator[tuple[str, list[Row]]]:
+def _measurements(results: Results) -> Iterator[tuple[str, list[dict[str, object]]]]:
     """Name and lines of the further .csv files: what was measured after the cells, flat."""
     for axis in scaling.SWEEPS:
-        if records := reading.records(results.directory / layout.sweep(axis)):
-            yield layout.sweep(axis).replace(".json", ".csv"), records
+        if lines := records(results.directory / layout.sweep(axis)):
+            yield layout.sweep(axis).replace(".json", ".csv"), lines
     for file in (layout.ROWS, layout.STEPS):
-        lines: list[Row] = []
-        for name, found in reading.measured(results, file).items():
-            for s, records in found:
-                head = {"dataset": name, "model": s.model, "depth": s.depth, "view": s.view}
-                lines += [head | _flat(record) for record in records]
+        lines = [
+            {"dataset": name, "model": s.model, "depth": s.depth, "view": s.view} | _flat(record)
+            for name, pairs in measured(results, file).items()
+            for s, kept in pairs
+            for record in kept
+        ]
         if lines:
             yield file.replace(".json", ".csv"), lines
 
 
-def _flat(record: Mapping[str, object]) -> Row:
+def _flat(record: Mapping[str, object]) -> dict[str, object]:
     """{"density": {"ms": 1}} -> {"density_ms": 1}."""
-    found: Row = {}
+    flat: dict[str, object] = {}
     for name, value in record.items():
-        parts = value if isinstance(value, dict) else {None: value}
-        found |= {name if part is None else f"{name}_{part}": v for part, v in parts.items()}
-    return found
+        parts = (
+            {f"{name}_{part}": v for part, v in value.items()} if isinstance(value, dict) else {}
+        )
+        flat |= parts or {name: value}
+    return flat
 
 
-def _csv(found: Iterable[Row], columns: Sequence[str] = COLUMNS) -> str:
+def _csv(lines: Iterable[Mapping[str, object]]) -> str:
+    lines = list(lines)
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    columns = dict.fromkeys(column for line in lines for column in line)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(lines)
     return text.getvalue()

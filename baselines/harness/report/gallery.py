@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from baselines.harness.metrics.depth import END_TIME
 from baselines.harness.plots import curves, likelihood_cost
-from baselines.harness.plots import style as canvas
 from baselines.harness.plots.curves import Line
-from baselines.harness.report.scaling_tables import Measured, per_1000
+from baselines.harness.plots.style import encode
+from baselines.harness.report.scaling_tables import per_1000
 from baselines.harness.results import layout
-from baselines.harness.results import load as reading
-from baselines.harness.results.aggregate import Group, deepest
-from baselines.harness.results.load import Results
+from baselines.harness.results.aggregate import Group, by_dataset, deepest
+from baselines.harness.results.load import Measured, Results, histories, measured, picture, records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +36,7 @@ def pictures(results: Results) -> Iterator[tuple[str, str, bytes, bytes]]:
         return
     for stem, caption, figure in _figures(results):
         if figure is not None:
-            yield stem, caption, *canvas.encode(figure)
+            yield stem, caption, *encode(figure)
 
 
 def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
@@ -60,29 +59,29 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
         "What a sample costs against what a density costs; the thin line joins a model's depths.",
         likelihood_cost.cost(named),
     )
-    histories = reading.histories(results)
+    trainings = histories(results)
     yield (
         "training",
         "Validation log-likelihood while training, each model at its deepest, a line a seed; the "
         "lowest tenth of the points may lie below the panel.",
-        curves.training(named, histories),
+        curves.training(named, trainings),
     )
     yield (
         "nfe",
         "Network evaluations an optimiser step of the continuous flows, while training.",
-        curves.nfe_in_training(named, histories),
+        curves.nfe_in_training(named, trainings),
     )
     for name, axis in _AXES.items():
-        records = reading.records(results.directory / layout.sweep(name))
+        lines = records(results.directory / layout.sweep(name))
         yield (
             f"growth_{name}",
             f"Cost against {axis.split(' ')[0]}, untrained models; an autoregressive flow's slow "
             "direction is solid where it is cached, dashed with open marks where sequential.",
-            curves.growth(records, axis, results.labels),
+            curves.growth(lines, axis, results.labels),
         )
     taken: set[str] = set()
-    stepped = reading.measured(results, layout.STEPS)
-    for name, found in results.by_dataset.items():
+    stepped = measured(results, layout.STEPS)
+    for name, groups in by_dataset(results.settings).items():
         if not name:
             continue
         stem = _stem(name, taken)
@@ -90,9 +89,9 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
             f"depth_{stem}",
             f"{name}: what depth buys. Layers and evaluations are different things: each family "
             "has its own axis.",
-            curves.depth_curves(*_lines(found, stepped.get(name, [])), name),
+            curves.depth_curves(*_lines(groups, stepped.get(name, [])), name),
         )
-        columns = [(s, p) for s in deepest(found) if (p := reading.picture(results, s))]
+        columns = [(s, p) for s in deepest(groups) if (p := picture(results, s))]
         if columns:
             data = next((p["data"] for _, p in columns if "data" in p), None)
             yield (
@@ -107,22 +106,22 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
             )
 
 
-def _lines(found: Sequence[Group], stepped: Measured) -> tuple[list[Line], list[Line]]:
+def _lines(groups: Sequence[Group], stepped: Measured) -> tuple[list[Line], list[Line]]:
     """The curves of discrete and of continuous flows; a continuous one is told by its gap."""
     discrete: list[Line] = []
     continuous: list[Line] = []
-    keys = ((s.model, s.label, s.view) for s in found if s.depth is not None)
+    keys = ((s.model, s.label, s.view) for s in groups if s.depth is not None)
     for model, label, view in dict.fromkeys(keys):
-        own = [s for s in found if (s.model, s.view) == (model, view) and s.rows]
+        own = [s for s in groups if (s.model, s.view) == (model, view) and s.rows]
         if any(s.mean("solver_gap") is not None for s in own):
             points = [(float(nfe), _measures(s)) for s in own if (nfe := s.mean("nfe_density"))]
             continuous.append(Line(model, label, _WHAT.get(model, "blocks"), points))
         else:
             points = [(float(s.depth or 0), _measures(s)) for s in own]
             discrete.append(Line(model, label, "layers", points))
-    for s, records in stepped:
+    for s, lines in stepped:
         points = []
-        for r in records:
+        for r in lines:
             values = {name: r[name] for name in ("test_log_prob", "round_trip_error")}
             values |= {f"{what}_ms_per_1000": per_1000(r[what]) for what in ("density", "sample")}
             points.append((float(r["density"]["nfe_call"]), values))

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
-from baselines.harness.results.aggregate import (
-    VIEW,
-    Group,
-    Row,
-    deepest,
-    leaders,
-    likelihood_digits,
-    name_of,
-)
+from baselines.harness.results.aggregate import Group, deepest, leaders, likelihood_digits, name_of
 from baselines.harness.results.number_format import (
     clip,
     count,
@@ -23,7 +15,10 @@ from baselines.harness.results.number_format import (
     plus_minus,
     power,
     significant,
+    whole,
 )
+from baselines.harness.results.records import VIEW, Row
+from baselines.models.model import GAUSSIAN
 
 __all__ = [
     "Table",
@@ -35,6 +30,7 @@ __all__ = [
     "plain_table",
     "quality_table",
     "summary_table",
+    "table_of",
 ]
 
 Columns = dict[str, Callable[[Group], str]]
@@ -44,7 +40,11 @@ _QUALITY = (
     " perfect model would show. In standard deviations of the data; the classifier's accuracy is on"
     " held-out rows, one half if it cannot tell. Smaller is better in all four."
 )
-_LIKELIHOOD = "test log-likelihood ± 2 s.e."
+_EVALUATIONS: Columns = {
+    "evaluations, density": lambda s: count(s.mean("nfe_density")),
+    "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
+}
+_PARAMETERS: Columns = {"parameters": lambda s: count(s.mean("parameters"))}
 
 
 @dataclass(frozen=True)
@@ -79,88 +79,90 @@ class Table:
         )
 
 
-def likelihood_table(found: Sequence[Group]) -> Table:
+def table_of(
+    title: str,
+    note: str,
+    header: Sequence[str],
+    lines: Iterable[Sequence[str | TableCell]],
+    words: bool = False,
+) -> Table:
+    """Return a table of cells and of texts that become cells."""
+    rows = (
+        tuple(TableCell(cell) if isinstance(cell, str) else cell for cell in line) for line in lines
+    )
+    return Table(title, note, tuple(header), tuple(rows), words)
+
+
+def likelihood_table(groups: Sequence[Group]) -> Table:
     """Return the Likelihood table of one data set: the Gaussian, then each model at its deepest."""
-    shown = deepest(found)
+    shown = deepest(groups)
     digits = decimals(s.gain[1] for s in shown)
-    bits: Columns = {
-        "bits per dimension ± 2 s.e.": lambda s: plus_minus(
+    columns = _likelihood_columns(shown)
+    if any(s.mean("bits_per_dim") is not None for s in shown):
+        columns["bits per dimension ± 2 s.e."] = lambda s: plus_minus(
             s.mean("bits_per_dim"), s.mean("bits_per_dim_2se"), 3
         )
-    }
-    columns: Columns = {
-        **_likelihood_columns(shown),
-        **(bits if any(s.mean("bits_per_dim") is not None for s in shown) else {}),
+    columns |= {
         "gain over Gaussian ± 2 s.e.": lambda s: _gain(s, digits),
         "solver gap, mean / max": lambda s: _join(
             power(s.mean("solver_gap")), power(s.largest("solver_gap_max"))
         ),
         "round-trip error": lambda s: power(s.largest("round_trip_error")),
-        "parameters": lambda s: count(s.mean("parameters")),
+        **_PARAMETERS,
         "training s": lambda s: fixed(s.mean("train_seconds"), 1),
     }
-    return _table("Likelihood", shown, columns, _stand_ins(found, shown), leaders(shown))
+    return _table("Likelihood", shown, columns, _stand_ins(groups, shown), leaders(shown))
 
 
-def _is_word(text: str) -> bool:
-    return text[0].isalpha() and not text.startswith(("nan", "inf", "not known"))
-
-
-def cost_table(found: Sequence[Group]) -> Table:
+def cost_table(groups: Sequence[Group]) -> Table:
     """Return the Sampling cost table of one data set: the rows of the Likelihood table."""
-    shown = deepest(found)
+    shown = deepest(groups)
     columns: Columns = {
-        "evaluations, density": lambda s: count(s.mean("nfe_density")),
-        "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
+        **_EVALUATIONS,
         "ms per 1000 densities (quartiles)": lambda s: _quartiles(s, "density"),
         "ms per 1000 samples (quartiles)": lambda s: _quartiles(s, "sample"),
         "sample / density": lambda s: significant(_ratio(s)),
     }
-    return _table("Sampling cost", shown, columns, _stand_ins(found, shown))
+    return _table("Sampling cost", shown, columns, _stand_ins(groups, shown))
 
 
-def quality_table(found: Sequence[Group]) -> Table:
+def quality_table(groups: Sequence[Group]) -> Table:
     """Return the Sample quality table of one data set; no rows where nothing was compared."""
-    shown = [s for s in deepest(found) if s.mean("sw") is not None]
-    names = {
-        "sw": ("sliced Wasserstein", 3),
-        "mmd": ("MMD²", 4),
-        "ks": ("mean 1-d KS", 3),
-        "c2st": ("classifier accuracy", 3),
-    }
+    shown = [s for s in deepest(groups) if s.mean("sw") is not None]
     columns: Columns = {
-        f"{title} (null)": partial(_beside_null, name=name, digits=digits)
-        for name, (title, digits) in names.items()
+        "sliced Wasserstein (null)": lambda s: _beside_null(s, "sw", 3),
+        "MMD² (null)": lambda s: _beside_null(s, "mmd", 4),
+        "mean 1-d KS (null)": lambda s: _beside_null(s, "ks", 3),
+        "classifier accuracy (null)": lambda s: _beside_null(s, "c2st", 3),
     }
     return _table("Sample quality", shown, columns, _QUALITY)
 
 
 def _beside_null(s: Group, name: str, digits: int) -> str:
     value, null = s.mean(name), s.mean(f"{name}_null")
-    spread = s.spread_of(name)
+    spread = s.spread(name)
     text = fixed(value, digits) + ("" if spread is None else f" ± {fixed(spread, digits)} s.d.")
     return text if value is None or null is None else f"{text} ({fixed(null, digits)})"
 
 
-def depth_table(found: Sequence[Group]) -> Table:
+def depth_table(groups: Sequence[Group]) -> Table:
     """Return the Depth table of one data set: every model at every depth, the Gaussian first."""
     columns: Columns = {
-        **_likelihood_columns(found),
+        **_likelihood_columns(groups),
         "ms per 1000 densities": lambda s: significant(s.mean("density_ms_per_1000")),
         "ms per 1000 samples": lambda s: significant(s.mean("sample_ms_per_1000")),
-        "evaluations, density": lambda s: count(s.mean("nfe_density")),
-        "evaluations, sample": lambda s: count(s.mean("nfe_sample")),
-        "parameters": lambda s: count(s.mean("parameters")),
+        **_EVALUATIONS,
+        **_PARAMETERS,
     }
-    return _table("Depth", found, columns)
+    return _table("Depth", groups, columns)
 
 
-def summary_table(found: Sequence[Group]) -> Table:
+def summary_table(groups: Sequence[Group]) -> Table:
     """Return the short table of one data set that a terminal shows at the end of a run.
 
     A column that stays empty is left out.
     """
-    digits, gain_digits = likelihood_digits(found), decimals(s.gain[1] for s in found)
+    digits, gain_digits = likelihood_digits(groups), decimals(s.gain[1] for s in groups)
     columns: Columns = {
         "log-lik. ± 2 s.e.": lambda s: plus_minus(*s.likelihood, digits),
         "gain ± 2 s.e.": lambda s: _gain(s, gain_digits),
@@ -169,22 +171,20 @@ def summary_table(found: Sequence[Group]) -> Table:
         "sample ms": lambda s: significant(s.mean("sample_ms_per_1000")),
         "NFE d/s": lambda s: _join(count(s.mean("nfe_density")), count(s.mean("nfe_sample")), "/"),
     }
-    done = [s for s in found if s.rows]
+    done = [s for s in groups if s.rows]
     measured = {head: text for head, text in columns.items() if any(map(text, done))}
-    return _table("", found, measured or columns)
+    return _table("", groups, measured or columns)
 
 
 def failure_table(rows: Iterable[Row], labels: Mapping[str, str]) -> Table:
     """Return one line for every cell that did not finish, with its reason."""
     header = ("data set", "model", "depth", "seed", "reason", "cell")
-    columns = ("dataset", "model", "depth", "seed", "error", "cell")
-    failed = [row for row in rows if row["status"] != "ok"]
-
-    def cells(row: Row) -> tuple[TableCell, ...]:
-        values = {**row, "model": labels.get(row["model"], row["model"])}
-        return tuple(TableCell("" if values[c] is None else str(values[c])) for c in columns)
-
-    return Table("", "", header, tuple(map(cells, failed)), words=True)
+    lines = [
+        (r.dataset, labels.get(r.model, r.model), whole(r.depth), whole(r.seed), r.error, r.cell)
+        for r in rows
+        if not r.is_finished
+    ]
+    return table_of("", "", header, lines, words=True)
 
 
 def plain_table(table: Table, width: int = 100) -> list[str]:
@@ -207,13 +207,13 @@ def plain_table(table: Table, width: int = 100) -> list[str]:
     return list(map(text, lines))
 
 
-def _stand_ins(found: Sequence[Group], shown: Sequence[Group]) -> str:
+def _stand_ins(groups: Sequence[Group], shown: Sequence[Group]) -> str:
     """Say where a table's row is not the deepest setting that was asked for."""
     notes = []
     for s in shown:
         depths = ", ".join(
             str(o.depth)
-            for o in found
+            for o in groups
             if (o.model, o.view) == (s.model, s.view)
             and (o.depth or 0) > (s.depth or 0)
             and not o.rows
@@ -233,32 +233,31 @@ def _table(
     """Return a row a setting: model, depth, the columns; a row cut short says why it failed."""
     views = any(s.view != VIEW for s in shown)
 
-    def cells(s: Group) -> tuple[TableCell, ...]:
-        name = (TableCell(s.label), *([TableCell(s.view)] if views else []))
-        name += (TableCell("" if s.depth is None else str(s.depth)),)
+    def cells(s: Group) -> list[str | TableCell]:
+        name = [s.label, *([s.view] if views else []), whole(s.depth)]
         if not s.rows:
-            return (*name, TableCell(f"failed: {s.failed[0]['error']}"))
+            return [*name, f"failed: {s.failed[0].error}"]
         first, *rest = (text(s) for text in columns.values())
-        return (*name, TableCell(first, s in bold), *map(TableCell, rest))
+        return [*name, TableCell(first, s in bold), *rest]
 
     head = ("model", *(["view"] if views else []), "depth")
-    return Table(title, note, (*head, *columns), tuple(map(cells, shown)))
+    return table_of(title, note, (*head, *columns), map(cells, shown))
 
 
 def _likelihood_columns(shown: Sequence[Group]) -> Columns:
     """Return the likelihood, and with several seeds their number and spread."""
     digits = likelihood_digits(shown)
-    columns: Columns = {_LIKELIHOOD: lambda s: plus_minus(*s.likelihood, digits)}
+    columns: Columns = {"test log-likelihood ± 2 s.e.": lambda s: plus_minus(*s.likelihood, digits)}
     if any(len(s.rows) + len(s.failed) > 1 for s in shown):
         columns["seeds"] = lambda s: s.seeds
         columns["spread over seeds (± s.d.)"] = lambda s: (
-            "" if s.spread is None else f"± {fixed(s.spread, digits)}"
+            "" if (spread := s.spread()) is None else f"± {fixed(spread, digits)}"
         )
     return columns
 
 
 def _gain(s: Group, digits: int) -> str:
-    return "0" if s.model == "gaussian" else plus_minus(*s.gain, digits)
+    return "0" if s.model == GAUSSIAN else plus_minus(*s.gain, digits)
 
 
 def _ratio(s: Group) -> float | None:
@@ -270,6 +269,10 @@ def _quartiles(s: Group, what: str) -> str:
     middle = significant(s.mean(f"{what}_ms_per_1000"))
     low, high = (significant(s.mean(f"{what}_ms_{q}")) for q in ("q1", "q3"))
     return f"{middle} ({low}–{high})" if middle and low and high else middle
+
+
+def _is_word(text: str) -> bool:
+    return text[0].isalpha() and not text.startswith(("nan", "inf", "not known"))
 
 
 def _join(first: str, second: str, sign: str = " / ") -> str:

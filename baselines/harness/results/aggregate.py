@@ -6,19 +6,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from baselines.harness.metrics.bootstrap import mean_and_error
-from baselines.harness.results.number_format import clip, decimals
+from baselines.harness.results.number_format import clip, decimals, finite
+from baselines.harness.results.records import VIEW, Row
+from baselines.models.model import GAUSSIAN
 
 __all__ = [
-    "VIEW",
     "Group",
-    "Row",
     "Vector",
+    "by_dataset",
     "deepest",
     "leaders",
     "likelihood_digits",
@@ -28,9 +28,7 @@ __all__ = [
     "settings",
 ]
 
-Row = dict[str, Any]
 Vector = NDArray[np.float64]
-VIEW = "default"  # of fairness, where a command asks for no other
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,7 @@ class Group:
 
     dataset: str
     model: str
-    depth: int | None
+    depth: float | None
     view: str = VIEW
     label: str = ""  # of the model, as tables and pictures write it; by default its name
     rows: list[Row] = field(default_factory=list)
@@ -84,15 +82,10 @@ class Group:
         difference = _average(self.gains)
         return (None, None) if difference is None else mean_and_error(difference)
 
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the test log-likelihood over seeds, None below two seeds."""
-        return self.spread_of("test_log_prob")
-
-    def spread_of(self, column: str) -> float | None:
+    def spread(self, column: str = "test_log_prob") -> float | None:
         """Standard deviation of a column over seeds, None below two seeds."""
         values = self._values(column)
-        if len(values) < 2 or not all(map(math.isfinite, values)):
+        if len(values) < 2 or not all(map(finite, values)):
             return None
         return float(np.std(values, ddof=1))
 
@@ -103,7 +96,8 @@ class Group:
         return str(done) if done == total else f"{done} of {total}"
 
     def _values(self, column: str) -> list[float]:
-        return [row[column] for row in self.rows if row.get(column) is not None]
+        values = (getattr(row, column) for row in self.rows)
+        return [value for value in values if value is not None]
 
 
 def name_of(s: Group, width: int = 80) -> str:
@@ -118,75 +112,76 @@ def paired(first: Vector, second: Vector) -> tuple[float, float] | None:
 
 
 def settings(
-    rows: Iterable[Row], log_probs: Mapping[str, Vector], labels: Mapping[str, str]
+    rows: Sequence[Row], log_probs: Mapping[str, Vector], labels: Mapping[str, str]
 ) -> list[Group]:
     """Return the settings in the order of their first row.
 
     `rows` are those of results.csv; `log_probs` holds log p of every test row by a row's `cell`;
     `labels` says how a model is written where that is not its name.
     """
-    rows = list(rows)
-    found: dict[tuple[str, str, int | None, str], Group] = {}
+    groups: dict[tuple[str, str, float | None, str], Group] = {}
     for row in rows:
-        key = (row["dataset"], row["model"], row["depth"], row.get("view", VIEW))
-        setting = found.setdefault(key, Group(*key, labels.get(row["model"], "")))
-        if row["status"] != "ok":
-            setting.failed.append(row)
+        key = (row.dataset, row.model, row.depth, row.view)
+        group = groups.setdefault(key, Group(*key, labels.get(row.model, "")))
+        if not row.is_finished:
+            group.failed.append(row)
             continue
-        setting.rows.append(row)
-        if (vector := log_probs.get(row["cell"])) is not None:
-            setting.log_probs.append(vector)
+        group.rows.append(row)
+        if (vector := log_probs.get(row.cell)) is not None:
+            group.log_probs.append(vector)
             other = reference(row, rows, log_probs)
             if other is not None and other.shape == vector.shape:
-                setting.gains.append(_subtract(vector, other))
-    return list(found.values())
+                group.gains.append(_subtract(vector, other))
+    return list(groups.values())
+
+
+def by_dataset(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Return the settings by the name of their data set, in order."""
+    named: dict[str, list[Group]] = {}
+    for group in groups:
+        named.setdefault(group.dataset, []).append(group)
+    return named
 
 
 def reference(row: Row, rows: Iterable[Row], log_probs: Mapping[str, Vector]) -> Vector | None:
     """Return log p under the Gaussian of the row's data (of its seed if there is one), or None."""
-    found = [
+    others = [
         other
         for other in rows
-        if other["model"] == "gaussian"
-        and other["dataset"] == row["dataset"]
-        and other["cell"] in log_probs
+        if (other.model, other.dataset) == (GAUSSIAN, row.dataset) and other.cell in log_probs
     ]
-    found.sort(key=lambda other: other["seed"] != row["seed"])
-    return log_probs[found[0]["cell"]] if found else None
+    nearest = min(others, key=lambda other: other.seed != row.seed, default=None)
+    return None if nearest is None else log_probs[nearest.cell]
 
 
-def deepest(found: Iterable[Group]) -> list[Group]:
+def deepest(groups: Iterable[Group]) -> list[Group]:
     """Return one setting a data set, model and view: the deepest that finished, else a failed one.
 
     A depth is never judged against another view's.
     """
     best: dict[tuple[str, str, str], Group] = {}
-    for setting in found:
-        key = (setting.dataset, setting.model, setting.view)
-        if _rank(setting) > _rank(best.setdefault(key, setting)):
-            best[key] = setting
+    for group in groups:
+        key = (group.dataset, group.model, group.view)
+        best[key] = max(best.get(key, group), group, key=_rank)
     return list(best.values())
 
 
 def leaders(shown: Sequence[Group]) -> list[Group]:
     """Return the best, and each whose paired difference to it is within two standard errors."""
-    scored = [(s.likelihood[0], s) for s in shown]
-    finite = [(value, s) for value, s in scored if value is not None and math.isfinite(value)]
-    if not finite:
-        return []
-    best = max(finite, key=lambda pair: pair[0])[1]
-    leaders = [best]
-    for _, s in finite:
-        if s is best or s.log_prob is None or best.log_prob is None:
-            continue
+    scored = [s for s in shown if finite(s.likelihood[0])]
+    best = max(scored, key=lambda s: s.likelihood[0] or 0.0, default=None)
+
+    def is_level(s: Group) -> bool:
+        if s is best or best is None or s.log_prob is None or best.log_prob is None:
+            return s is best
         difference = paired(best.log_prob, s.log_prob)
-        if difference is not None and difference[0] <= difference[1]:
-            leaders.append(s)
-    return leaders
+        return difference is not None and difference[0] <= difference[1]
+
+    return list(filter(is_level, scored))
 
 
-def _rank(setting: Group) -> tuple[bool, int]:
-    return bool(setting.rows), -1 if setting.depth is None else setting.depth
+def _rank(s: Group) -> tuple[bool, float]:
+    return bool(s.rows), -1 if s.depth is None else s.depth
 
 
 def _subtract(first: Vector, second: Vector) -> Vector:
@@ -200,6 +195,6 @@ def _average(vectors: Sequence[Vector]) -> Vector | None:
     return vectors[0] if len(vectors) == 1 else np.mean(vectors, axis=0)
 
 
-def likelihood_digits(found: Iterable[Group]) -> int:
+def likelihood_digits(groups: Iterable[Group]) -> int:
     """Return the decimals at which these settings' log-likelihoods are worth printing."""
-    return decimals(s.likelihood[1] for s in found)
+    return decimals(s.likelihood[1] for s in groups)

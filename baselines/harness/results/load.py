@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from baselines.harness.results import layout
-from baselines.harness.results.aggregate import VIEW, Group, paired, reference, settings
+from baselines.harness.results.aggregate import Group, paired, reference, settings
+from baselines.harness.results.records import COLUMNS, VIEW, Row
 from baselines.models.builtin import MODELS
+from baselines.models.model import GAUSSIAN
 from cflows.core.registry import LoadError
-from cflows.training.history import History
+from cflows.training.history import History, Record
 
-__all__ = ["COLUMNS", "ReportError", "Results", "load", "one_line", "picture", "read_json"]
+__all__ = [
+    "Measured",
+    "ReportError",
+    "Results",
+    "histories",
+    "load",
+    "measured",
+    "one_line",
+    "picture",
+    "read_json",
+    "records",
+]
 
-Row = dict[str, Any]
-
-_RESULT: tuple[str, ...] = (
-    "parameters",
-    "steps",
-    "train_seconds",
-    "test_log_prob",
-    "test_log_prob_2se",
-)
-_RESULT += ("solver_gap", "round_trip_error")
-_COST = ("nfe_density", "nfe_sample", "density_ms_per_1000", "sample_ms_per_1000")
-_QUARTILES = ("density_ms_q1", "density_ms_q3", "sample_ms_q1", "sample_ms_q3")
-
-COLUMNS: tuple[str, ...] = ("dataset", "model", "depth", "seed", "status", "error")
-COLUMNS += (*_RESULT, *_COST, "peak_memory_mb")
-COLUMNS += ("solver_gap_max", "gain_over_gaussian", "gain_over_gaussian_2se", "cell", *_QUARTILES)
-_QUALITY = tuple(name + end for name in ("sw", "mmd", "ks", "c2st") for end in ("", "_null"))
-COLUMNS += (*_QUALITY, "bits_per_dim", "bits_per_dim_2se", "view")
-
+_WORDS = ("dataset", "model", "depth", "seed", "status", "error", "cell", "view")
 _UNFINISHED = "unfinished: run the same command again to go on with it"
+
+Arrays = TypeVar("Arrays")
+Measured = list[tuple[Group, list[Any]]]  # with their scaling.Sized, or depth.Stepped
 
 
 class ReportError(ValueError):
@@ -59,7 +57,7 @@ class Results:
     """
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: dict[str, object]
     rows: list[Row]
     settings: list[Group]
 
@@ -69,12 +67,14 @@ class Results:
         return _labels(self.manifest)
 
     @property
-    def by_dataset(self) -> dict[str, list[Group]]:
-        """The settings by the name of their data set."""
-        found: dict[str, list[Group]] = {}
-        for s in self.settings:
-            found.setdefault(s.dataset, []).append(s)
-        return found
+    def data(self) -> dict[str, dict[str, object]]:
+        """What the manifest says of each data set, by its name."""
+        about = _object(self.manifest, "data").items()
+        return {one_line(name): facts for name, facts in about if isinstance(facts, dict)}
+
+    def file(self, row: Row, name: str) -> Path:
+        """Return where a file of a row's cell lies."""
+        return layout.cell(self.directory, row.cell) / name
 
 
 def load(directory: Path) -> Results:
@@ -95,20 +95,24 @@ def load(directory: Path) -> Results:
         planned = {path.name: {} for path in there if path.is_dir() and path.name[0] != "."}
     if not planned:
         raise ReportError(f"{directory} holds no cells: name one that a comparison has written")
-    loaded = [_row(cells / key, config) for key, config in planned.items()]
-    loaded.sort(key=_order(manifest))
-    vectors = {r["cell"]: v for r in loaded if (v := _vector(cells / r["cell"], r)) is not None}
-    for row in loaded:
-        own, other = vectors.get(row["cell"]), reference(row, loaded, vectors)
+    rows = [_row(cells / key, config) for key, config in planned.items()]
+    rows.sort(key=_order(manifest))
+    vectors = {r.cell: v for r in rows if (v := _vector(cells / r.cell, r)) is not None}
+    for i, row in enumerate(rows):
+        own, other = vectors.get(row.cell), reference(row, rows, vectors)
         if own is not None and other is not None and (gain := paired(own, other)):
-            row["gain_over_gaussian"], row["gain_over_gaussian_2se"] = gain
-    return Results(directory, manifest, loaded, settings(loaded, vectors, _labels(manifest)))
+            rows[i] = replace(row, gain_over_gaussian=gain[0], gain_over_gaussian_2se=gain[1])
+    return Results(directory, manifest, rows, settings(rows, vectors, _labels(manifest)))
 
 
-def _labels(manifest: Mapping[str, Any]) -> dict[str, str]:
-    own = {"gaussian": "Gaussian"} | {name: model.label for name, model in MODELS.items()}
-    found = manifest.get("labels")
-    pairs = found.items() if isinstance(found, dict) else ()
+def _object(manifest: Mapping[str, object], key: str) -> dict[str, object]:
+    value = manifest.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _labels(manifest: Mapping[str, object]) -> dict[str, str]:
+    own = {GAUSSIAN: "Gaussian"} | {name: model.label for name, model in MODELS.items()}
+    pairs = _object(manifest, "labels").items()
     told = {one_line(n): one_line(label) for n, label in pairs if isinstance(label, str) and label}
     shared = Counter((own | told).values())
     # Two functions of one name, or one that is called like a model here, keep their files' names.
@@ -117,42 +121,41 @@ def _labels(manifest: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _row(cell: Path, planned: dict[str, Any]) -> Row:
+def _row(cell: Path, planned: dict[str, object]) -> Row:
     """One row of results.csv, whatever state the cell was left in, or before it began."""
-    config = read_json(cell / layout.CONFIG) if (cell / layout.CONFIG).exists() else planned
-    result = {"status": "failed", "error": _UNFINISHED}
-    if (cell / layout.RESULT).exists():
-        result = read_json(cell / layout.RESULT)
-    cost = read_json(cell / layout.COST) if (cell / layout.COST).exists() else {}
+
+    def kept(name: str, otherwise: dict[str, object]) -> dict[str, object]:
+        return read_json(cell / name) if (cell / name).exists() else otherwise
+
+    config = kept(layout.CONFIG, planned)
+    result = kept(layout.RESULT, {"error": _UNFINISHED})
+    cost = kept(layout.COST, {})
     values = {**result, **cost}
     for what in ("density", "sample"):
-        found = cost.get(f"{what}_ms_quartiles")
-        pair = found if isinstance(found, list) and len(found) == 2 else (None, None)
-        values[f"{what}_ms_q1"], values[f"{what}_ms_q3"] = pair
-    row: Row = {column: _number(cell, column, values.get(column)) for column in COLUMNS[6:]}
-    ok = result.get("status") == "ok"
-    row |= {
-        "dataset": one_line(config.get("data", "")),
-        "model": one_line(config.get("model", "")),
-        "depth": _number(cell, "depth", config.get("depth")),
-        "seed": _number(cell, "seed", config.get("seed")),
-        "status": "ok" if ok else "failed",
-        "error": "" if ok else one_line(result.get("error") or "no reason was given"),
-        "cell": cell.name,
-        "view": one_line(result.get("view") or config.get("view") or VIEW),
-    }
-    return {column: row[column] for column in COLUMNS}
+        pair = cost.get(f"{what}_ms_quartiles")
+        low, high = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        values |= {f"{what}_ms_q1": low, f"{what}_ms_q3": high}
+    is_finished = result.get("status") == "ok"
+    return Row(
+        dataset=one_line(config.get("data", "")),
+        model=one_line(config.get("model", "")),
+        depth=_number(cell, "depth", config.get("depth")),
+        seed=_number(cell, "seed", config.get("seed")),
+        status="ok" if is_finished else "failed",
+        error="" if is_finished else one_line(result.get("error") or "no reason was given"),
+        cell=cell.name,
+        view=one_line(result.get("view") or config.get("view") or VIEW),
+        **{name: _number(cell, name, values.get(name)) for name in COLUMNS if name not in _WORDS},
+    )
 
 
-def _number(cell: Path, column: str, value: Any) -> float | int | None:
-    if value is None or column in ("cell", "view"):
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _number(cell: Path, column: str, value: object) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ReportError(f"{cell}: {column} is {value!r}, not a number")
     return value
 
 
-def one_line(value: Any) -> str:
+def one_line(value: object) -> str:
     """Text that can stand in a table or on a terminal: one line, nothing unprintable."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
@@ -160,18 +163,25 @@ def one_line(value: Any) -> str:
 def _vector(cell: Path, row: Row) -> NDArray[np.float64] | None:
     """Return log p of the test rows; a failed cell's file may be of an earlier attempt."""
     path = cell / layout.LOG_PROB
-    if row["status"] != "ok" or not path.exists():
+    if not row.is_finished or not path.exists():
         return None
+
+    def read(file: IO[bytes]) -> NDArray[np.float64]:
+        return np.asarray(np.load(file, allow_pickle=False), np.float64).reshape(-1)
+
+    return _read_arrays(path, read, " as an array")
+
+
+def _read_arrays(path: Path, read: Callable[[IO[bytes]], Arrays], how: str = "") -> Arrays:
     try:
+        # Opened here: numpy leaves a file open that it finds to be no archive.
         with path.open("rb") as file:
-            return np.asarray(np.load(file, allow_pickle=False), np.float64).reshape(-1)
+            return read(file)
     except Exception as error:  # numpy lets out half a dozen types for a damaged file
-        raise ReportError(
-            f"{path} cannot be read as an array: remove its cell and run again"
-        ) from error
+        raise ReportError(f"{path} cannot be read{how}: remove its cell and run again") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object; a ReportError that names the file and the remedy if it is none."""
     try:
         value = json.loads(path.read_text("utf-8"))
@@ -185,71 +195,73 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _order(manifest: Mapping[str, Any]) -> Any:
+def _order(manifest: Mapping[str, object]) -> Callable[[Row], tuple[object, ...]]:
     """Return the key that sorts rows: data sets and models as the manifest, Gaussian first."""
-    data = {one_line(name): i for i, name in enumerate(manifest.get("data") or ())}
-    models = {one_line(name): i for i, name in enumerate(manifest.get("models") or ())}
-    models["gaussian"] = -1
 
-    def key(row: Row) -> tuple[Any, ...]:
-        depth, seed = (-1 if row[c] is None else row[c] for c in ("depth", "seed"))
-        name, model = row["dataset"], row["model"]
-        place = data.get(name, len(data)), name, models.get(model, len(models)), model
-        views = ("default", "parameters", "budget", row["view"])
-        return (*place, views.index(row["view"]), depth, seed, row["cell"])
+    def places(key: str) -> dict[str, int]:
+        names = manifest.get(key)
+        listed = names if isinstance(names, dict | list) else ()
+        return {one_line(name): i for i, name in enumerate(listed)}
+
+    data, models = places("data"), places("models") | {GAUSSIAN: -1}
+
+    def key(row: Row) -> tuple[object, ...]:
+        depth, seed = (-1 if value is None else value for value in (row.depth, row.seed))
+        place = data.get(row.dataset, len(data)), row.dataset
+        model = models.get(row.model, len(models)), row.model
+        views = ("default", "parameters", "budget", row.view)
+        return (*place, *model, views.index(row.view), depth, seed, row.cell)
 
     return key
 
 
 def picture(results: Results, s: Group) -> dict[str, NDArray[np.float64]] | None:
     """Return the arrays of picture.npz of a setting's first seed that left one, or None."""
+
+    def read(file: IO[bytes]) -> dict[str, NDArray[np.float64]]:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
+
     for row in s.rows:
-        path = results.directory / layout.CELLS / row["cell"] / layout.PICTURE
+        path = results.file(row, layout.PICTURE)
         if not path.exists():
             continue
-        try:
-            # Opened here: numpy leaves a file open that it finds to be no archive.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                found = {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
-        except Exception as error:  # likewise
-            raise ReportError(f"{path} cannot be read: remove its cell and run again") from error
-        if missing := {"density", "extent", "samples"} - set(found):
+        arrays = _read_arrays(path, read)
+        if missing := {"density", "extent", "samples"} - set(arrays):
             raise ReportError(f"{path} lacks {', '.join(sorted(missing))}: remove its cell")
-        return found
+        return arrays
     return None
 
 
-def records(place: Path) -> list[dict[str, Any]]:
+def records(path: Path) -> list[Any]:
     """Return what ``scaling.kept_or_made`` kept in a file; nothing where there is none."""
-    if not place.exists():
+    if not path.exists():
         return []
-    found = read_json(place).get("records")
-    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
-        raise ReportError(f"{place} holds no records: remove it and run again")
-    return found
+    listed = read_json(path).get("records")
+    if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
+        raise ReportError(f"{path} holds no records: remove it and run again")
+    return listed
 
 
-def measured(results: Results, file: str) -> dict[str, list[tuple[Group, list[dict[str, Any]]]]]:
+def measured(results: Results, file: str) -> dict[str, Measured]:
     """Return, by data set, each setting with the records in that file of its first cell."""
-    found: dict[str, list[tuple[Group, list[dict[str, Any]]]]] = {}
+    found: dict[str, Measured] = {}
     for s in results.settings:
         for row in s.rows:
-            if there := records(results.directory / layout.CELLS / row["cell"] / file):
-                found.setdefault(s.dataset, []).append((s, there))
+            if lines := records(results.file(row, file)):
+                found.setdefault(s.dataset, []).append((s, lines))
                 break
     return found
 
 
-def histories(results: Results) -> dict[str, list[dict[str, Any]]]:
+def histories(results: Results) -> dict[str, list[Record]]:
     """Return the lines of history.jsonl of every finished cell that has one."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Record]] = {}
     for row in results.rows:
-        path = results.directory / layout.CELLS / row["cell"] / layout.HISTORY
-        if row["status"] != "ok" or not path.exists():
-            continue
-        try:
-            lines = [asdict(record) for record in History.read(path).records]
-        except (LoadError, OSError, UnicodeDecodeError) as error:
-            raise ReportError(f"{one_line(error)}: remove its cell and run again") from error
-        found[row["cell"]] = lines
+        path = results.file(row, layout.HISTORY)
+        if row.is_finished and path.exists():
+            try:
+                found[row.cell] = History.read(path).records
+            except (LoadError, OSError, UnicodeDecodeError) as error:
+                raise ReportError(f"{one_line(error)}: remove its cell and run again") from error
     return found

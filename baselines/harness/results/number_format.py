@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TypeGuard
 
-__all__ = ["clip", "count", "decimals", "fixed", "plus_minus", "power", "significant"]
+__all__ = [
+    "clip",
+    "count",
+    "decimals",
+    "finite",
+    "fixed",
+    "plus_minus",
+    "power",
+    "significant",
+    "whole",
+]
+
+
+def finite(value: float | None) -> TypeGuard[float]:
+    """Tell whether there is a value, and it is finite."""
+    return value is not None and math.isfinite(value)
 
 
 def fixed(value: float | None, digits: int) -> str:
@@ -20,9 +36,7 @@ def fixed(value: float | None, digits: int) -> str:
 def plus_minus(value: float | None, error: float | None, digits: int) -> str:
     """Return "value ± error" at so many decimals; "" for no value, no ± where no error is known."""
     text = fixed(value, digits)
-    if value is None or error is None or not math.isfinite(value) or not math.isfinite(error):
-        return text
-    return f"{text} ± {fixed(error, digits)}"
+    return f"{text} ± {fixed(error, digits)}" if finite(value) and finite(error) else text
 
 
 def significant(value: float | None) -> str:
@@ -46,6 +60,11 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if not math.isfinite(value) or value == round(value) else f"{value:,.1f}"
 
 
+def whole(value: float | None) -> str:
+    """Return a depth or a seed as it is; "" for None."""
+    return "" if value is None else str(value)
+
+
 def clip(text: str, width: int) -> str:
     """Return the text, shortened to `width` characters by an ellipsis where it is longer."""
     return text if len(text) <= width else text[: width - 1] + "…"
@@ -53,5 +72,5 @@ def clip(text: str, width: int) -> str:
 
 def decimals(errors: Iterable[float | None]) -> int:
     """Decimals that leave the smallest error two significant digits, between 0 and 4."""
-    known = [e for e in errors if e is not None and math.isfinite(e) and e > 0]
+    known = [e for e in errors if finite(e) and e > 0]
     return min(max(1 - math.floor(math.log10(min(known))), 0), 4) if known else 3

@@ -14,11 +14,10 @@ import io
 import json
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from baselines.harness.experiment import locks
 from baselines.harness.metrics import likelihood, memory, sample_quality, timing
 from baselines.harness.metrics.bootstrap import mean_and_error
 from baselines.harness.results import layout
+from baselines.harness.results.records import HELD, VIEW, Bits, Failure, Outcome, Result, Training
 from baselines.models import registry
 from baselines.models.model import GAUSSIAN
 from cflows import Bijector, Flow, __version__, inside, load, standardise, whiten
@@ -53,15 +53,14 @@ __all__ = [
     "test_rows",
 ]
 
-Work = Callable[["Cell", Path], dict[str, Any]]
+Work = Callable[["Cell", Path], Outcome]
 
 BATCH_SIZE = 512
 VALIDATION_ROWS = 2000
 VALIDATIONS = 20
 PATIENCE = 30  # validations without a better one, as in Papamakarios et al. 2017
 MAPS: dict[str, Fit] = {"whiten": whiten, "standardise": standardise}
-VIEWS = ("default", "parameters", "budget")
-HELD = {"status": "held"}  # what stands for the result of a cell that another process works on
+VIEWS = (VIEW, "parameters", "budget")
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Cell:
     dequantise: Width | None = None
     columns: tuple[str, ...] | None = None
     pixels: tuple[int, float] | None = None
-    view: str = "default"
+    view: str = VIEW
     hidden: tuple[int, ...] | None = None
     patience: int = PATIENCE
     validate_every: int | None = None
@@ -140,12 +139,9 @@ class Cell:
     @property
     def key(self) -> str:
         """The folder's name: readable, and unique by a hash of the configuration."""
-        indirect = ["source", "dequantise", "pixels", "origin"]
-        if self.bounds is None:
-            indirect.append("bounds")
-        decisive = {name: value for name, value in asdict(self).items() if name not in indirect}
-        if self.columns is None:
-            del decisive["columns"]
+        left_out = ["source", "dequantise", "pixels", "origin"]
+        left_out += [name for name in ("bounds", "columns") if getattr(self, name) is None]
+        decisive = {name: value for name, value in asdict(self).items() if name not in left_out}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name, model = (
             re.sub(r"[^A-Za-z0-9_]+", "-", text)[:40] for text in (self.data, self.model)
@@ -158,16 +154,16 @@ class Cell:
         return layout.cell(out, self.key)
 
 
-def finished(cell: Cell, out: Path) -> dict[str, Any] | None:
+def finished(cell: Cell, out: Path) -> Result | None:
     """The result of a cell that is done and did not fail, else None."""
-    try:
-        result: dict[str, Any] = json.loads((cell.folder(out) / layout.RESULT).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return result if result.get("status") == "ok" else None
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        result: Outcome = json.loads((cell.folder(out) / layout.RESULT).read_text())
+        if result["status"] == "ok":
+            return result
+    return None
 
 
-def attempt(cell: Cell, work: Work, out: Path, since: float) -> dict[str, Any]:
+def attempt(cell: Cell, work: Work, out: Path, since: float) -> Outcome:
     """Do the work of a cell, unless another process is at it: the result, or ``HELD``.
 
     Args:
@@ -183,11 +179,11 @@ def attempt(cell: Cell, work: Work, out: Path, since: float) -> dict[str, Any]:
     with locks.claimed(folder / layout.LOCK) as held:
         if not held:
             return HELD
-        place = folder / layout.RESULT
+        path = folder / layout.RESULT
         with contextlib.suppress(FileNotFoundError, ValueError):
-            if place.stat().st_mtime > since:
-                found: dict[str, Any] = json.loads(place.read_text())
-                return found
+            if path.stat().st_mtime > since:
+                result: Outcome = json.loads(path.read_text())
+                return result
         for left in folder.glob(".*.*"):  # what a kill left of a file that was being written
             left.unlink(missing_ok=True)
         return work(cell, out)
@@ -198,14 +194,13 @@ def is_free(cell: Cell, out: Path) -> bool:
     return locks.is_free(cell.folder(out) / layout.LOCK)
 
 
-def run(cell: Cell, out: Path) -> dict[str, Any]:
+def run(cell: Cell, out: Path) -> Outcome:
     """Train and evaluate a cell on one thread, unless it is finished; return its result.
 
     An exception becomes a result of status ``"failed"`` with its reason: one cell that fails does
     not stop the others.
     """
-    done = finished(cell, out)
-    if done is not None:
+    if (done := finished(cell, out)) is not None:
         return done
     torch.set_num_threads(1)
     folder = cell.folder(out)
@@ -222,34 +217,32 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     return result
 
 
-def fail(cell: Cell, out: Path, reason: str) -> dict[str, Any]:
+def fail(cell: Cell, out: Path, reason: str) -> Failure:
     """Give a cell a result of status ``"failed"``; return it."""
-    result = {"status": "failed", "error": " ".join(reason.split())}
+    result: Failure = {"status": "failed", "error": " ".join(reason.split())}
     with contextlib.suppress(OSError):  # a full disk: what has no result is done again
         cell.folder(out).mkdir(parents=True, exist_ok=True)
         _write_json(cell.folder(out) / layout.RESULT, result)
     return result
 
 
-def cost_of(cell: Cell, out: Path) -> dict[str, Any]:
+def cost_of(cell: Cell, out: Path) -> timing.Cost | Failure:
     """Time a finished cell's model, unless that was done on a processor like the present one.
 
-    Nothing else should run meanwhile. An exception makes the cell a failed one, and what is
-    returned is its result: what cannot be timed does not stop the others.
+    Nothing else should run meanwhile. An exception makes the cell a failed one: what cannot be
+    timed does not stop the others.
     """
-    place, processor = cell.folder(out) / layout.COST, timing.processor(cell.device)
+    path, processor = cell.folder(out) / layout.COST, timing.processor(cell.device)
     with contextlib.suppress(FileNotFoundError, ValueError):
-        cost: dict[str, Any] = json.loads(place.read_text())
+        cost: timing.Cost = json.loads(path.read_text())
         if cost.get("processor") == processor:
             return cost
     torch.set_num_threads(1)
     try:
-        flow = flow_of(cell, out)
-        test = _rows(cell)[2]
-        cost = {**timing.measure(flow, test), "processor": processor}
+        cost = {**timing.measure(flow_of(cell, out), test_rows(cell)), "processor": processor}
     except Exception as error:  # as in run
         return _fail_with(cell, out, error, "timing: ")
-    _write_json(place, cost)
+    _write_json(path, cost)
     return cost
 
 
@@ -302,43 +295,51 @@ def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> dict[str, Any]:
+def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> Failure:
     """Fail with an exception's text; the traceback stays beside the result."""
     with contextlib.suppress(OSError):  # a full disk: the reason itself is what counts
         (cell.folder(out) / layout.TRACEBACK).write_text(traceback.format_exc())
     return fail(cell, out, f"{prefix}{type(error).__name__}: {error}")
 
 
-def _train_and_evaluate(cell: Cell, folder: Path) -> dict[str, Any]:
+def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
     train, validation, test = _rows(cell)
-    result: dict[str, Any] = {"status": "ok", "error": "", "steps": 0, "train_seconds": 0.0}
     if cell.model == GAUSSIAN:
         end = inside(bounded(cell.bounds), whiten)(train)
         flow = registry.build(cell.model, None, end, cell.seed).to(cell.device)
+        training: Training = {"steps": 0, "train_seconds": 0.0}
+        features = train.shape[1]
+        parameters = features + features * (features + 1) // 2
     else:
         # Evenly spaced, since neighbouring rows of a validation set may come from one place.
         stride = max(1, len(validation) // cell.validation_rows)
-        flow, facts = _trained(cell, folder, train, validation[::stride])
-        result |= facts
+        flow, training = _trained(cell, folder, train, validation[::stride])
+        parameters = sum(p.numel() for p in flow.parameters())
     flow.eval()
-    result["parameters"] = sum(p.numel() for p in flow.parameters())
-    if cell.model == GAUSSIAN:
-        features = train.shape[1]
-        result["parameters"] = features + features * (features + 1) // 2
     scores, log_prob = likelihood.evaluate(flow, test)
     if lost := int((~log_prob.isfinite()).sum()):
         raise ArithmeticError(f"log p of {lost} of {len(test)} test rows is not a finite number")
+    vector = log_prob.cpu().numpy()
+    bits: Bits = {}
     if cell.pixels is not None:
-        bits = Pixels(*cell.pixels).bits_per_dim(
-            log_prob.cpu().numpy(), test.double().cpu().numpy()
-        )
-        result["bits_per_dim"], result["bits_per_dim_2se"] = mean_and_error(bits)
-    _write(folder / layout.LOG_PROB, lambda file: np.save(file, log_prob.cpu().numpy()))
+        values = Pixels(*cell.pixels).bits_per_dim(vector, test.double().cpu().numpy())
+        mean, error = mean_and_error(values)
+        bits = {"bits_per_dim": mean, "bits_per_dim_2se": error}
+    _write(folder / layout.LOG_PROB, partial(np.save, arr=vector))
     if train.shape[1] == 2:
-        parts = likelihood.picture(flow, test)
-        _write(folder / layout.PICTURE, lambda file: np.savez_compressed(file, **parts))  # type: ignore[arg-type]
+        arrays = likelihood.picture(flow, test)
+        _write(folder / layout.PICTURE, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     _save(flow, folder)
-    return result | scores | sample_quality.evaluate(flow, test)
+    quality = sample_quality.evaluate(flow, test)
+    return {
+        "status": "ok",
+        "error": "",
+        **training,
+        "parameters": parameters,
+        **bits,
+        **scores,
+        **quality,
+    }
 
 
 def _save(flow: Flow, folder: Path) -> None:
@@ -354,21 +355,9 @@ def _built(cell: Cell, end: Bijector | None) -> Flow:
     return registry.build(cell.found, cell.depth, end, cell.seed, cell.hidden)
 
 
-def _trained(
-    cell: Cell, folder: Path, train: Tensor, validation: Tensor
-) -> tuple[Flow, dict[str, Any]]:
+def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tuple[Flow, Training]:
     """Choose the map, train behind it; the flow, and what the result says of both."""
     model = registry.find(cell.found)
-    settings: dict[str, Any] = {
-        "objective": model.objective,
-        "batch_size": cell.batch_size,
-        "learning_rate": cell.learning_rate,
-        "warmup": cell.warmup,
-        "patience": min(cell.patience, model.patience or cell.patience),
-        "seed": cell.seed,
-        "device": cell.device,
-        "progress": False,
-    }
     every = cell.validate_every
     if every is None and cell.steps is not None:
         every = max(1, cell.steps // cell.validations)
@@ -388,14 +377,21 @@ def _trained(
             "schedule": cell.schedule,
             "checkpoint": folder / layout.CHECKPOINT,
         },
-        **settings,
+        objective=model.objective,
+        batch_size=cell.batch_size,
+        learning_rate=cell.learning_rate,
+        warmup=cell.warmup,
+        patience=min(cell.patience, model.patience or cell.patience),
+        seed=cell.seed,
+        device=cell.device,
+        progress=False,
     )
     done.history.write(folder / layout.HISTORY)
     return done.flow, {
-        "view": cell.view,
-        "stopped": done.history.stopped,
         "steps": done.history.steps,
         "train_seconds": done.history.seconds + done.chosen_in,
+        "view": cell.view,
+        "stopped": done.history.stopped,
         "map": done.name,
     }
 
@@ -407,7 +403,7 @@ def _usual_steps(cell: Cell) -> int | None:
     return min(cell.steps, cell.validations * cell.validate_every)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
