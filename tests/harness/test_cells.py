@@ -15,6 +15,7 @@ from baselines.harness.experiment import cells
 from baselines.harness.experiment.cells import Cell
 from baselines.harness.metrics import likelihood, timing
 from baselines.harness.plots import likelihood_cost
+from baselines.harness.plots.style import encode
 from baselines.harness.results.aggregate import Group
 from baselines.harness.results.records import Row
 from baselines.models import builtin, registry
@@ -181,7 +182,7 @@ def test_a_picture_has_an_extent_and_can_be_drawn(test):
     row = Row(test_log_prob=1.0, test_log_prob_2se=0.1)
     arrays = {name: np.asarray(value, np.float64) for name, value in parts.items()}
     figure = likelihood_cost.densities([(Group("d", "maf", 2, rows=[row]), arrays)], arrays["data"])
-    likelihood_cost.encode(figure)
+    encode(figure)
 
 
 def test_the_round_trip_error_is_finite_where_rows_have_no_spread():

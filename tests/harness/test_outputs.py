@@ -257,3 +257,22 @@ def test_a_report_on_a_read_only_folder(table, tmp_path, capsys):
         assert "the report, with pictures" not in printed.out
         assert re.fullmatch(r"cflows: .* may not be written to; nothing is written\n", printed.err)
         refused(capsys, *compare, words="manifest.json: this file may not be written to")
+
+
+def test_a_report_of_which_one_file_is_refused(table, tmp_path, capsys):
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    kept.mkdir()
+    compare = ["compare", "--data", table, "--models", "nice", "--depths", 1, "--steps", 2,
+               "--preprocess", "whiten", "--jobs", 1, "--out", out]  # fmt: skip
+    assert run(*compare) == 0
+    (out / "results.csv").unlink()
+    (out / "results.csv").symlink_to(kept / "far.csv")
+    (out / "report.html").unlink()
+    capsys.readouterr()
+    with disks.read_only(kept):
+        assert run("report", out) == 0
+    printed = capsys.readouterr()
+    assert f"the report, with pictures: {out / 'report.html'}" in printed.out
+    assert (out / "report.html").exists()
+    pattern = r"cflows: .*results.csv: .* may not be written to; the other \d+ files are written\n"
+    assert re.fullmatch(pattern, printed.err)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from baselines.harness.cli.errors import fail, one_line
 from baselines.harness.cli.options import DEFAULT_DATA, DEFAULT_MODELS, filled
+from cflows.core.atomic_write import write_whole
 
 __all__ = ["compare", "report"]
 
@@ -52,21 +53,32 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Write the report of a directory again, or print two of them side by side."""
+    """Write the report of a directory again, or print two of them side by side.
+
+    A file that may not be written to does not keep the others from being written.
+    """
     from baselines.harness.report import compare_runs, contents
 
     if options.other is not None:
         print(compare_runs.text(options.directory, options.other))
         return
     print(contents.summary(options.directory))
-    try:
-        page = contents.write(options.directory)
-    except OSError as error:
-        if not isinstance(error, PermissionError) and error.errno != errno.EROFS:
-            raise
-        print(f"cflows: {one_line(error)}; nothing is written", file=sys.stderr)
-    else:
-        print(f"\nthe report, with pictures: {page}")
+    written, refused = [], []
+    for path, content in contents.files(options.directory):
+        try:
+            write_whole(path, content)
+            written.append(path)
+        except OSError as error:
+            if not isinstance(error, PermissionError) and error.errno != errno.EROFS:
+                raise
+            refused.append(one_line(error))
+    if path in written:
+        print(f"\nthe report, with pictures: {path}")
+    if refused and written:
+        rest = f"the other {len(written)} files are written"
+        print(f"cflows: {'; '.join(refused)}; {rest}", file=sys.stderr)
+    elif refused:
+        print(f"cflows: {refused[0]}; nothing is written", file=sys.stderr)
 
 
 def _processors() -> int:

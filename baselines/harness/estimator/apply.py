@@ -17,6 +17,7 @@ from baselines.harness import data
 from baselines.harness.data import DataError
 from baselines.harness.data.rows import numbered
 from baselines.harness.estimator.summary import drawn, warn_of
+from baselines.harness.metrics.likelihood import scored
 from cflows import Flow, TableFlow, load
 from cflows.core.arguments import listed
 from cflows.core.atomic_write import (
@@ -31,7 +32,6 @@ from cflows.core.flow import dtype_of
 
 __all__ = ["refuse_output", "sample", "score"]
 
-SCORED_AT_ONCE = 2000
 
 Names: TypeAlias = tuple[str, ...]
 
@@ -68,7 +68,7 @@ def score(
                 f"{context}: has {len(given)} rows for the {len(x)} of {source}; give as many, or "
                 "one for all"
             )
-    _write(out, _scored(flow, x, given, device)[:, None], ("log_prob",))
+    _write(out, scored(flow, x, given, device)[:, None], ("log_prob",))
     print(f"log-densities of {len(x):,} rows: {out}", file=_beside_the_rows(out))
 
 
@@ -153,17 +153,6 @@ def _names_of(flow: Flow) -> tuple[Names, Names]:
     if isinstance(flow, TableFlow):
         return flow.columns, flow.context_columns
     return numbered(flow.features), tuple(f"c{i}" for i in range(flow.context_features))
-
-
-@torch.no_grad()
-def _scored(flow: Flow, x: Tensor, context: Tensor | None, device: str) -> Tensor:
-    """Log-densities on the CPU; -inf for rows outside of the flow's support."""
-    scores = []
-    for first in range(0, len(x), SCORED_AT_ONCE):
-        part = slice(first, first + SCORED_AT_ONCE)
-        given = None if context is None else context.expand(len(x), -1)[part].to(device)
-        scores.append(flow.distribution(given).log_prob(x[part].to(device)).cpu())
-    return torch.cat(scores)
 
 
 def _read(source: Path, wanted: Names, flow: Flow) -> Tensor:

@@ -12,7 +12,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["Killed", "side_by_side"]
 
@@ -87,7 +87,7 @@ def side_by_side(
 class _Worker(Generic[Item]):
     """A process, this side of its pipe, and the item it works on."""
 
-    def __init__(self, work: Callable[[Item], Any], item: Item) -> None:
+    def __init__(self, work: Callable[[Item], object], item: Item) -> None:
         context = get_context("spawn")
         self.started = False
         self.connection, other = context.Pipe()
@@ -107,7 +107,7 @@ class _Worker(Generic[Item]):
         self.process.join()
 
 
-def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
+def _serve(work: Callable[[Item], object], connection: Connection) -> None:
     # Ctrl-C goes to all processes of a terminal: only the first one answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()

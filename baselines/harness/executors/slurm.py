@@ -12,7 +12,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor, Job
 
 __all__ = ["EXECUTORS", "ClusterError", "Lost", "check", "submitted"]
 
@@ -48,7 +51,7 @@ class _Job(Generic[Item, Result]):
     def __call__(self) -> Result:
         return self.work(self.item)
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> object:
         """What submitit queues again in place of a job that was stopped."""
         from submitit.helpers import DelayedSubmission
 
@@ -90,7 +93,7 @@ def submitted(
     submits = _executor(executor, folder, jobs, settings or {})
     pause = PAUSE[EXECUTORS[executor]]
     waiting = list(reversed(items))
-    running: list[tuple[Item, Any]] = []
+    running: list[tuple[Item, Job[Result]]] = []
     try:
         if executor == "slurm":  # one array, whose parallelism Slurm keeps
             with submits.batch():
@@ -114,7 +117,7 @@ def submitted(
 
 def _executor(
     executor: str, folder: Path, jobs: int | None, settings: Mapping[str, str | int]
-) -> Any:
+) -> AutoExecutor:
     try:
         import submitit
     except ModuleNotFoundError as error:
@@ -128,15 +131,15 @@ def _executor(
     if executor == "slurm" and jobs is not None:
         chosen["slurm_array_parallelism"] = jobs
     try:
-        found = submitit.AutoExecutor(folder=folder, cluster=EXECUTORS[executor])
-        found.update_parameters(**chosen)
+        submits = submitit.AutoExecutor(folder=folder, cluster=EXECUTORS[executor])
+        submits.update_parameters(**chosen)
     except (RuntimeError, NameError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise ClusterError(f"--executor {executor}: {reason}") from error
-    return found
+    return submits
 
 
-def _result(job: Any) -> Any:
+def _result(job: Job[Result]) -> Result | Lost:
     try:
         return job.result()
     except Exception as error:  # submitit's own, or what it hands on from the job

@@ -50,10 +50,7 @@ __all__ = [
     "is_free",
     "rows_of",
     "run",
-    "test_rows",
 ]
-
-Work = Callable[["Cell", Path], Outcome]
 
 BATCH_SIZE = 512
 VALIDATION_ROWS = 2000
@@ -132,7 +129,7 @@ class Cell:
     bounds: tuple[Pair, ...] | None = None
 
     @property
-    def found(self) -> str:
+    def located(self) -> str:
         """The name that ``registry.find`` knows the model by, from any folder."""
         return self.origin or self.model
 
@@ -153,6 +150,12 @@ class Cell:
         """Where the cell lives below DIR."""
         return layout.cell(out, self.key)
 
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Training, validation and test rows, (N, D) each; raises as ``rows_of`` does."""
+        return rows_of(
+            self.source, self.checksum, self.dtype, self.device, self.dequantise, self.columns
+        )
+
 
 def finished(cell: Cell, out: Path) -> Result | None:
     """The result of a cell that is done and did not fail, else None."""
@@ -163,7 +166,7 @@ def finished(cell: Cell, out: Path) -> Result | None:
     return None
 
 
-def attempt(cell: Cell, work: Work, out: Path, since: float) -> Outcome:
+def attempt(cell: Cell, work: Callable[[Cell, Path], Outcome], out: Path, since: float) -> Outcome:
     """Do the work of a cell, unless another process is at it: the result, or ``HELD``.
 
     Args:
@@ -239,7 +242,7 @@ def cost_of(cell: Cell, out: Path) -> timing.Cost | Failure:
             return cost
     torch.set_num_threads(1)
     try:
-        cost = {**timing.measure(flow_of(cell, out), test_rows(cell)), "processor": processor}
+        cost = {**timing.measure(flow_of(cell, out), cell.rows()[2]), "processor": processor}
     except Exception as error:  # as in run
         return _fail_with(cell, out, error, "timing: ")
     _write_json(path, cost)
@@ -254,7 +257,7 @@ def flow_of(cell: Cell, out: Path) -> Flow:
     # Of parts that are not registered, so that only its function can build it.
     name = json.loads((folder / layout.RESULT).read_text())["map"]
     fit_map = inside(bounded(cell.bounds), MAPS[name])
-    flow = _built(cell, fit_map(_rows(cell)[0]))
+    flow = _built(cell, fit_map(cell.rows()[0]))
     flow.load_state_dict(torch.load(folder / layout.STATE, weights_only=True))
     return flow.to(cell.device).eval()
 
@@ -284,17 +287,6 @@ def rows_of(
     return train, validation, test
 
 
-def test_rows(cell: Cell) -> Tensor:
-    """The rows that a cell is tested on, (N, D); raises as ``rows_of`` does."""
-    return _rows(cell)[2]
-
-
-def _rows(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
-    return rows_of(
-        cell.source, cell.checksum, cell.dtype, cell.device, cell.dequantise, cell.columns
-    )
-
-
 def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> Failure:
     """Fail with an exception's text; the traceback stays beside the result."""
     with contextlib.suppress(OSError):  # a full disk: the reason itself is what counts
@@ -303,7 +295,7 @@ def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> Fai
 
 
 def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
-    train, validation, test = _rows(cell)
+    train, validation, test = cell.rows()
     if cell.model == GAUSSIAN:
         end = inside(bounded(cell.bounds), whiten)(train)
         flow = registry.build(cell.model, None, end, cell.seed).to(cell.device)
@@ -352,15 +344,18 @@ def _save(flow: Flow, folder: Path) -> None:
 
 def _built(cell: Cell, end: Bijector | None) -> Flow:
     assert end is not None
-    return registry.build(cell.found, cell.depth, end, cell.seed, cell.hidden)
+    return registry.build(cell.located, cell.depth, end, cell.seed, cell.hidden)
 
 
 def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tuple[Flow, Training]:
     """Choose the map, train behind it; the flow, and what the result says of both."""
-    model = registry.find(cell.found)
-    every = cell.validate_every
-    if every is None and cell.steps is not None:
-        every = max(1, cell.steps // cell.validations)
+    model = registry.find(cell.located)
+    every, usual_steps = cell.validate_every, cell.steps
+    if cell.steps is not None:
+        if every is None:
+            every = max(1, cell.steps // cell.validations)
+        else:  # of steps that only patience ends, the choice of a map takes a part of fewer
+            usual_steps = min(cell.steps, cell.validations * every)
     done = fit_behind(
         partial(_built, cell),
         train,
@@ -370,7 +365,7 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
         bounds=bounded(cell.bounds),
         steps=cell.steps,
         seconds=cell.seconds,
-        usual_steps=_usual_steps(cell),
+        usual_steps=usual_steps,
         choice_file=folder / layout.MAP,
         own={
             "validate_every": every,
@@ -394,13 +389,6 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
         "stopped": done.history.stopped,
         "map": done.name,
     }
-
-
-def _usual_steps(cell: Cell) -> int | None:
-    """Steps of which the choice of a map takes a part: of those that only patience ends, fewer."""
-    if cell.steps is None or cell.validate_every is None:
-        return cell.steps
-    return min(cell.steps, cell.validations * cell.validate_every)
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -23,18 +23,18 @@ def refuse_unusable(rows: Dataset) -> None:
             have no full-covariance Gaussian. One line with the remedy.
 
     """
-    place = rows.source if rows.kind == "file" else rows.name
+    name = rows.source if rows.kind == "file" else rows.name
     refuse_single_precision(rows)
     if len(rows.train) <= rows.features:
         raise DataError(
-            f"{place}: {len(rows.train)} training rows for {rows.features} columns leave a "
+            f"{name}: {len(rows.train)} training rows for {rows.features} columns leave a "
             "Gaussian without a density; drop one of the columns at least, or give more rows"
         )
     try:
         whiten(torch.from_numpy(rows.train).float())
     except ValueError as error:  # its own remedies are not at hand on the command line
         raise DataError(
-            f"{place}: some columns are linear combinations of others in the training rows, "
+            f"{name}: some columns are linear combinations of others in the training rows, "
             "which have no density then; drop one of the columns"
         ) from error
 
@@ -52,26 +52,26 @@ def refuse_single_precision(rows: Dataset | Streamed, still: Sequence[str] = ())
 
     """
     if isinstance(rows, Streamed):
-        place, summary = rows.source, rows.summary
+        name, summary = rows.source, rows.summary
     else:
-        place, summary = rows.source if rows.kind == "file" else rows.name, _summary(rows)
+        name, summary = rows.source if rows.kind == "file" else rows.name, _summary(rows)
     limits = np.finfo(np.float32)
     for column, largest, mean, spread, change in zip(rows.columns, *summary, strict=True):
         if largest > limits.max:
             raise DataError(
-                f"{place}: column {column!r} has values beyond {limits.max:.0e}, the largest in "
+                f"{name}: column {column!r} has values beyond {limits.max:.0e}, the largest in "
                 "float32; divide the column by a constant"
             )
         if column in still:
             continue
         if spread < limits.tiny:
             raise DataError(
-                f"{place}: column {column!r} has a spread of {spread:.0e}, below the least in "
+                f"{name}: column {column!r} has a spread of {spread:.0e}, below the least in "
                 "float32; multiply the column by a constant"
             )
         if change > CHANGE * spread:
             raise DataError(
-                f"{place}: column {column!r} {far_from_zero(float(spread), float(mean))}"
+                f"{name}: column {column!r} {far_from_zero(float(spread), float(mean))}"
             )
     if isinstance(rows, Streamed):
         some = np.asarray(rows.every(quantised.EXAMINED), np.float64)
@@ -81,7 +81,7 @@ def refuse_single_precision(rows: Dataset | Streamed, still: Sequence[str] = ())
         every = np.concatenate([part, rows.validation, rows.test], dtype=np.float64)
         train = np.asarray(rows.train, np.float64)
         looks = [(train, summary.mean, summary.spread), (every, every.mean(0), every.std(0))]
-    checked = [i for i, name in enumerate(rows.columns) if name not in still]
+    checked = [i for i, column in enumerate(rows.columns) if column not in still]
     labels = [repr(rows.columns[i]) for i in checked]
     chosen: list[int] | slice = checked if still else slice(None)  # a slice copies nothing
     try:
@@ -93,7 +93,7 @@ def refuse_single_precision(rows: Dataset | Streamed, still: Sequence[str] = ())
                 "the rows", values, centre, width, torch.float32, labels, in_order=False
             )
     except ValueError as error:
-        raise DataError(f"{place}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
 
 
 def _summary(rows: Dataset) -> Summary:

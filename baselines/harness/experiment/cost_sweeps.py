@@ -50,7 +50,7 @@ def measure(
 
     def keep(cell: Cell, file: str, records_of: Callable[[Flow, Tensor, bool], list[Made]]) -> None:
         def make() -> list[Made]:
-            return records_of(cells.flow_of(cell, out), cells.test_rows(cell), quick)
+            return records_of(cells.flow_of(cell, out), cell.rows()[2], quick)
 
         try:
             scaling.kept_or_made(cell.folder(out) / file, key, make)
@@ -60,7 +60,7 @@ def measure(
     for cell in _chosen(todo, out):
         if comparison == "sampling":
             keep(cell, layout.ROWS, scaling.by_rows)
-        elif cell.model != GAUSSIAN and registry.solvers(cell.found):
+        elif cell.model != GAUSSIAN and registry.solvers(cell.located):
             keep(cell, layout.STEPS, depth.solver_steps)
     axis = _SWEEPS[comparison]
     say(f"timing untrained models against {'dimension' if axis == 'features' else 'depth'}")

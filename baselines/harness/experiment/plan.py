@@ -206,7 +206,7 @@ def _views(
     plan: Plan, cell: Cell, deep: int, rows: data.Dataset, parameters: int | None
 ) -> Iterator[Cell]:
     """A model's cell in each view: with the widths, and with what ends the training."""
-    model = registry.find(cell.found)
+    model = registry.find(cell.located)
     own_steps = model.quick_steps if plan.quick else model.steps
     ended = replace(cell, steps=own_steps if plan.steps is None else plan.steps)
     if plan.is_patient:
@@ -218,7 +218,7 @@ def _views(
             schedule="plateau",
         )
     if parameters is not None:
-        hidden = widths.solved(cell.found, rows.features, deep, parameters)
+        hidden = widths.solved(cell.located, rows.features, deep, parameters)
         yield replace(ended, view="parameters", hidden=hidden)
     if plan.budget is not None:
         yield replace(cell, view="budget", steps=plan.steps, seconds=plan.budget)

@@ -88,7 +88,7 @@ def line(cell: Cell, result: Result | Failure) -> str:
     """Return what is said of a cell."""
     name = f"{cell.data} {cell.model}"
     if cell.depth is not None:
-        name += f" {registry.find(cell.found).counted(cell.depth)}"
+        name += f" {registry.find(cell.located).counted(cell.depth)}"
     if cell.view != "default":
         name += f" {cell.view}"
     if cell.seed:

@@ -210,13 +210,14 @@ def _time(todo: Sequence[Cell], out: Path) -> list[tuple[Cell, Failure]]:
 def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
     """Write manifest.json; return when, by the clock of its file system."""
     path = plan.out / layout.MANIFEST
+    origins = dict(model_names(plan.models))
     manifest = {
         "command": plan.command,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "comparison": plan.comparison,
         "seed": list(plan.seeds),
-        "models": [name for name, _ in model_names(plan.models)],
-        "labels": {name: registry.find(found).label for name, found in model_names(plan.models)},
+        "models": list(origins),
+        "labels": {name: registry.find(origin).label for name, origin in origins.items()},
         "steps": plan.steps,
         "budget": plan.budget,
         "parameters": plan.parameters,
@@ -244,8 +245,8 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
         "dtype": "float32",
         "solver": {
             name: solvers
-            for name, found in model_names(plan.models)
-            if (solvers := registry.solvers(found))
+            for name, origin in origins.items()
+            if (solvers := registry.solvers(origin))
         },
         "data": {
             name: {
@@ -261,18 +262,11 @@ def _write_manifest(plan: Plan, sets: Sets, todo: Sequence[Cell]) -> float:
             for name, (_, rows) in sets.items()
         },
         "cells": {
-            cell.key: {
-                "data": cell.data,
-                "model": cell.model,
-                "depth": cell.depth,
-                "seed": cell.seed,
-                "view": cell.view,
-            }
+            cell.key: {n: getattr(cell, n) for n in ("data", "model", "depth", "seed", "view")}
             for cell in todo
         },
     }
-    text = json.dumps(manifest, indent=1) + "\n"
-    write_whole(path, text)
+    write_whole(path, json.dumps(manifest, indent=1) + "\n")
     return path.stat().st_mtime
 
 

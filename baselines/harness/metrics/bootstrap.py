@@ -52,18 +52,13 @@ def intervals(
     sound = np.isfinite(values).all(axis=1) & (values.shape[1] > 1)
     with np.errstate(invalid="ignore"):
         means = values.mean(axis=1) if values.shape[1] else np.full(len(values), math.nan)
-    found = [Interval(float(mean), math.nan, math.nan) for mean in means]
-    if not sound.any():
-        return found
-    rng = np.random.default_rng(seed)
-    centred = values[sound] - means[sound, None]
-    sums, sizes = _grouped(centred, rng)
-    drawn = _drawn_means(sums, sizes, resamples, rng)
-    ends = _bca_ends(drawn, _acceleration(sums), level)
-    for place, (low, high) in zip(np.flatnonzero(sound), ends, strict=True):
-        mean = found[place].mean
-        found[place] = Interval(mean, mean + low, mean + high)
-    return found
+    ends = np.full((len(means), 2), math.nan)
+    if sound.any():
+        rng = np.random.default_rng(seed)
+        sums, sizes = _grouped(values[sound] - means[sound, None], rng)
+        drawn = _drawn_means(sums, sizes, resamples, rng)
+        ends[sound] = means[sound, None] + _bca_ends(drawn, _acceleration(sums), level)
+    return [Interval(*triple) for triple in np.column_stack([means, ends]).tolist()]
 
 
 def mean_and_error(values: Array) -> tuple[float, float]:

@@ -66,16 +66,20 @@ def solver_gap(
 
 @torch.no_grad()
 def scored(
-    flow: Flow, x: Tensor, context: Tensor | None, device: torch.device | str, batch_size: int
+    flow: Flow,
+    x: Tensor,
+    context: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 2000,
 ) -> Tensor:
     """Log p of rows, on the CPU, (N, D) -> (N,): -inf outside of the flow's support.
 
     Args:
         flow: on the device.
-        x: (N, D), on any.
+        x: (N, D), of which so many rows at a time are brought to the device.
         context: (N, C), or (1, C) for all rows.
-        device: where so many rows at a time are brought.
-        batch_size: these.
+        device: of the flow.
+        batch_size: rows at a time.
 
     """
     log_prob = []
@@ -102,7 +106,7 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
     size = GRID // 2 if flow.is_continuous else GRID
     x, y = (torch.linspace(*ends, size, dtype=torch.float64) for ends in ((x0, x1), (y0, y1)))
     grid = torch.cartesian_prod(y, x).flip(1).to(rows)
-    density = scored(flow, grid, None, rows.device, GRID * 40).clamp(min=NOTHING)
+    density = scored(flow, grid, device=rows.device, batch_size=GRID * 40).clamp(min=NOTHING)
     density = density.view(1, 1, size, size)
     density = F.interpolate(density, (GRID, GRID), mode="bilinear", align_corners=True)
     torch.manual_seed(0)

@@ -26,8 +26,8 @@ def resident_mb(field: str = "VmRSS") -> float:
 
         scale = 2**20 if os.uname().sysname == "Darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-    found = re.search(rf"{field}:\s+(\d+) kB", status)
-    return int(found[1]) / 1024 if found else 0.0
+    told = re.search(rf"{field}:\s+(\d+) kB", status)
+    return int(told[1]) / 1024 if told else 0.0
 
 
 def forget_peak(device: str) -> None:
@@ -81,19 +81,19 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> object:
         out = func(*args, **(kwargs or {}))
         # What was there already is no cost of the call: a view of a weight, an output given.
-        given = {
+        inputs = {
             value.untyped_storage()._cdata
             for value in tree_iter((args, kwargs))
             if isinstance(value, Tensor)
         }
         for value in tree_iter(out):
             if isinstance(value, Tensor):
-                self._follow(value.untyped_storage(), given)
+                self._follow(value.untyped_storage(), inputs)
         return out
 
-    def _follow(self, storage: UntypedStorage, given: set[int]) -> None:
+    def _follow(self, storage: UntypedStorage, inputs: set[int]) -> None:
         key = storage._cdata
-        if key in self.alive or key in given:
+        if key in self.alive or key in inputs:
             return
         self.alive[key] = storage.nbytes()
         self.now += self.alive[key]

@@ -15,8 +15,8 @@ from baselines.harness.plots.style import (
     drawing,
     floor,
     grid_of,
+    label_if_log,
     legend,
-    log_axis,
     marks,
     named_panels,
     panels_of,
@@ -111,11 +111,11 @@ def front(groups: Sequence[Group]) -> Figure | None:
             axes.step(*zip(*best, strict=True), where="post", color="#999999", lw=1, zorder=1)
             axes.set_xscale("log")
             axes.margins(0.12)
-            _number(axes)
+            label_if_log(axes.xaxis)
             plain(axes, name)
         figure.supxlabel("ms per 1000 samples (left is better)", fontsize=9)
         figure.supylabel("test log-likelihood in nats", fontsize=9)
-        legend(figure, {s.model: s.label for _, _, entries in panels for s in entries}, style)
+        legend(figure, {s.model: s.label for s in places}, style)
     return figure
 
 
@@ -132,28 +132,21 @@ def growth(records: Sequence[Sized], axis: str, labels: Mapping[str, str]) -> Fi
         for axes, what in zip(grid, ("density", "sample"), strict=True):
             for (model, way), points in _series(measured, what).items():
                 colour, marker, edge = style[model]
-                axes.plot(
-                    [point["size"] for point in points],
-                    [point["ms"] for point in points],
-                    color=colour,
-                    ls=_DASHED if way == "sequential" else "-",
-                    marker=marker,
-                    ms=5,
-                    mec=colour if way == "sequential" else edge,
-                    mew=0.6,
-                    lw=1.2,
-                    mfc="white" if way == "sequential" else colour,
-                )
+                x, y = [point["size"] for point in points], [point["ms"] for point in points]
+                draw = partial(axes.plot, x, y, color=colour, marker=marker, ms=5, mew=0.6, lw=1.2)
+                if way == "sequential":
+                    draw(ls=_DASHED, mec=colour, mfc="white")
+                else:
+                    draw(ls="-", mec=edge, mfc=colour)
             axes.set(xscale="log", yscale="log")
             axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axes.minorticks_off()
             plain(axes, {"density": "1000 densities", "sample": "1000 samples"}[what])
             axes.set_xlabel(axis)
-        low = min(axes.get_ylim()[0] for axes in grid)
-        high = max(axes.get_ylim()[1] for axes in grid)
+        lows, highs = zip(*(axes.get_ylim() for axes in grid), strict=True)
         for axes in grid:
-            axes.set_ylim(low, high)
-            log_axis(axes.yaxis, np.log10(high / low))
+            axes.set_ylim(min(lows), max(highs))
+            label_if_log(axes.yaxis)
         grid[0].set_ylabel("milliseconds")
         legend(figure, names, style)
     return figure
@@ -190,7 +183,7 @@ def depth_curves(discrete: Sequence[Line], continuous: Sequence[Line], name: str
             row[0].set_ylabel(title)
             _share(list(row))
             for axes in row:
-                _number(axes, "y")
+                label_if_log(axes.yaxis)
         grid[0, 0].set_title(clip(name, 40), loc="left")
         _kinds(grid[0, -1], dashes)
         legend(figure, {line.model: line.label for line in lines}, style)
@@ -238,26 +231,25 @@ def _histories(groups: Sequence[Group], histories: Histories, x: str, y: str) ->
         figure, panels = named_panels(trained, 4.6, 3.2)
         for axes, name, entries in panels:
             shown: list[float] = []
-            for s in entries:
+            for s, row in [(group, row) for group in entries for row in group.rows]:
+                lines = histories.get(row.cell, ())[1:]
+                pairs = [(getattr(line, x), getattr(line, y)) for line in lines]
+                pairs = [pair for pair in pairs if all(map(finite, pair))]
+                shown += [value for _, value in pairs]
                 colour, marker, _ = style[s.model]
-                for row in s.rows:
-                    lines = histories.get(row.cell, ())[1:]
-                    pairs = [(getattr(line, x), getattr(line, y)) for line in lines]
-                    pairs = [pair for pair in pairs if all(map(finite, pair))]
-                    shown += [value for _, value in pairs]
-                    places, values = zip(*pairs, strict=True) if pairs else ((), ())
-                    axes.plot(places, values, color=colour, marker=marker, ms=3, mew=0, lw=1)
+                places, values = zip(*pairs, strict=True) if pairs else ((), ())
+                axes.plot(places, values, color=colour, marker=marker, ms=3, mew=0, lw=1)
             if y == "validation" and len(shown) > 4:
                 # A first validation far below would leave the rest no room.
                 low, high = np.quantile(shown, (0.1, 1.0))
                 axes.set_ylim(low - 0.15 * (high - low), high + 0.08 * (high - low))
             if x == "seconds":
                 axes.set_xscale("log")
-                _number(axes)
+                label_if_log(axes.xaxis)
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             plain(axes, name)
-        legend(figure, {s.model: s.label for _, _, entries in panels for s in entries}, style)
+        legend(figure, {s.model: s.label for s in trained}, style)
     return figure
 
 
@@ -289,55 +281,35 @@ def _curve(axes: Axes, line: Line, measure: str, mark: Mark, dashes: Dashes) -> 
         points = [(x, y) for x, y in points if y > 0]
     if points:
         colour, marker, edge = mark
-        places, values = zip(*points, strict=True)
-        axes.plot(
-            places,
-            values,
-            color=colour,
-            marker=marker,
-            ms=4.5,
-            mec=edge,
-            mew=0.6,
-            lw=1.2,
-            ls=dashes,
-        )
+        draw = partial(axes.plot, *zip(*points, strict=True), mec=edge, mew=0.6, lw=1.2)
+        draw(color=colour, marker=marker, ms=4.5, ls=dashes)
 
 
 def _ticks(axes: Axes, side: Sequence[Line]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
     values = sorted({x for line in side for x, _ in line.points})
     if len(values) > 7:
-        _number(axes)
+        label_if_log(axes.xaxis)
     else:
-        axes.set_xticks(values)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _number(axes: Axes, which: str = "x") -> None:
-    """Label an axis in plain numbers if it is a log one."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if axis.get_scale() == "log":
-        low, high = axis.get_view_interval()
-        log_axis(axis, float(np.log10(high / low)))
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
 
 
 def _share(row: Sequence[Axes]) -> None:
     """Give the panels of a row the same limits, so that both families can be compared."""
     drawn = [axes for axes in row if axes.lines]
-    if drawn:
-        low = min(axes.get_ylim()[0] for axes in drawn)
-        high = max(axes.get_ylim()[1] for axes in drawn)
-        # What one panel has lowest or highest should not lie on the edge of all.
-        if drawn[0].get_yscale() == "log":
-            margin = (high / low) ** 0.05
-            low, high = low / margin, high * margin
-        else:
-            margin = 0.05 * (high - low)
-            low, high = low - margin, high + margin
-        for axes in row:
-            axes.set_ylim(low, high)
+    if not drawn:
+        return
+    lows, highs = zip(*(axes.get_ylim() for axes in drawn), strict=True)
+    low, high = min(lows), max(highs)
+    # What one panel has lowest or highest should not lie on the edge of all.
+    if drawn[0].get_yscale() == "log":
+        margin = (high / low) ** 0.05
+        low, high = low / margin, high * margin
+    else:
+        margin = 0.05 * (high - low)
+        low, high = low - margin, high + margin
+    for axes in row:
+        axes.set_ylim(low, high)
 
 
 def _kinds(axes: Axes, dashes: Mapping[str, Dashes]) -> None:

@@ -28,10 +28,10 @@ def name_diagonal(axes: Axes, points: Sequence[tuple[float, float]], text: str) 
     places = np.linspace(0.1, 0.88, 27)
     at = (np.log10(points) - low) / (high - low)
     nearest = np.hypot(*(places[:, None, None] - at[None]).transpose(2, 0, 1)).min(axis=1)
-    place = float(places[nearest.argmax()])
+    farthest = float(places[nearest.argmax()])
     axes.annotate(
         text,
-        (place, place),
+        (farthest, farthest),
         xycoords="axes fraction",
         xytext=(3, -3),
         textcoords="offset points",
@@ -107,7 +107,7 @@ def _place(
         box = _extents(Text.get_window_extent(text).padded(scale))  # without the leader
         leader = here + np.linspace(0, scale, 12)[:, None] * (x, y)
         free = not _overlap(taken, box).any()
-        free &= not any(_overlap(others, np.tile(place, 2)).any() for place in leader)
+        free &= not any(_overlap(others, np.tile(point, 2)).any() for point in leader)
         if free and (box[:2] >= room[:2]).all() and (box[2:] <= room[2:]).all():
             if distance < 12 and text.arrow_patch is not None:
                 text.arrow_patch.set_visible(False)  # a name this near needs no leader

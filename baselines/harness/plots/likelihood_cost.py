@@ -14,11 +14,10 @@ from baselines.harness.plots import labels
 from baselines.harness.plots.style import (
     Mark,
     drawing,
-    encode,
     floor,
     grid_of,
+    label_if_log,
     legend,
-    log_axis,
     marks,
     named_panels,
     plain,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Mark", "cost", "densities", "encode", "likelihood", "marks"]
+__all__ = ["cost", "densities", "likelihood"]
 
 Array = NDArray[np.float64]
 Picture = Mapping[str, Array]
@@ -145,7 +144,8 @@ def _dots(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, M
             "mew": 0.6,
             "clip_on": False,
         }
-        for (value, error), shift in zip(seeds, _spaced(len(seeds)), strict=True):
+        shifts = np.linspace(-0.26, 0.26, len(seeds)) if len(seeds) > 1 else [0.0]
+        for (value, error), shift in zip(seeds, shifts, strict=True):
             if value < least:
                 across = axes.get_yaxis_transform()
                 axes.plot(0, y + shift, marker=CARETLEFT, transform=across, **drawn)
@@ -168,11 +168,6 @@ def _dots(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, M
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(clip(name, 40), loc="left")
-
-
-def _spaced(count: int) -> list[float]:
-    """Offsets that keep the seeds of one model apart."""
-    return [0.0] if count == 1 else list(np.linspace(-0.26, 0.26, count))
 
 
 def _times(s: Group) -> tuple[float, float] | None:
@@ -198,7 +193,7 @@ def _costs(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, 
     low, high = _decades([value for pair in times.values() for value in pair])
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
     for axis in (axes.xaxis, axes.yaxis):
-        log_axis(axis, math.log10(high / low))
+        label_if_log(axis)
     axes.plot([low, high], [low, high], color="#999999", ls=(0, (4, 3)), lw=1, zorder=0)
     last = deepest(entries)
     for model, view in dict.fromkeys((s.model, s.view) for s in entries):

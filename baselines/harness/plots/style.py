@@ -26,8 +26,8 @@ __all__ = [
     "encode",
     "floor",
     "grid_of",
+    "label_if_log",
     "legend",
-    "log_axis",
     "marks",
     "named_panels",
     "panels_of",
@@ -159,23 +159,16 @@ def plain(axes: Axes, title: str = "") -> None:
         axes.set_title(clip(title, 36), loc="left")
 
 
-def log_axis(axis: Axis, decades: float) -> None:
-    """Label a log axis in plain numbers: mathematics is not parsed, since names may hold dollars.
+def label_if_log(axis: Axis) -> None:
+    """Label a log axis in plain numbers: mathematics is not parsed, as names may hold dollars."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    Args:
-        axis: of x or y.
-        decades: that it spans; few leave room for 1, 2 and 5.
-
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain_number(value)))
+    if axis.get_scale() != "log":
+        return
+    low, high = axis.get_view_interval()  # few decades leave room for 1, 2 and 5
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.log10(high / low) < 2 else (1,)))
+    axis.set_major_formatter(lambda v, _: f"{v:,g}" if v >= 1e-3 else f"{v:.0e}")
     axis.set_minor_locator(NullLocator())  # half the time of a picture, and the grid is there
-
-
-def _plain_number(value: float) -> str:
-    return f"{value:,g}" if value >= 1e-3 else f"{value:.0e}"
 
 
 def floor(points: Iterable[tuple[float, float | None]]) -> float:

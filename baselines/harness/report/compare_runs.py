@@ -40,8 +40,8 @@ def side_by_side(first: Path, second: Path) -> list[Table]:
     """
     results = [load(Path(directory)) for directory in (first, second)]
     ours, theirs = (
-        {(s.dataset, s.model, s.depth, s.view): s for s in found.settings if s.rows}
-        for found in results
+        {(s.dataset, s.model, s.depth, s.view): s for s in run.settings if s.rows}
+        for run in results
     )
     common = [key for key in ours if key in theirs]
     if not common:
@@ -51,7 +51,7 @@ def side_by_side(first: Path, second: Path) -> list[Table]:
         )
     tables = []
     for name in dict.fromkeys(key[0] for key in common):
-        one, other = (found.data.get(name, {}).get("checksum") for found in results)
+        one, other = (run.data.get(name, {}).get("checksum") for run in results)
         same = one == other is not None
         pairs = [(ours[key], theirs[key]) for key in common if key[0] == name]
         digits = likelihood_digits(s for pair in pairs for s in pair)

@@ -20,7 +20,7 @@ from baselines.harness.results.number_format import clip
 from baselines.harness.results.records import Row
 from cflows.core.atomic_write import write_whole
 
-__all__ = ["ReportError", "rows", "summary", "write"]
+__all__ = ["ReportError", "files", "rows", "summary", "write"]
 
 _TITLES = {
     "likelihood": "Normalizing flows compared: likelihood",
@@ -52,23 +52,35 @@ _SEEDS = (
 
 
 def write(directory: Path) -> Path:
-    """Write results.csv, report.md, .html, .tex and the pictures; return the path of report.html.
+    """Write the files of a report; return the path of report.html.
 
-    Raises `ReportError` where the directory is missing or holds no cells, or a file is broken.
+    Raises:
+        ReportError: the directory is missing or holds no cells, or a file is broken.
+        OSError: a file cannot be written.
+
     """
-    results = load(Path(directory))
+    for path, content in files(directory):
+        write_whole(path, content)
+    return path
+
+
+def files(directory: Path) -> Iterator[tuple[Path, str | bytes]]:
+    """Yield each file of a report with what stands in it: pictures, tables, report.html the last.
+
+    Raises `ReportError` as `write` does.
+    """
+    directory = Path(directory)
+    results = load(directory)
     pictures = list(gallery.pictures(results))
     for stem, _, png, svg in pictures:
-        write_whole(results.directory / f"{stem}.png", png)
-        write_whole(results.directory / f"{stem}.svg", svg)
-    write_whole(results.directory / "results.csv", _csv(map(vars, results.rows)))
+        yield directory / f"{stem}.png", png
+        yield directory / f"{stem}.svg", svg
+    yield directory / "results.csv", _csv(map(vars, results.rows))
     for name, lines in _measurements(results):
-        write_whole(results.directory / name, _csv(lines))
+        yield directory / name, _csv(lines)
     content = _content(results) | {"pictures": pictures}
     for kind in ("md", "tex", "html"):
-        path = results.directory / f"report.{kind}"
-        write_whole(path, render(kind, **content))
-    return path
+        yield directory / f"report.{kind}", render(kind, **content)
 
 
 def rows(directory: Path) -> list[Row]:

@@ -53,6 +53,7 @@ class Results:
         manifest: manifest.json.
         rows: of results.csv.
         settings: the rows of one (data set, model, depth, view) together, in order.
+        labels: how tables and pictures write the models, by their names.
 
     """
 
@@ -60,11 +61,7 @@ class Results:
     manifest: dict[str, object]
     rows: list[Row]
     settings: list[Group]
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """How tables and pictures write the models, by their names."""
-        return _labels(self.manifest)
+    labels: dict[str, str]
 
     @property
     def data(self) -> dict[str, dict[str, object]]:
@@ -102,7 +99,8 @@ def load(directory: Path) -> Results:
         own, other = vectors.get(row.cell), reference(row, rows, vectors)
         if own is not None and other is not None and (gain := paired(own, other)):
             rows[i] = replace(row, gain_over_gaussian=gain[0], gain_over_gaussian_2se=gain[1])
-    return Results(directory, manifest, rows, settings(rows, vectors, _labels(manifest)))
+    labels = _labels(manifest)
+    return Results(directory, manifest, rows, settings(rows, vectors, labels), labels)
 
 
 def _object(manifest: Mapping[str, object], key: str) -> dict[str, object]:
@@ -207,10 +205,10 @@ def _order(manifest: Mapping[str, object]) -> Callable[[Row], tuple[object, ...]
 
     def key(row: Row) -> tuple[object, ...]:
         depth, seed = (-1 if value is None else value for value in (row.depth, row.seed))
-        place = data.get(row.dataset, len(data)), row.dataset
+        dataset = data.get(row.dataset, len(data)), row.dataset
         model = models.get(row.model, len(models)), row.model
         views = ("default", "parameters", "budget", row.view)
-        return (*place, *model, views.index(row.view), depth, seed, row.cell)
+        return (*dataset, *model, views.index(row.view), depth, seed, row.cell)
 
     return key
 
@@ -245,23 +243,21 @@ def records(path: Path) -> list[Any]:
 
 def measured(results: Results, file: str) -> dict[str, Measured]:
     """Return, by data set, each setting with the records in that file of its first cell."""
-    found: dict[str, Measured] = {}
+    sets: dict[str, Measured] = {}
     for s in results.settings:
-        for row in s.rows:
-            if lines := records(results.file(row, file)):
-                found.setdefault(s.dataset, []).append((s, lines))
-                break
-    return found
+        if lines := next(filter(None, (records(results.file(row, file)) for row in s.rows)), None):
+            sets.setdefault(s.dataset, []).append((s, lines))
+    return sets
 
 
 def histories(results: Results) -> dict[str, list[Record]]:
     """Return the lines of history.jsonl of every finished cell that has one."""
-    found: dict[str, list[Record]] = {}
+    lines: dict[str, list[Record]] = {}
     for row in results.rows:
         path = results.file(row, layout.HISTORY)
         if row.is_finished and path.exists():
             try:
-                found[row.cell] = History.read(path).records
+                lines[row.cell] = History.read(path).records
             except (LoadError, OSError, UnicodeDecodeError) as error:
                 raise ReportError(f"{one_line(error)}: remove its cell and run again") from error
-    return found
+    return lines
