@@ -33,12 +33,7 @@ class ClusterError(ValueError):
 
 @dataclass(frozen=True)
 class Lost:
-    """What stands for a result where a job ended without one.
-
-    Attributes:
-        reason: in one line.
-
-    """
+    """What stands for a result where a job ended without one, with the reason in one line."""
 
     reason: str
 

@@ -114,11 +114,7 @@ class Plan:
 def default_seeds(comparison: str, *, quick: bool, bare: bool) -> tuple[int, ...]:
     """Return the seeds where none were given: three, or one for a first look.
 
-    Args:
-        comparison: a name in ``COMPARISONS``.
-        quick: whether it was asked for.
-        bare: whether a compare chooses neither its data nor its models, or cuts its steps.
-
+    A compare is `bare` that chooses neither its data nor its models, or cuts its steps.
     """
     return SEEDS[:1] if quick or (comparison == "compare" and bare) else SEEDS
 

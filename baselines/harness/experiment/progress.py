@@ -24,12 +24,8 @@ class Progress:
     """Count cells as they end.
 
     The time that is left is guessed from the work that is done: cells differ by orders of
-    magnitude, and how long the first ones took says how long the others will.
-
-    Args:
-        cells: all that there are.
-        work: what a cell takes beside others.
-
+    magnitude, and how long the first ones took says how long the others will. `work` tells what a
+    cell takes beside others.
     """
 
     def __init__(self, cells: Sequence[Cell], work: Callable[[Cell], float]) -> None:
@@ -52,14 +48,7 @@ class Progress:
             self._bar.close()
 
     def ended(self, cell: Cell, result: Result | Failure, *, before: bool = False) -> None:
-        """Print a cell's line.
-
-        Args:
-            cell: the cell.
-            result: its result.
-            before: whether it was there when the command began, and has cost nothing.
-
-        """
+        """Print a cell's line; what was there `before` the command began has cost nothing."""
         self._count += 1
         self._left -= self._work(cell)
         if not before:

@@ -60,14 +60,10 @@ class Cost(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long to measure.
+    """How long to measure: repeats after a call to warm up, three at least, within the patience.
 
-    Attributes:
-        repeats: of a call, after one to warm up; three at least where the patience ends before.
-        patience: seconds of repeats.
-        longest: seconds of a call beyond which it is neither repeated nor its memory followed; its
-            first run then stands for it.
-
+    A call of more than `longest` seconds is neither repeated nor its memory followed; its first run
+    then stands for it.
     """
 
     repeats: int = 7

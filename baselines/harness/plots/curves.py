@@ -10,18 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.harness.metrics.scaling import Sized
-from baselines.harness.plots.style import (
-    Mark,
-    drawing,
-    floor,
-    grid_of,
-    label_if_log,
-    legend,
-    marks,
-    named_panels,
-    panels_of,
-    plain,
-)
+from baselines.harness.plots import style
 from baselines.harness.results.aggregate import Group, deepest, name_of
 from baselines.harness.results.number_format import clip, finite, significant
 from cflows.training.history import Record
@@ -87,16 +76,16 @@ def front(groups: Sequence[Group]) -> Figure | None:
     places = {s: (c, v) for s, v, c in costs if finite(v) and finite(c) and c > 0}
     if not places:
         return None
-    style = marks(s.model for s in groups)
-    with drawing():
-        figure, panels = named_panels(list(places), 4.6, 3.6)
+    marks = style.marks(s.model for s in groups)
+    with style.drawing():
+        figure, panels = style.named_panels(list(places), 4.6, 3.6)
         for axes, name, entries in panels:
-            least = floor((places[s][1], s.likelihood[1]) for s in entries)
+            least = style.floor((places[s][1], s.likelihood[1]) for s in entries)
             last = deepest(entries)  # more numbers than these would overlap
             note = partial(axes.annotate, textcoords="offset points", fontsize=7, color="#666666")
             for s in entries:
                 cost, value = places[s]
-                colour, marker, edge = style[s.model]
+                colour, marker, edge = marks[s.model]
                 draw = partial(axes.plot, color=colour, mec=edge, mew=0.6, ms=6.5, zorder=3)
                 if value < least:
                     below = axes.get_xaxis_transform()
@@ -111,11 +100,11 @@ def front(groups: Sequence[Group]) -> Figure | None:
             axes.step(*zip(*best, strict=True), where="post", color="#999999", lw=1, zorder=1)
             axes.set_xscale("log")
             axes.margins(0.12)
-            label_if_log(axes.xaxis)
-            plain(axes, name)
+            style.label_if_log(axes.xaxis)
+            style.plain(axes, name)
         figure.supxlabel("ms per 1000 samples (left is better)", fontsize=9)
         figure.supylabel("test log-likelihood in nats", fontsize=9)
-        legend(figure, {s.model: s.label for s in places}, style)
+        style.legend(figure, {s.model: s.label for s in places}, marks)
     return figure
 
 
@@ -126,12 +115,12 @@ def growth(records: Sequence[Sized], axis: str, labels: Mapping[str, str]) -> Fi
     if len(sizes) < 2:
         return None
     names = {record["model"]: labels.get(record["model"], record["model"]) for record in measured}
-    style = marks(names)
-    with drawing():
-        figure, grid = panels_of(2, 4.6, 3.8)
+    marks = style.marks(names)
+    with style.drawing():
+        figure, grid = style.panels_of(2, 4.6, 3.8)
         for axes, what in zip(grid, ("density", "sample"), strict=True):
             for (model, way), points in _series(measured, what).items():
-                colour, marker, edge = style[model]
+                colour, marker, edge = marks[model]
                 x, y = [point["size"] for point in points], [point["ms"] for point in points]
                 draw = partial(axes.plot, x, y, color=colour, marker=marker, ms=5, mew=0.6, lw=1.2)
                 if way == "sequential":
@@ -141,14 +130,14 @@ def growth(records: Sequence[Sized], axis: str, labels: Mapping[str, str]) -> Fi
             axes.set(xscale="log", yscale="log")
             axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axes.minorticks_off()
-            plain(axes, {"density": "1000 densities", "sample": "1000 samples"}[what])
+            style.plain(axes, {"density": "1000 densities", "sample": "1000 samples"}[what])
             axes.set_xlabel(axis)
         lows, highs = zip(*(axes.get_ylim() for axes in grid), strict=True)
         for axes in grid:
             axes.set_ylim(min(lows), max(highs))
-            label_if_log(axes.yaxis)
+            style.label_if_log(axes.yaxis)
         grid[0].set_ylabel("milliseconds")
-        legend(figure, names, style)
+        style.legend(figure, names, marks)
     return figure
 
 
@@ -163,30 +152,30 @@ def depth_curves(discrete: Sequence[Line], continuous: Sequence[Line], name: str
     if not sides:
         return None
     lines = [line for side, _ in sides for line in side]
-    style = marks(line.model for line in lines)
+    marks = style.marks(line.model for line in lines)
     kinds = list(dict.fromkeys(line.what for line in continuous if len(line.points) > 1))
     ways: tuple[Dashes, ...] = ("-", _DASHED, (0, (1, 1.5)))
     dashes = dict(zip(kinds, ways, strict=False))
-    with drawing():
-        figure, grid = grid_of(len(_MEASURES), len(sides), 4.4, 1.75)
+    with style.drawing():
+        figure, grid = style.grid_of(len(_MEASURES), len(sides), 4.4, 1.75)
         for row, (measure, title, log) in zip(grid, _MEASURES, strict=True):
             for axes, (side, axis) in zip(row, sides, strict=True):
                 for line in side:
-                    _curve(axes, line, measure, style[line.model], dashes.get(line.what, "-"))
+                    _curve(axes, line, measure, marks[line.model], dashes.get(line.what, "-"))
                 axes.set_xscale("log")
                 if log and axes.lines:
                     axes.set_yscale("log")
-                plain(axes)
+                style.plain(axes)
                 _ticks(axes, side)
                 if measure == _MEASURES[-1][0]:
                     axes.set_xlabel(axis)
             row[0].set_ylabel(title)
             _share(list(row))
             for axes in row:
-                label_if_log(axes.yaxis)
+                style.label_if_log(axes.yaxis)
         grid[0, 0].set_title(clip(name, 40), loc="left")
         _kinds(grid[0, -1], dashes)
-        legend(figure, {line.model: line.label for line in lines}, style)
+        style.legend(figure, {line.model: line.label for line in lines}, marks)
     return figure
 
 
@@ -195,8 +184,8 @@ def trajectories(columns: Sequence[tuple[Group, Mapping[str, Array]]]) -> Figure
     shown = [(s, picture) for s, picture in columns if "paths" in picture]
     if not shown:
         return None
-    with drawing():
-        figure, grid = panels_of(len(shown), 3.4, 3.5)
+    with style.drawing():
+        figure, grid = style.panels_of(len(shown), 3.4, 3.5)
         for axes, (s, picture) in zip(grid, shown, strict=True):
             paths = picture["paths"]  # (T, n, 2)
             axes.plot(paths[:, :, 0], paths[:, :, 1], color="#999999", lw=0.4, alpha=0.7)
@@ -226,9 +215,9 @@ def _histories(groups: Sequence[Group], histories: Histories, x: str, y: str) ->
     trained = [s for s in deepest(groups) if any(row.cell in histories for row in s.rows)]
     if not trained:
         return None
-    style = marks(s.model for s in groups)
-    with drawing():
-        figure, panels = named_panels(trained, 4.6, 3.2)
+    marks = style.marks(s.model for s in groups)
+    with style.drawing():
+        figure, panels = style.named_panels(trained, 4.6, 3.2)
         for axes, name, entries in panels:
             shown: list[float] = []
             for s, row in [(group, row) for group in entries for row in group.rows]:
@@ -236,7 +225,7 @@ def _histories(groups: Sequence[Group], histories: Histories, x: str, y: str) ->
                 pairs = [(getattr(line, x), getattr(line, y)) for line in lines]
                 pairs = [pair for pair in pairs if all(map(finite, pair))]
                 shown += [value for _, value in pairs]
-                colour, marker, _ = style[s.model]
+                colour, marker, _ = marks[s.model]
                 places, values = zip(*pairs, strict=True) if pairs else ((), ())
                 axes.plot(places, values, color=colour, marker=marker, ms=3, mew=0, lw=1)
             if y == "validation" and len(shown) > 4:
@@ -245,11 +234,11 @@ def _histories(groups: Sequence[Group], histories: Histories, x: str, y: str) ->
                 axes.set_ylim(low - 0.15 * (high - low), high + 0.08 * (high - low))
             if x == "seconds":
                 axes.set_xscale("log")
-                label_if_log(axes.xaxis)
+                style.label_if_log(axes.xaxis)
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            plain(axes, name)
-        legend(figure, {s.model: s.label for s in trained}, style)
+            style.plain(axes, name)
+        style.legend(figure, {s.model: s.label for s in trained}, marks)
     return figure
 
 
@@ -274,7 +263,7 @@ def _series(records: Sequence[Sized], what: str) -> dict[tuple[str, str], list[S
     return series
 
 
-def _curve(axes: Axes, line: Line, measure: str, mark: Mark, dashes: Dashes) -> None:
+def _curve(axes: Axes, line: Line, measure: str, mark: style.Mark, dashes: Dashes) -> None:
     ordered = sorted(line.points, key=lambda point: point[0])
     points = [(x, y) for x, values in ordered if finite(y := values.get(measure))]
     if measure != _MEASURES[0][0]:
@@ -288,7 +277,7 @@ def _curve(axes: Axes, line: Line, measure: str, mark: Mark, dashes: Dashes) -> 
 def _ticks(axes: Axes, side: Sequence[Line]) -> None:
     values = sorted({x for line in side for x, _ in line.points})
     if len(values) > 7:
-        label_if_log(axes.xaxis)
+        style.label_if_log(axes.xaxis)
     else:
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()

@@ -24,7 +24,7 @@ _AROUND = [0, 180, 315, 135, 90, 270, 45, 225, 345, 165, 300, 120]  # degrees, t
 
 def name_diagonal(axes: Axes, points: Sequence[tuple[float, float]], text: str) -> None:
     """Write along the diagonal of equal log axes, where it is farthest from all points."""
-    low, high = (math.log10(limit) for limit in axes.get_xlim())
+    low, high = np.log10(axes.get_xlim())
     places = np.linspace(0.1, 0.88, 27)
     at = (np.log10(points) - low) / (high - low)
     nearest = np.hypot(*(places[:, None, None] - at[None]).transpose(2, 0, 1)).min(axis=1)
@@ -107,7 +107,7 @@ def _place(
         box = _extents(Text.get_window_extent(text).padded(scale))  # without the leader
         leader = here + np.linspace(0, scale, 12)[:, None] * (x, y)
         free = not _overlap(taken, box).any()
-        free &= not any(_overlap(others, np.tile(point, 2)).any() for point in leader)
+        free &= not any(_overlap(others, np.tile(dot, 2)).any() for dot in leader)
         if free and (box[:2] >= room[:2]).all() and (box[2:] <= room[2:]).all():
             if distance < 12 and text.arrow_patch is not None:
                 text.arrow_patch.set_visible(False)  # a name this near needs no leader

@@ -10,18 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.harness.plots import labels
-from baselines.harness.plots.style import (
-    Mark,
-    drawing,
-    floor,
-    grid_of,
-    label_if_log,
-    legend,
-    marks,
-    named_panels,
-    plain,
-)
+from baselines.harness.plots import labels, style
 from baselines.harness.results.aggregate import Group, deepest, likelihood_digits, name_of
 from baselines.harness.results.number_format import clip, finite, plus_minus
 from baselines.models.model import GAUSSIAN
@@ -41,33 +30,39 @@ def likelihood(groups: Sequence[Group]) -> Figure | None:
     shown = [s for s in deepest(groups) if finite(s.likelihood[0])]
     if not shown:
         return None
-    style, most = marks(s.model for s in groups), max(Counter(s.dataset for s in shown).values())
-    with drawing():
-        figure, panels = named_panels(shown, 5.4, 1.05 + 0.34 * most)
+    marks = style.marks(s.model for s in groups)
+    most = max(Counter(s.dataset for s in shown).values())
+    with style.drawing():
+        figure, panels = style.named_panels(shown, 5.4, 1.05 + 0.34 * most)
         for axes, name, entries in panels:
-            _dots(axes, name, entries, style)
+            _dots(axes, name, entries, marks)
         figure.supxlabel("test log-likelihood in nats, ± 2 s.e. (higher is better)", fontsize=9)
     return figure
 
 
 def cost(groups: Sequence[Group]) -> Figure | None:
     """Return the time of a sample against that of a density; None where neither was measured."""
-    shown = [s for s in groups if _times(s)]
-    if not shown:
+    times = {s: pair for s in groups if (pair := _times(s))}
+    if not times:
         return None
-    style = marks(s.model for s in groups)
-    with drawing():
-        figure, panels = named_panels(shown, 4.6, 4.6)
+    marks = style.marks(s.model for s in groups)
+    with style.drawing():
+        figure, panels = style.named_panels(list(times), 4.6, 4.6)
         for axes, name, entries in panels:
-            _costs(axes, name, entries, style)
+            _costs(axes, name, {s: times[s] for s in entries}, marks)
             axes.set_xlabel("ms per 1000 densities")
         panels[0][0].set_ylabel("ms per 1000 samples")
         figure.draw_without_rendering()  # where the points lie is known only after the layout
-        placed = [labels.name_points(axes, _named_paths(entries)) for axes, _, entries in panels]
+        placed = []
+        for axes, _, entries in panels:
+            paths: dict[str, list[tuple[float, float]]] = {}  # of a model, the deepest last
+            for s in entries:
+                paths.setdefault(name_of(s, 18), []).append(times[s])
+            placed.append(labels.name_points(axes, paths))
         if not all(placed):
             for axes, _, _ in panels:
                 labels.remove_names(axes)
-            legend(figure, {s.model: s.label for s in shown}, style)
+            style.legend(figure, {s.model: s.label for s in times}, marks)
     return figure
 
 
@@ -92,8 +87,8 @@ def densities(
     bands = math.ceil(len(tiles) / width)
     across = math.ceil(len(tiles) / bands)
     height = 1.55 * float(np.clip(_shape(extent), 0.4, 2))
-    with drawing():
-        figure, grid = grid_of(2 * bands, across, 1.55, height + 0.08, tight=True)
+    with style.drawing():
+        figure, grid = style.grid_of(2 * bands, across, 1.55, height + 0.08, tight=True)
         for i, (title, density, box, points) in enumerate(tiles):
             upper, lower = grid[2 * (i // across) : 2 * (i // across) + 2, i % across]
             image = _tile(upper, box).imshow(
@@ -121,7 +116,7 @@ def densities(
     return figure
 
 
-def _dots(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, Mark]) -> None:
+def _dots(axes: Axes, name: str, entries: Sequence[Group], marks: style.Marks) -> None:
     """One panel of likelihoods: a row a model, a point a seed, the number at the right.
 
     An arrow at the left edge stands for a point beyond it.
@@ -134,9 +129,9 @@ def _dots(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, M
         [(value, r.test_log_prob_2se) for r in s.rows if finite(value := r.test_log_prob)]
         for s in entries
     ]
-    least = floor(point for seeds in drawable for point in seeds)
+    least = style.floor(point for seeds in drawable for point in seeds)
     for y, (s, seeds) in enumerate(zip(entries, drawable, strict=True)):
-        colour, marker, edge = style[s.model]
+        colour, marker, edge = marks[s.model]
         drawn: Any = {
             "color": edge.replace("none", colour),
             "mfc": colour,
@@ -158,7 +153,7 @@ def _dots(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, M
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     reference = next((s.likelihood[0] for s in entries if s.model == GAUSSIAN), None)
     if reference is not None and reference >= least:
-        axes.axvline(reference, color=style[GAUSSIAN].colour, ls=(0, (4, 3)), lw=1, zorder=0)
+        axes.axvline(reference, color=marks[GAUSSIAN].colour, ls=(0, (4, 3)), lw=1, zorder=0)
     axes.set_yticks(range(len(entries)), [name_of(s, 18) for s in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.margins(x=0.08)
@@ -178,33 +173,28 @@ def _times(s: Group) -> tuple[float, float] | None:
     return density, sample
 
 
-def _named_paths(entries: Sequence[Group]) -> dict[str, list[tuple[float, float]]]:
-    """Each model's points, the deepest last."""
-    paths: dict[str, list[tuple[float, float]]] = {}
-    for s in entries:
-        if times := _times(s):
-            paths.setdefault(name_of(s, 18), []).append(times)
-    return paths
-
-
-def _costs(axes: Axes, name: str, entries: Sequence[Group], style: Mapping[str, Mark]) -> None:
+def _costs(
+    axes: Axes,
+    name: str,
+    times: Mapping[Group, tuple[float, float]],
+    marks: style.Marks,
+) -> None:
     """One panel of costs: the same limits both ways, so that the diagonal is equal cost."""
-    times = {s: t for s in entries if (t := _times(s))}
     low, high = _decades([value for pair in times.values() for value in pair])
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
     for axis in (axes.xaxis, axes.yaxis):
-        label_if_log(axis)
+        style.label_if_log(axis)
     axes.plot([low, high], [low, high], color="#999999", ls=(0, (4, 3)), lw=1, zorder=0)
-    last = deepest(entries)
-    for model, view in dict.fromkeys((s.model, s.view) for s in entries):
-        colour, marker, edge = style[model]
-        path = [s for s in entries if (s.model, s.view) == (model, view)]
+    last = deepest(times)
+    for model, view in dict.fromkeys((s.model, s.view) for s in times):
+        colour, marker, edge = marks[model]
+        path = [s for s in times if (s.model, s.view) == (model, view)]
         axes.plot(*zip(*(times[s] for s in path), strict=True), color=colour, lw=1, alpha=0.6)
         for s in path:
             size = 8.0 if s in last else 4.0
             axes.plot(*times[s], marker=marker, color=colour, ms=size, mec=edge, mew=0.6)
     labels.name_diagonal(axes, list(times.values()), "equal cost")
-    plain(axes, name)
+    style.plain(axes, name)
 
 
 def _decades(values: Sequence[float]) -> tuple[float, float]:

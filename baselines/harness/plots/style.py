@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Mark",
+    "Marks",
     "drawing",
     "encode",
     "floor",
@@ -41,6 +42,9 @@ class Mark(NamedTuple):
     colour: str
     marker: str
     edge: str = "none"
+
+
+Marks = Mapping[str, Mark]
 
 
 # Okabe and Ito's colours; a model keeps its own whatever else stands in the picture.
@@ -63,7 +67,7 @@ _INK, _SOFT, _RULE = "#222222", "#666666", "#DDDDDD"
 _DPI = 160
 
 
-def marks(names: Iterable[str]) -> dict[str, Mark]:
+def marks(names: Iterable[str]) -> Marks:
     """Return every model's mark: the known ones have their own, others the remaining in order."""
     others = dict.fromkeys(name for name in names if name not in _FIXED)
     return _FIXED | {model: _SPARE[i % len(_SPARE)] for i, model in enumerate(others)}
@@ -189,7 +193,7 @@ def floor(points: Iterable[tuple[float, float | None]]) -> float:
     return min(v for _, v, _ in shown) if shown else -math.inf
 
 
-def legend(figure: Figure, names: Mapping[str, str], style: Mapping[str, Mark]) -> None:
+def legend(figure: Figure, names: Mapping[str, str], style: Marks) -> None:
     """Write the models' marks above the panels, and beside each the name to show for it."""
     from matplotlib.lines import Line2D
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from baselines.harness.metrics.bootstrap import intervals
-from baselines.harness.report.tables import Table, TableCell, plain_table, table_of
+from baselines.harness.report.tables import Line, Table, TableCell, plain_table, table_of
 from baselines.harness.results.aggregate import Group, likelihood_digits, name_of
 from baselines.harness.results.load import ReportError, load
 from baselines.harness.results.number_format import clip, fixed, plus_minus, significant, whole
@@ -61,7 +61,7 @@ def side_by_side(first: Path, second: Path) -> list[Table]:
     return tables
 
 
-def _row(one: Group, other: Group, digits: int, same: bool) -> list[str | TableCell]:
+def _row(one: Group, other: Group, digits: int, same: bool) -> Line:
     low = high = math.nan
     (first, _), (second, _) = one.likelihood, other.likelihood
     difference = None if first is None or second is None else second - first

@@ -13,9 +13,9 @@ from baselines.harness.report import gallery, tables
 from baselines.harness.report.difference_table import difference_table
 from baselines.harness.report.render import Section, render
 from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
-from baselines.harness.results import layout
+from baselines.harness.results import layout, load
 from baselines.harness.results.aggregate import by_dataset
-from baselines.harness.results.load import ReportError, Results, load, measured, one_line, records
+from baselines.harness.results.load import ReportError, Results, one_line
 from baselines.harness.results.number_format import clip
 from baselines.harness.results.records import Row
 from cflows.core.atomic_write import write_whole
@@ -70,7 +70,7 @@ def files(directory: Path) -> Iterator[tuple[Path, str | bytes]]:
     Raises `ReportError` as `write` does.
     """
     directory = Path(directory)
-    results = load(directory)
+    results = load.load(directory)
     pictures = list(gallery.pictures(results))
     for stem, _, png, svg in pictures:
         yield directory / f"{stem}.png", png
@@ -85,7 +85,7 @@ def files(directory: Path) -> Iterator[tuple[Path, str | bytes]]:
 
 def rows(directory: Path) -> list[Row]:
     """Return the rows of results.csv. Raises as `write` does."""
-    return load(Path(directory)).rows
+    return load.load(Path(directory)).rows
 
 
 def summary(directory: Path) -> str:
@@ -94,7 +94,7 @@ def summary(directory: Path) -> str:
     Raises as `write` does.
     """
     lines: list[str] = []
-    results = load(Path(directory))
+    results = load.load(Path(directory))
     for name, groups in by_dataset(results.settings).items():
         seeds = max(len(s.rows) + len(s.failed) for s in groups)
         averaged = f" (averages over {seeds} seeds)" if seeds > 1 else ""
@@ -138,7 +138,7 @@ def _content(results: Results) -> dict[str, object]:
 
 def _sections(results: Results) -> Iterator[Section]:
     chosen = _TABLES.get(str(results.manifest.get("comparison")), _TABLES["compare"])
-    sizes, steps = (measured(results, file) for file in (layout.ROWS, layout.STEPS))
+    sizes, steps = (load.measured(results, file) for file in (layout.ROWS, layout.STEPS))
     for name, groups in by_dataset(results.settings).items():
         if not name:  # a cell cut off before it wrote what it is: listed among the failed
             continue
@@ -147,7 +147,7 @@ def _sections(results: Results) -> Iterator[Section]:
         shown += [steps_table(steps[name])] if name in steps else []
         yield Section(name, _describe(results.data.get(name, {})), shown)
     for axis, title in (("features", "dimension"), ("depth", "depth")):
-        if lines := records(results.directory / layout.sweep(axis)):
+        if lines := load.records(results.directory / layout.sweep(axis)):
             shown = [growth_table(lines, axis, w, results.labels) for w in ("density", "sample")]
             yield Section(f"Growth with {title}", "", shown)
 
@@ -171,12 +171,12 @@ def _describe(data: Mapping[str, object]) -> str:
 def _measurements(results: Results) -> Iterator[tuple[str, list[dict[str, object]]]]:
     """Name and lines of the further .csv files: what was measured after the cells, flat."""
     for axis in scaling.SWEEPS:
-        if lines := records(results.directory / layout.sweep(axis)):
+        if lines := load.records(results.directory / layout.sweep(axis)):
             yield layout.sweep(axis).replace(".json", ".csv"), lines
     for file in (layout.ROWS, layout.STEPS):
         lines = [
             {"dataset": name, "model": s.model, "depth": s.depth, "view": s.view} | _flat(record)
-            for name, pairs in measured(results, file).items()
+            for name, pairs in load.measured(results, file).items()
             for s, kept in pairs
             for record in kept
         ]

@@ -12,9 +12,9 @@ from baselines.harness.plots import curves, likelihood_cost
 from baselines.harness.plots.curves import Line
 from baselines.harness.plots.style import encode
 from baselines.harness.report.scaling_tables import per_1000
-from baselines.harness.results import layout
+from baselines.harness.results import layout, load
 from baselines.harness.results.aggregate import Group, by_dataset, deepest
-from baselines.harness.results.load import Measured, Results, histories, measured, picture, records
+from baselines.harness.results.load import Measured, Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,20 +59,20 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
         "What a sample costs against what a density costs; the thin line joins a model's depths.",
         likelihood_cost.cost(named),
     )
-    trainings = histories(results)
+    histories = load.histories(results)
     yield (
         "training",
         "Validation log-likelihood while training, each model at its deepest, a line a seed; the "
         "lowest tenth of the points may lie below the panel.",
-        curves.training(named, trainings),
+        curves.training(named, histories),
     )
     yield (
         "nfe",
         "Network evaluations an optimiser step of the continuous flows, while training.",
-        curves.nfe_in_training(named, trainings),
+        curves.nfe_in_training(named, histories),
     )
     for name, axis in _AXES.items():
-        lines = records(results.directory / layout.sweep(name))
+        lines = load.records(results.directory / layout.sweep(name))
         yield (
             f"growth_{name}",
             f"Cost against {axis.split(' ')[0]}, untrained models; an autoregressive flow's slow "
@@ -80,7 +80,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
             curves.growth(lines, axis, results.labels),
         )
     taken: set[str] = set()
-    stepped = measured(results, layout.STEPS)
+    stepped = load.measured(results, layout.STEPS)
     for name, groups in by_dataset(results.settings).items():
         if not name:
             continue
@@ -91,7 +91,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
             "has its own axis.",
             curves.depth_curves(*_lines(groups, stepped.get(name, [])), name),
         )
-        columns = [(s, p) for s in deepest(groups) if (p := picture(results, s))]
+        columns = [(s, p) for s in deepest(groups) if (p := load.picture(results, s))]
         if columns:
             data = next((p["data"] for _, p in columns if "data" in p), None)
             yield (

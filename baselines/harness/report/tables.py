@@ -55,6 +55,9 @@ class TableCell:
     bold: bool = False
 
 
+Line = Sequence[str | TableCell]
+
+
 @dataclass(frozen=True)
 class Table:
     """A table without a format: a title, a note (or ""), column heads, rows of cells.
@@ -80,16 +83,10 @@ class Table:
 
 
 def table_of(
-    title: str,
-    note: str,
-    header: Sequence[str],
-    lines: Iterable[Sequence[str | TableCell]],
-    words: bool = False,
+    title: str, note: str, header: Sequence[str], lines: Iterable[Line], words: bool = False
 ) -> Table:
     """Return a table of cells and of texts that become cells."""
-    rows = (
-        tuple(TableCell(cell) if isinstance(cell, str) else cell for cell in line) for line in lines
-    )
+    rows = (tuple(TableCell(c) if isinstance(c, str) else c for c in line) for line in lines)
     return Table(title, note, tuple(header), tuple(rows), words)
 
 
@@ -158,10 +155,7 @@ def depth_table(groups: Sequence[Group]) -> Table:
 
 
 def summary_table(groups: Sequence[Group]) -> Table:
-    """Return the short table of one data set that a terminal shows at the end of a run.
-
-    A column that stays empty is left out.
-    """
+    """Return the short table that a terminal shows, without the columns that stay empty."""
     digits, gain_digits = likelihood_digits(groups), decimals(s.gain[1] for s in groups)
     columns: Columns = {
         "log-lik. ± 2 s.e.": lambda s: plus_minus(*s.likelihood, digits),
@@ -209,31 +203,23 @@ def plain_table(table: Table, width: int = 100) -> list[str]:
 
 def _stand_ins(groups: Sequence[Group], shown: Sequence[Group]) -> str:
     """Say where a table's row is not the deepest setting that was asked for."""
+    failed = [o for o in groups if not o.rows]
     notes = []
     for s in shown:
-        depths = ", ".join(
-            str(o.depth)
-            for o in groups
-            if (o.model, o.view) == (s.model, s.view)
-            and (o.depth or 0) > (s.depth or 0)
-            and not o.rows
-        )
-        if s.rows and depths:
+        deeper = [o for o in failed if (o.depth or 0) > (s.depth or 0)]
+        own = [str(o.depth) for o in deeper if (o.model, o.view) == (s.model, s.view)]
+        if s.rows and (depths := ", ".join(own)):
             notes.append(f"{name_of(s)} failed at depth {depths}: depth {s.depth} stands here.")
     return " ".join(notes)
 
 
 def _table(
-    title: str,
-    shown: Sequence[Group],
-    columns: Columns,
-    note: str = "",
-    bold: Sequence[Group] = (),
+    title: str, shown: Sequence[Group], columns: Columns, note: str = "", bold: Sequence[Group] = ()
 ) -> Table:
     """Return a row a setting: model, depth, the columns; a row cut short says why it failed."""
     views = any(s.view != VIEW for s in shown)
 
-    def cells(s: Group) -> list[str | TableCell]:
+    def cells(s: Group) -> Line:
         name = [s.label, *([s.view] if views else []), whole(s.depth)]
         if not s.rows:
             return [*name, f"failed: {s.failed[0].error}"]
