@@ -32,9 +32,9 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
     """
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive its holder
+    held = True
     try:
         lock.acquire(timeout=-1 if wait else 0, poll_interval=PAUSE)
-        held = True
     except Timeout:
         held = False
     except OSError as error:
@@ -46,7 +46,6 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
             RuntimeWarning,
             stacklevel=3,
         )
-        held = True
     try:
         yield held
     finally:

@@ -96,11 +96,7 @@ def _load(
     columns: Sequence[str] | None = None,
     drop: Sequence[str] = (),
 ) -> Sets:
-    """The data sets by what tables call them, with where each is loaded from again.
-
-    Files of one name are all called by their paths as given: what a data set is called must not
-    hang on which was given first.
-    """
+    """The data sets by what tables call them, with where each is loaded from again."""
     loaded: dict[tuple[str, str], tuple[str, data.Dataset]] = {}
     if dequantise is not None and set(names) <= set(data.names()):
         raise data.DataError(f"--dequantise is for files; {', '.join(names)} have what they need")
@@ -115,6 +111,7 @@ def _load(
         checks.refuse_unusable(rows)
         source = str(Path(name).resolve()) if rows.kind == "file" else name
         loaded.setdefault((rows.name, source), (name, rows))  # ./a.csv and a.csv are one
+    # Files of one name are all called by their paths, whichever of them comes first.
     shared = Counter(name for name, _ in loaded)
     return {
         as_given if shared[name] > 1 else name: (source, rows)
@@ -123,14 +120,10 @@ def _load(
 
 
 def _train(todo: Sequence[Cell], plan: Plan, since: float, progress: Progress) -> None:
-    """Run what is not finished, and say what each cell came to.
-
-    A cell that another process holds is left for later, and its result taken from the disk.
-    """
+    """Run what is not finished, say what each cell came to; leave what is held for later."""
     waiting = []
     for cell in todo:
-        done = cells.finished(cell, plan.out)
-        if done is None:
+        if (done := cells.finished(cell, plan.out)) is None:
             waiting.append(cell)
         else:
             progress.ended(cell, done, before=True)

@@ -78,10 +78,7 @@ def remove_names(axes: Axes) -> None:
 def _place(
     axes: Axes, name: str, point: tuple[float, float], taken: Array, scale: float
 ) -> Array | None:
-    """Write a name at the first free place around a point; None if there is none.
-
-    ``taken`` holds boxes (n, 4) in pixels that a name keeps off: left, bottom, right, top.
-    """
+    """Write a name where it keeps off boxes (n, 4) in pixels, left to top; None where it cannot."""
     from matplotlib.text import Text
 
     text = axes.annotate(

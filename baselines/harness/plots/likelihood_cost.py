@@ -117,10 +117,7 @@ def densities(
 
 
 def _dots(axes: Axes, name: str, entries: Sequence[Group], marks: style.Marks) -> None:
-    """One panel of likelihoods: a row a model, a point a seed, the number at the right.
-
-    An arrow at the left edge stands for a point beyond it.
-    """
+    """A row a model, a point a seed, an arrow for one beyond the edge, the number at the right."""
     from matplotlib.markers import CARETLEFT
     from matplotlib.ticker import MaxNLocator
 
