@@ -55,7 +55,7 @@ def compare(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> None:
     """Write the report of a directory again, or print two of them side by side.
 
-    A file that may not be written to does not keep the others from being written.
+    A file that may not be written to ends it, unless others could be: then the rest is written.
     """
     from baselines.harness.report import compare_runs, contents
 
@@ -72,13 +72,13 @@ def report(options: argparse.Namespace) -> None:
             if not isinstance(error, PermissionError) and error.errno != errno.EROFS:
                 raise
             refused.append(one_line(error))
+            if not written:
+                break
     if path in written:
         print(f"\nthe report, with pictures: {path}")
-    if refused and written:
-        rest = f"the other {len(written)} files are written"
-        print(f"cflows: {'; '.join(refused)}; {rest}", file=sys.stderr)
-    elif refused:
-        print(f"cflows: {refused[0]}; nothing is written", file=sys.stderr)
+    if refused:
+        others = "the other files are written" if written else "nothing is written"
+        print(f"cflows: {'; '.join(refused)}; {others}", file=sys.stderr)
 
 
 def _processors() -> int:
