@@ -55,8 +55,10 @@ class Affine(Bijector):
         dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
         loc, scale = loc.to(dtype), scale.to(dtype)
         if loc.dim() != 1 or loc.shape != scale.shape:
-            raise ValueError(f"loc and scale must be of shape (D,), got {tuple(loc.shape)} "
-                             f"and {tuple(scale.shape)}")  # fmt: skip
+            raise ValueError(
+                f"loc and scale must be of shape (D,), got {tuple(loc.shape)} "
+                f"and {tuple(scale.shape)}"
+            )
         if may_read(scale) and not bool(((scale > 0) & scale.isfinite() & loc.isfinite()).all()):
             raise ValueError("loc must be finite, scale positive and finite in every coordinate")
         super().__init__(len(loc))

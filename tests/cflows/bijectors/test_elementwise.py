@@ -86,8 +86,13 @@ def test_float32_carries_softsign_far_out():
     allowed = 2**-23 * (1 + z.abs()) * (1 + z.abs())
     assert ((back - z).abs() <= allowed).all()
     torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=2.5e-3)
-    torch.testing.assert_close(log_det.double(), -2 * torch.log1p(z.double().abs())[:, 0],
-                               rtol=1e-6, atol=1e-6, check_dtype=False)  # fmt: skip
+    torch.testing.assert_close(
+        log_det.double(),
+        -2 * torch.log1p(z.double().abs())[:, 0],
+        rtol=1e-6,
+        atol=1e-6,
+        check_dtype=False,
+    )
 
 
 @pytest.mark.parametrize("z", [-50.0, 50.0])

@@ -27,8 +27,9 @@ def test_act_norm_normalises_its_first_batch_only(batch, dtype, device):
     near = 1e-9 if dtype == torch.float64 else 1e-4
     flat = z.detach().reshape(-1, 3)
     torch.testing.assert_close(flat.mean(0), torch.zeros_like(flat[0]), rtol=0, atol=near)
-    torch.testing.assert_close(flat.std(0, correction=0), torch.ones_like(flat[0]), rtol=near,
-                               atol=0)  # fmt: skip
+    torch.testing.assert_close(
+        flat.std(0, correction=0), torch.ones_like(flat[0]), rtol=near, atol=0
+    )
     expected = -x.reshape(-1, 3).std(0, correction=0).log().sum()
     torch.testing.assert_close(log_det.detach(), expected.expand(*batch, 50))
     before = copy.deepcopy(layer.state_dict())

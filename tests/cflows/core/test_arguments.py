@@ -96,7 +96,7 @@ REFUSED = {
     "sparse": (rows().to_sparse(), TypeError, "no dense tensor: give"),
     "a graph": (rows() * torch.ones((), requires_grad=True), ValueError, r"detach\(\) it"),
     "a leaf": (rows().requires_grad_(), ValueError, "train carries a graph"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("data", "error", "message"), REFUSED.values(), ids=REFUSED)
@@ -183,7 +183,7 @@ def test_log_likelihood_of_one_row():
         (np.full((3, 2), "a"), TypeError, "not real numbers"),
         (rows().double(), TypeError, "the input is torch.float64, the flow is torch.float32"),
     ],
-)  # fmt: skip
+)
 def test_what_log_likelihood_cannot_score(x, error, message):
     with pytest.raises(error, match=message) as caught:
         log_likelihood(small(), x)

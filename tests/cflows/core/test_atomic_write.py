@@ -59,8 +59,11 @@ def test_links_that_lead_nowhere(tmp_path):
     (tmp_path / "about").symlink_to("round")
     (tmp_path / "lost").symlink_to("none/a")
     (tmp_path / "folder").symlink_to(".")
-    for name, kind in (("round", OSError), ("lost", FileNotFoundError),
-                       ("folder", IsADirectoryError)):  # fmt: skip
+    for name, kind in (
+        ("round", OSError),
+        ("lost", FileNotFoundError),
+        ("folder", IsADirectoryError),
+    ):
         for act in (refuse_unwritable, lambda path: write_whole(path, "new")):
             with pytest.raises(kind, match=name):
                 act(tmp_path / name)
@@ -259,8 +262,11 @@ def test_a_kill_in_the_middle_leaves_what_was_there(kind, tmp_path):
     if kind == "link":
         place = tmp_path / "link"
         place.symlink_to(aim)
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE,
-                               env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(place)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     assert process.stdout.readline() == b"half\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
