@@ -169,13 +169,8 @@ def finished(cell: Cell, out: Path) -> Result | None:
 def attempt(cell: Cell, work: Callable[[Cell, Path], Outcome], out: Path, since: float) -> Outcome:
     """Do the work of a cell, unless another process is at it: the result, or ``HELD``.
 
-    Args:
-        cell: the cell.
-        work: ``run``, or what takes its place.
-        out: DIR.
-        since: when this command began, by the clock of DIR's file system. A result younger than
-            that is another process's, and is taken as it is, a failure too.
-
+    `work` is ``run``, or what takes its place. A result younger than `since`, when this command
+    began by the clock of DIR's file system, is another's, and is taken as it is, a failure too.
     """
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
