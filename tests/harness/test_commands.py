@@ -13,7 +13,7 @@ import torch
 
 import cflows
 from baselines.harness import cli, data
-from baselines.harness.estimator import summary
+from baselines.harness.estimator import apply
 from baselines.models import builtin
 from cflows.core.atomic_write import write_whole
 from cflows.core.registry import packed
@@ -157,7 +157,7 @@ def test_a_seed_repeats_the_samples(model, tmp_path):
 
 
 def test_many_samples_are_drawn_in_parts(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "DRAWN_AT_ONCE", 4)
+    monkeypatch.setattr(apply, "DRAWN_AT_ONCE", 4)
     assert run("sample", model, "-n", 10, "--out", tmp_path / "s.npy") == 0
     rows = np.load(tmp_path / "s.npy")
     assert len(np.unique(rows, axis=0)) == 10

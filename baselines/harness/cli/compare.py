@@ -26,7 +26,11 @@ def compare(options: argparse.Namespace) -> int:
     if options.name == "depth" and not options.models:
         models = [*models, "planar", "ffjord-time"]  # the depth of the latter is no block
     seeds = options.seeds or default_seeds(options.name, quick=options.quick, bare=bare)
-    usual_jobs = 1 if options.device == "cuda" else _processors()
+    usual_jobs = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        usual_jobs = len(os.sched_getaffinity(0))
+    if options.device == "cuda":
+        usual_jobs = 1
     if options.executor == "slurm":
         usual_jobs = 0
     elif options.slurm:
@@ -79,11 +83,3 @@ def report(options: argparse.Namespace) -> None:
     if refused:
         others = "the other files are written" if written else "nothing is written"
         print(f"cflows: {'; '.join(refused)}; {others}", file=sys.stderr)
-
-
-def _processors() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1

@@ -76,24 +76,25 @@ def check(options: argparse.Namespace) -> None:
     from baselines.harness import data
 
     for name in options.names:
-        _check(name, data.load(name, columns=options.columns or None, drop=options.drop))
+        rows = data.load(name, columns=options.columns or None, drop=options.drop)
+        _print_origin(name, rows)
+        _print_columns(rows)
+        _print_gaussian(rows)
 
 
-def _check(name: str, rows: Dataset) -> None:
+def _print_origin(name: str, rows: Dataset) -> None:
     from baselines.harness.data import store
 
-    stored = bool(rows.known_checksum)
-    if stored:
+    checked = ""
+    if rows.known_checksum:
         store.verify(name)
+        checked = f"; all files of {store.folder_of(name)} are as they were written"
     sizes = " / ".join(f"{size:,}" for size in rows.sizes)
     print(f"{rows.name}: {rows.features} columns, {sizes} rows to train / validate / test")
     print(f"source: {rows.source}\nlicence: {rows.licence}")
-    place = f"; all files of {store.folder_of(name)} are as they were written" if stored else ""
-    print(f"checksum: {rows.checksum}{place}")
-    for note in (*([rows.note] if rows.note else []), *rows.notes):
+    print(f"checksum: {rows.checksum}{checked}")
+    for note in filter(None, (rows.note, *rows.notes)):
         print(note)
-    _print_columns(rows)
-    _print_gaussian(rows)
 
 
 def _print_columns(rows: Dataset) -> None:
@@ -111,12 +112,12 @@ def _print_gaussian(rows: Dataset) -> None:
     from baselines.harness.data import statistics
     from baselines.harness.data.published import PUBLISHED
 
-    found = statistics.gaussian_scores(rows.train, rows.validation, rows.test)
+    scores = statistics.gaussian_scores(rows.train, rows.validation, rows.test)
     print(
         "log-likelihood of a Gaussian of full covariance, fitted to the training rows, in nats, "
         "± 2 standard errors:"
     )
-    for split, score in zip(("validation", "test"), found, strict=True):
+    for split, score in zip(("validation", "test"), scores, strict=True):
         print(f"  {split:10} {score.mean:10.3f} ± {score.two_standard_errors:.3f}")
     if rows.name in PUBLISHED:
         figure = PUBLISHED[rows.name].gaussian

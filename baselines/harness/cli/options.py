@@ -6,6 +6,7 @@ import argparse
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
@@ -25,7 +26,6 @@ DEFAULT_DATA = ["pinwheel", "patches4"]
 DEFAULT_MODELS = ["ffjord", "ffjord-matching", "maf", "iaf", "realnvp", "nice"]
 SEEDS = 2**63
 POSITIVE = ("steps", "budget", "seconds", "jobs", "patience", "parameters", "depth", "n")
-
 
 COLUMNS = {
     "--columns COLUMN ...": "the columns of a file to use (default: all)",
@@ -185,7 +185,7 @@ def _add_options(container: argparse._ActionsContainer, options: Options) -> Non
         elif not value:
             container.add_argument(name, action="store_true", help=text)
         else:
-            choices = CHOICES.get(metavar)
+            choices = metavar[1:-1].split(",") if "{" in metavar else CHOICES.get(metavar)
             added = container.add_argument(
                 name,
                 # So that a name like an option's can follow others: --drop a b --drop=-c.
@@ -211,15 +211,13 @@ def refuse_numbers(options: argparse.Namespace) -> None:
     """Refuse a number that is not positive or not finite, and what torch takes for no seed."""
     for name, value in vars(options).items():
         option = "-n" if name == "n" else f"--{name}"
-        if name in POSITIVE and value is not None:
-            if value <= 0:
-                fail(f"{option} must be positive, got {value}")
-            if not math.isfinite(value):
-                fail(f"{option} must be a finite number of seconds, got {value}")
-        if name in ("seed", "seeds") and value is not None:
-            seeds = [value] if name == "seed" else value
-            if not all(0 <= seed < SEEDS for seed in seeds):
-                fail(f"{option} must lie between 0 and 2**63 - 1, got {value}")
+        if name in POSITIVE and value is not None and value <= 0:
+            fail(f"{option} must be positive, got {value}")
+        if name in POSITIVE and value is not None and not math.isfinite(value):
+            fail(f"{option} must be a finite number of seconds, got {value}")
+        seeds = value if name == "seeds" else [value] if name == "seed" and value else []
+        if not all(0 <= seed < SEEDS for seed in seeds):
+            fail(f"{option} must lie between 0 and 2**63 - 1, got {value}")
 
 
 def _bound(text: str) -> tuple[str, Pair]:
@@ -255,22 +253,14 @@ def _setting(text: str) -> tuple[str, str | int]:
 def _width(text: str) -> float | str:
     if text == "auto":
         return text
-    try:
-        width = float(text)
-    except ValueError:
-        width = math.nan
-    if not 0 < width < math.inf:
-        raise argparse.ArgumentTypeError(f"a width must be a positive number, got {text!r}")
-    return width
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"a width must be a positive number, got {text!r}")
 
 
 NARGS = {"V": None, "V ...": "+", "[V]": "?", "[V ...]": "*"}
-CHOICES = {
-    "local|slurm": ("local", "slurm", "submitit-local", "submitit-debug"),
-    "{auto,cpu,cuda}": ("auto", "cpu", "cuda"),
-    "{auto,standardise,whiten}": ("auto", "standardise", "whiten"),
-    "{auto,standardise,whiten,none}": ("auto", "standardise", "whiten", "none"),
-}
+CHOICES = {"local|slurm": ["local", "slurm", "submitit-local", "submitit-debug"]}
 TYPES: Mapping[str, Callable[[str], object]] = {
     "N": int,
     "S": float,

@@ -35,8 +35,23 @@ def prepared() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        with _answered():
+        try:
             yield
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard()
+            raise SystemExit(READER_GONE) from None
+        except OSError as error:
+            with suppress(OSError):
+                print(f"cflows: standard output: {error.strerror or error}", file=sys.stderr)
+            _discard()
+            raise SystemExit(1) from None
+        except SystemExit:
+            try:
+                sys.stdout.flush()
+            except OSError:  # what there was to say of it, a line has said
+                _discard()
+            raise
 
 
 def failed(error: Exception) -> bool:
@@ -46,27 +61,6 @@ def failed(error: Exception) -> bool:
     """
     full = isinstance(error, OSError) and error.errno in FULL and error.filename is None
     return full or isinstance(error, BrokenPipeError)
-
-
-@contextmanager
-def _answered() -> Iterator[None]:
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _discard()
-        raise SystemExit(READER_GONE) from None
-    except OSError as error:
-        with suppress(OSError):
-            print(f"cflows: standard output: {error.strerror or error}", file=sys.stderr)
-        _discard()
-        raise SystemExit(1) from None
-    except SystemExit:
-        try:
-            sys.stdout.flush()
-        except OSError:  # what there was to say of it, a line has said
-            _discard()
-        raise
 
 
 def _discard() -> None:

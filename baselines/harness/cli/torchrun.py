@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 __all__ = ["count", "joined", "speaks"]
 
@@ -44,13 +47,13 @@ def joined(device: str) -> Iterator[None]:
     from cflows import ProcessError
 
     if device == "cuda":
-        place, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if place >= gpus:
+        rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if rank >= gpus:
             raise ProcessError(
-                f"process {place} of this machine has no GPU, there are {gpus}: give torchrun "
+                f"process {rank} of this machine has no GPU, there are {gpus}: give torchrun "
                 f"--nproc_per_node {gpus}, or --device cpu"
             )
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
         store=_store(),
@@ -58,15 +61,12 @@ def joined(device: str) -> Iterator[None]:
         world_size=count(),
     )
     try:
-        if dist.get_rank():
-            warnings.simplefilter("ignore")
-            with (
-                open(os.devnull, "w") as nowhere,
-                redirect_stdout(nowhere),
-                redirect_stderr(nowhere),
-            ):
-                yield
-        else:
+        with ExitStack() as silent:
+            if dist.get_rank():
+                warnings.simplefilter("ignore")
+                nowhere = silent.enter_context(open(os.devnull, "w"))
+                silent.enter_context(redirect_stdout(nowhere))
+                silent.enter_context(redirect_stderr(nowhere))
             yield
     except Exception:
         if _store().check([FAILED]):
@@ -87,8 +87,8 @@ def speaks() -> bool:
 
 
 @cache
-def _store() -> Any:
+def _store() -> Store:
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://"))
+    store: Store = next(rendezvous("env://"))[0]
     return store

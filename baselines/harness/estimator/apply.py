@@ -16,7 +16,6 @@ from torch import Tensor
 from baselines.harness import data
 from baselines.harness.data import DataError
 from baselines.harness.data.rows import numbered
-from baselines.harness.estimator.summary import drawn, warn_of
 from baselines.harness.metrics.likelihood import scored
 from cflows import Flow, TableFlow, load
 from cflows.core.arguments import listed
@@ -29,9 +28,11 @@ from cflows.core.atomic_write import (
     write_beside,
 )
 from cflows.core.flow import dtype_of
+from cflows.core.table_flow import Outside
 
-__all__ = ["refuse_output", "sample", "score"]
+__all__ = ["drawn", "refuse_output", "sample", "score", "warn_of"]
 
+DRAWN_AT_ONCE = 10_000
 
 Names: TypeAlias = tuple[str, ...]
 
@@ -155,13 +156,25 @@ def _names_of(flow: Flow) -> tuple[Names, Names]:
     return numbered(flow.features), tuple(f"c{i}" for i in range(flow.context_features))
 
 
+def drawn(flow: Flow, n: int, context: Tensor | None, seed: int, device: str) -> Tensor:
+    """n draws, or one for each row of a context, on the CPU; a function of the seed."""
+    parts = []
+    with torch.random.fork_rng(devices=[torch.device("cuda")] if device == "cuda" else []):
+        torch.manual_seed(seed)
+        for part in torch.split(torch.arange(n), DRAWN_AT_ONCE):
+            given = None if context is None else context[part].to(device)
+            parts.append(flow.sample(len(part) if given is None else (), given).cpu())
+    return torch.cat(parts)
+
+
+def warn_of(outside: Outside | None) -> None:
+    """Say that draws lie far outside of the training rows, where some do."""
+    if outside is not None and outside.far:
+        print(f"cflows: {outside}", file=sys.stderr)
+
+
 def _read(source: Path, wanted: Names, flow: Flow) -> Tensor:
-    """Read the wanted columns of a file, in the flow's dtype: (N, len(wanted)).
-
-    Raises:
-        DataError: no table of finite numbers of that dtype, or other columns.
-
-    """
+    """Read the wanted columns of a file, in the flow's dtype: (N, len(wanted))."""
     values, _ = data.table(source, lambda names: _positions(tuple(names), wanted, flow, source))
     x = torch.tensor(values, dtype=dtype_of(flow))
     if not bool(x.isfinite().all()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import sys
 import tempfile
 import warnings
@@ -21,17 +22,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from baselines import InversionError
 from baselines.harness.data import Dataset, Width
 from baselines.harness.data.bounds import Bounds, bounded, refuse_unknown, within
+from baselines.harness.data.rows import SPLITS
 from baselines.harness.data.streams import Stream
-from baselines.harness.estimator.apply import refuse_output
-from baselines.harness.estimator.summary import SHOWN_ROWS, print_draws, print_scores
+from baselines.harness.estimator.apply import drawn, refuse_output, warn_of
 from baselines.harness.estimator.table_rows import Source, at_most, open_rows
+from baselines.harness.metrics import likelihood
 from baselines.models import registry
 from baselines.models.model import ModelError
-from cflows import Bijector, Flow, TableFlow, TrainingError, behind, standardise, whiten
+from cflows import (
+    Bijector,
+    Flow,
+    SolverError,
+    TableFlow,
+    TrainingError,
+    behind,
+    log_likelihood,
+    standardise,
+    whiten,
+)
 from cflows.core.atomic_write import STDOUT, companion, refuse_unwritable, target
 from cflows.core.collectives import leads
+from cflows.core.flow import dtype_of
 from cflows.core.registry import again, configuration_of, packed
 from cflows.training.checkpoint import exists, refuse_unusable
 from cflows.training.pipeline import Choice, begun, fit_behind
@@ -44,31 +58,28 @@ __all__ = ["Task", "goes_on", "train"]
 FLOOR = 1e-6  # a direction of a thousandth of the largest spread: what float32 still inverts
 VALIDATION_ROWS = 2000
 VALIDATIONS = 20
+SHOWN_ROWS = 10_000  # of the training rows, whose likelihood is only compared with the others'
+DRAWN_NUMBERS = 1_000_000  # of the draws behind a training, at most
 
 
 @dataclass(frozen=True)
 class Task:
-    """What ``cflows fit`` was asked for.
+    """What ``cflows fit`` was asked for: its options.
 
     Attributes:
         model: a name that ``registry.find`` knows.
         data: a registered name, or a file.
         out: the model's file.
         depth: layers or blocks; None for the deepest setting of a comparison.
-        steps: optimiser steps at most; None for the model's own, or for none where seconds are
-            given.
+        steps: at most; None for the model's own, or for none where seconds are given.
         seconds: training seconds at most, those of the choice of a map included.
         seed: of the first weights and of the training.
         preprocess: ``"auto"``, ``"standardise"``, ``"whiten"`` or ``"none"``.
         device: ``"cpu"`` or ``"cuda"``.
         checkpoint: a path, or None.
         quick: the model's few steps in place of its own.
-        context: columns that are given to the model and not modelled.
-        weights: the column that says how much each row counts, and is not modelled; or None.
-        dequantise: noise for quantised columns, as ``data.files.read`` takes it.
+        context, weights, dequantise, columns, drop: as ``open_rows`` takes them.
         bounds: of columns, by name.
-        columns: the columns to model, or None for all; likewise.
-        drop: columns to leave out; likewise.
 
     """
 
@@ -198,14 +209,68 @@ def train(task: Task) -> None:
     )
     if history.gain == 0:
         print(f"cflows: {NO_GAIN}", file=sys.stderr)
-    print_scores(flow, rows)
-    print_draws(flow, rows, task.seed, task.device)
+    _print_scores(flow, rows)
+    _print_draws(flow, rows, task.seed, task.device)
     print(f"the model: {task.out}")
 
 
 def goes_on(checkpoint: Path) -> bool:
     """Whether the same command would go on where one that was interrupted has stopped."""
     return exists(checkpoint) or begun(_choice_beside(checkpoint))
+
+
+def _print_scores(flow: Flow, rows: Source) -> None:
+    """The log-likelihood of the three parts, and the solver's gap."""
+    print("log-likelihood of a row in nats, ± 2 standard errors:")
+    dtype = dtype_of(flow)  # a model of one's own may be in float64
+    for name in SPLITS:
+        x, context = rows.few(name, at_most(SHOWN_ROWS))
+        x, context = x.to(dtype), None if context is None else context.to(dtype)
+        log_prob = log_likelihood(flow, x, context).double()
+        mean = log_prob.mean()
+        error = 2 * float(log_prob.std()) / math.sqrt(len(log_prob))
+        if (weights := rows.weights_of(name, at_most(SHOWN_ROWS))) is not None:
+            shares = weights.double() / weights.double().sum()
+            mean = (shares * log_prob).sum()
+            error = 2 * float((shares * (log_prob - mean)).square().sum().sqrt())
+        label = name.replace("train", "training")
+        bits = _bits(rows, log_prob, x)
+        print(f"  {label:10} {float(mean):10.3f} ± {error:.3f}   {len(x):,} rows{bits}")
+    checked = slice(likelihood.CHECKED_ROWS)
+    context = None if context is None else context[checked]
+    gap = likelihood.solver_gap(flow, x[checked], log_prob[checked], context)
+    if gap is not None:
+        print(f"  solver gap, mean / max: {float(gap.mean()):.0e} / {float(gap.max()):.0e}")
+
+
+def _print_draws(flow: TableFlow, rows: Source, seed: int, device: str) -> None:
+    """How many of some draws leave the training rows: the likelihood does not show these."""
+    n = max(100, min(SHOWN_ROWS, DRAWN_NUMBERS // flow.features))
+    if flow.is_continuous:
+        n = max(100, n // 10)
+    _, context = rows.few("train", at_most(n))
+    if context is not None:
+        context = context.repeat(math.ceil(n / len(context)), 1)[:n]
+    try:
+        outside = flow.outside(drawn(flow, n, context, seed, device))
+    except (InversionError, SolverError) as error:
+        print(f"cflows: the model is kept, and cannot be drawn from: {error}", file=sys.stderr)
+        return
+    assert outside is not None, "training knows its rows' extent"
+    print(
+        f"{n:,} draws: {outside.beyond:,} leave the range of the training rows in a column, "
+        f"{outside.far:,} by more than it is wide"
+    )
+    warn_of(outside)
+
+
+def _bits(rows: Source, log_prob: Tensor, x: Tensor) -> str:
+    """Bits per dimension, where the rows are whole images."""
+    pixels = rows.rows.pixels if isinstance(rows.rows, Dataset) else None
+    if pixels is None or rows.context:
+        return ""
+    bits = pixels.bits_per_dim(log_prob.numpy(), x.double().numpy()).mean()
+    return f"   {bits:.3f} bits per dimension"
 
 
 def _core(task: Task, rows: Source, depth: int) -> Flow:

@@ -158,7 +158,8 @@ def open_rows(
 
     """
     context = tuple(dict.fromkeys(context))
-    spared = context if weights is None else (*context, weights)
+    weighted = () if weights is None else (weights,)
+    spared = (*context, *weighted)
     if weights in context:
         raise DataError(
             f"{name}: the column {weights!r} is named by --context and --weights; leave it out of "
@@ -172,12 +173,11 @@ def open_rows(
     if twice := [column for column in rows.columns if rows.columns.count(column) > 1]:
         raise DataError(f"{rows.source}: two columns are called {twice[0]!r}; rename one")
     refuse_unknown(name, context, rows.columns, "context")
-    refuse_unknown(name, () if weights is None else (weights,), rows.columns, "weights")
+    refuse_unknown(name, weighted, rows.columns, "weights")
     if len(spared) == len(rows.columns):
         option = "--context" if weights is None else "--context or --weights"
         raise DataError(f"{name}: every column is named by {option}; leave one at least to model")
-    of_rows = () if weights is None else (weights,)
-    checks.refuse_single_precision(rows, (*_still(rows, spared), *of_rows))
+    checks.refuse_single_precision(rows, (*_still(rows, spared), *weighted))
     if weights is not None:
         _refuse_negative(name, rows, weights)
     return Source(rows, context, weights)
@@ -187,8 +187,8 @@ def _still(rows: Dataset | Streamed, names: Sequence[str]) -> tuple[str, ...]:
     """Those of the columns that are constant in training."""
     if isinstance(rows, Streamed):
         return tuple(name for name in names if name in rows.still)
-    places = {name: rows.columns.index(name) for name in names}
-    return tuple(n for n, at in places.items() if (rows.train[:, at] == rows.train[0, at]).all())
+    values = {name: rows.train[:, rows.columns.index(name)] for name in names}
+    return tuple(name for name, column in values.items() if (column == column[0]).all())
 
 
 def _refuse_negative(name: str, rows: Dataset | Streamed, weights: str) -> None:
