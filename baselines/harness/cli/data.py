@@ -26,8 +26,10 @@ def listing(options: argparse.Namespace) -> None:
 
     """
     from baselines.harness import data
+    from baselines.harness.data.fetching import NAMES
 
     for name in options.names or data.names():
+        remedy = f"cflows data fetch {name}" if name in NAMES else "pip install 'cflows[bench]'"
         about = data.entry(name)
         sizes = " / ".join(f"{size:,}" for size in about.sizes)
         print(f"{name:14}{about.about}")
@@ -35,18 +37,9 @@ def listing(options: argparse.Namespace) -> None:
             f"{about.columns} columns, {sizes} rows to train / validate / test",
             f"source: {about.source}",
             f"licence: {about.licence}",
-            f"here: {about.here() or _how(name)}",
+            f"here: {about.here() or f'no; {remedy}'}",
         ):
             print(LINES.fill(line))
-
-
-def _how(name: str) -> str:
-    """How a set comes here that is not."""
-    from baselines.harness.data import fetching
-
-    if name in fetching.NAMES:
-        return f"no; cflows data fetch {name}"
-    return "no; pip install 'cflows[bench]'"
 
 
 def fetch(options: argparse.Namespace) -> None:

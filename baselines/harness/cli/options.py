@@ -25,7 +25,6 @@ Options: TypeAlias = Mapping[str, "str | Options"]
 DEFAULT_DATA = ["pinwheel", "patches4"]
 DEFAULT_MODELS = ["ffjord", "ffjord-matching", "maf", "iaf", "realnvp", "nice"]
 SEEDS = 2**63
-POSITIVE = ("steps", "budget", "seconds", "jobs", "patience", "parameters", "depth", "n")
 
 COLUMNS = {
     "--columns COLUMN ...": "the columns of a file to use (default: all)",
@@ -211,10 +210,11 @@ def refuse_numbers(options: argparse.Namespace) -> None:
     """Refuse a number that is not positive or not finite, and what torch takes for no seed."""
     for name, value in vars(options).items():
         option = "-n" if name == "n" else f"--{name}"
-        if name in POSITIVE and value is not None and value <= 0:
-            fail(f"{option} must be positive, got {value}")
-        if name in POSITIVE and value is not None and not math.isfinite(value):
-            fail(f"{option} must be a finite number of seconds, got {value}")
+        if type(value) in (int, float) and name != "seed":
+            if value <= 0:
+                fail(f"{option} must be positive, got {value}")
+            if not math.isfinite(value):
+                fail(f"{option} must be a finite number of seconds, got {value}")
         seeds = value if name == "seeds" else [value] if name == "seed" and value else []
         if not all(0 <= seed < SEEDS for seed in seeds):
             fail(f"{option} must lie between 0 and 2**63 - 1, got {value}")

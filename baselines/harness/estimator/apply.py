@@ -6,8 +6,9 @@ import csv
 import io
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, TextIO, TypeAlias
+from typing import TextIO, TypeAlias
 
 import numpy as np
 import torch
@@ -122,12 +123,7 @@ def sample(
 
 
 def refuse_output(out: Path, *inputs: str | Path) -> None:
-    """Find out before the work that its result could not be written, or would replace an input.
-
-    Raises:
-        OSError: which, and why.
-
-    """
+    """Find out before the work that its result could not be written, or would replace an input."""
     refuse_unwritable(out)
     if target(out) == STDOUT and sys.__stdout__ is None:
         raise OSError(f"{out}: standard output is closed; name a file")
@@ -234,20 +230,17 @@ def _write(out: Path, rows: Tensor, columns: Names) -> None:
     if out.suffix.lower() == ".npy" and columns == ("log_prob",):
         values = values[:, 0]
 
-    def save(file: BinaryIO) -> None:
-        if out.suffix.lower() == ".npy":
-            np.save(WriteOnly(file), values)
-        else:
-            header = io.StringIO()
-            csv.writer(header, lineterminator="\n").writerow(columns)
-            file.write(header.getvalue().encode())
-            np.savetxt(file, values, digits, delimiter=",")
-
-    def save_beside(beside: Path) -> None:
-        with open(beside, "wb") as file:
-            save(file)
+    def save(path: Path | None) -> None:
+        with nullcontext(sys.stdout.buffer) if path is None else open(path, "wb") as file:
+            if out.suffix.lower() == ".npy":
+                np.save(WriteOnly(file), values)
+            else:
+                header = io.StringIO()
+                csv.writer(header, lineterminator="\n").writerow(columns)
+                file.write(header.getvalue().encode())
+                np.savetxt(file, values, digits, delimiter=",")
 
     if target(out) == STDOUT:
-        save(sys.stdout.buffer)
+        save(None)
     else:
-        write_beside(out, save_beside)
+        write_beside(out, save)
