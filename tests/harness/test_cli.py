@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import refused, run
 
 import cflows
-from baselines.harness import cli
 from baselines.harness.executors.process_pool import Killed
 from baselines.harness.experiment import cells
 from baselines.harness.experiment import run as runner
@@ -25,7 +26,7 @@ from baselines.harness.experiment.cells import Cell
 from baselines.models import builtin, registry
 from baselines.models.model import Model
 
-DISCRETE = ["maf", "realnvp"]
+COMPARE = "compare --models maf ffjord --steps 12 --jobs 1 --data"
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +52,19 @@ def results(out: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def finished(table, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
-    arguments = ["compare", "--data", str(table), "--models", "maf", "ffjord", "--steps", "12"]
-    assert cli.main([*arguments, "--jobs", "1", "--out", str(out)]) == 0
+    assert run(COMPARE, table, "--out", out) == 0
     return out
 
 
 def test_compare_on_a_users_file(finished):
     rows = results(finished)
     assert [(r["model"], r["depth"]) for r in rows] == [
-        ("gaussian", ""), ("maf", "2"), ("maf", "5"), ("ffjord", "1"), ("ffjord", "2"),
-    ]  # fmt: skip
+        ("gaussian", ""),
+        ("maf", "2"),
+        ("maf", "5"),
+        ("ffjord", "1"),
+        ("ffjord", "2"),
+    ]
     assert {r["dataset"] for r in rows} == {"mine.csv"}
     for row in rows:
         assert row["status"] == "ok"
@@ -92,10 +96,9 @@ def test_scores_are_in_the_files_own_units(finished, table):
 
 def test_finished_work_is_not_done_again(finished, table, capsys):
     before = stamps(finished)
-    command = ["compare", "--data", str(table), "--models", "maf", "ffjord", "--steps", "12"]
-    assert cli.main([*command, "--jobs", "1", "--out", str(finished)]) == 0
+    assert run(COMPARE, table, "--out", finished) == 0
     assert stamps(finished) == before
-    assert cli.main(["report", str(finished)]) == 0
+    assert run("report", finished) == 0
     assert "Gaussian" in capsys.readouterr().out
     assert stamps(finished) == before
 
@@ -106,8 +109,8 @@ def test_finished_work_is_not_done_again(finished, table, capsys):
 )
 def test_each_comparison_alone(comparison, timed, depths, table, tmp_path):
     out = tmp_path / "out"
-    assert cli.main([comparison, "--data", str(table), "--models", "maf", "--steps", "5",
-                     "--seeds", "0", "--out", str(out), "--jobs", "2"]) == 0  # fmt: skip
+    line = f"{comparison} --models maf --steps 5 --seeds 0 --jobs 2 --data"
+    assert run(line, table, "--out", out) == 0
     rows = [row for row in results(out) if row["model"] == "maf"]
     assert {row["depth"] for row in rows} == depths
     assert {bool(row["sample_ms_per_1000"]) for row in rows} == {timed}
@@ -115,8 +118,8 @@ def test_each_comparison_alone(comparison, timed, depths, table, tmp_path):
 
 def test_depths_seeds_and_budget(table, tmp_path):
     out = tmp_path / "out"
-    assert cli.main(["likelihood", "--data", str(table), "--models", "nice", "--depths", "2", "3",
-                     "--seeds", "0", "1", "--budget", "0.2", "--out", str(out)]) == 0  # fmt: skip
+    line = "likelihood --models nice --depths 2 3 --seeds 0 1 --budget 0.2 --data"
+    assert run(line, table, "--out", out) == 0
     rows = [row for row in results(out) if row["model"] == "nice"]
     assert [(row["depth"], row["seed"]) for row in rows] == [("3", "0"), ("3", "1")]
     # The likelihoods may agree: on a slow machine the best state of .2 s can be the start.
@@ -134,8 +137,8 @@ def test_a_failing_cell_is_a_row_and_stops_nothing(table, tmp_path, monkeypatch,
         builtin.MODELS, "maf", Model(**{**vars(model), "core": broken, "depths": (2,)})
     )
     out = tmp_path / "out"
-    assert cli.main(["compare", "--data", str(table), "--models", "maf", "nice", "--steps", "5",
-                     "--jobs", "1", "--out", str(out)]) == 1  # fmt: skip
+    line = "compare --models maf nice --steps 5 --jobs 1 --data"
+    assert run(line, table, "--out", out) == 1
     rows = {row["model"]: row for row in results(out)}
     assert rows["maf"]["status"] == "failed"
     assert rows["maf"]["error"] == "MemoryError: no memory left"
@@ -167,7 +170,7 @@ def bad_files(folder: Path) -> dict[str, tuple[str, str]]:
 def test_a_bad_file_is_one_line_and_status_2(name, tmp_path, capsys):
     path = tmp_path / f"{name}.csv"
     words = bad_files(tmp_path)[path.name]
-    refused(["compare", "--data", str(path), "--out", str(tmp_path / "out")], words, capsys)
+    refused(capsys, "compare --data", path, "--out", tmp_path / "out", words=words)
     assert not (tmp_path / "out").exists()
 
 
@@ -188,40 +191,29 @@ def test_a_bad_file_is_one_line_and_status_2(name, tmp_path, capsys):
     ],
 )
 def test_a_bad_option_is_one_line_and_status_2(arguments, words, tmp_path, capsys):
-    refused(["compare", *arguments, "--out", str(tmp_path / "out")], words, capsys)
+    refused(capsys, "compare", *arguments, "--out", tmp_path / "out", words=words)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["compair"], ["report", "/nonexistent/place"]])
-def test_other_bad_commands(arguments, capsys):
-    refused(arguments, (), capsys)
-
-
-def refused(arguments, words, capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert error.startswith("cflows: ")
-    assert error.count("\n") == 1
-    for word in words:
-        assert word in error
+@pytest.mark.parametrize("line", ["", "compair", "report /nonexistent/place"])
+def test_other_bad_commands(line, capsys):
+    refused(capsys, line)
 
 
 def test_out_that_is_a_file(table, tmp_path, capsys):
     (tmp_path / "out").write_text("")
-    refused(["compare", "--data", str(table), "--out", str(tmp_path / "out")], ("out",), capsys)
+    refused(capsys, "compare --data", table, "--out", tmp_path / "out", words="out")
 
 
 def test_the_version(capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["--version"])
+        run("--version")
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"cflows {cflows.__version__}\n"
 
 
 def test_data_list(capsys):
-    assert cli.main(["data", "list"]) == 0
+    assert run("data list") == 0
     text = capsys.readouterr().out
     assert "pinwheel" in text
     assert "patches4" in text
@@ -229,9 +221,8 @@ def test_data_list(capsys):
 
 def test_a_killed_run_goes_on_where_it_stood(table, tmp_path):
     """kill -9 in the middle of a cell: the same command ends with what a whole run has."""
-    command = [sys.executable, "-m", "baselines.harness", "likelihood", "--data", str(table),
-               "--models", *DISCRETE, "--steps", "400", "--seeds", "0",
-               "--jobs", "1"]  # fmt: skip
+    line = "likelihood --models maf realnvp --steps 400 --seeds 0 --jobs 1 --data"
+    command = [sys.executable, "-m", "baselines.harness", *line.split(), str(table)]
     whole, out = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
     process = subprocess.Popen(
@@ -258,9 +249,26 @@ def test_a_killed_run_goes_on_where_it_stood(table, tmp_path):
     assert got == expected
 
 
+def plan_of(data: list[str], out: Path, models: Sequence[str] = ("maf",)) -> runner.Plan:
+    """Two processes that train for five steps."""
+    return runner.Plan(
+        comparison="likelihood",
+        data=data,
+        models=models,
+        seeds=[0],
+        depths=[2],
+        steps=5,
+        budget=None,
+        quick=False,
+        device="cpu",
+        jobs=2,
+        out=out,
+        command="test",
+    )
+
+
 def test_a_killed_worker_is_a_row(table, tmp_path, monkeypatch):
-    plan = runner.Plan("likelihood", [str(table)], ["maf", "nice"], [0], [2], 5, None, False,
-                       "cpu", 2, tmp_path / "out", "test")  # fmt: skip
+    plan = plan_of([str(table)], tmp_path / "out", models=["maf", "nice"])
     monkeypatch.setenv("CFLOWS_TEST_KILL", "maf")
     monkeypatch.setattr(cells, "run", _run_or_die)
     assert runner.execute(plan) == 1
@@ -286,18 +294,20 @@ def _run_or_die(cell: Cell, out: Path):
         (Killed(-9, started=False), "out of memory?", "__main__"),
         (Killed(-11), "ended with exit code -11", "memory"),
         (Killed(3), "ended with exit code 3", "memory"),
-        (Killed(1, started=False), 'before it began: a script must call this below `if __name__ =='
-         ' "__main__":`', "memory"),
+        (
+            Killed(1, started=False),
+            'before it began: a script must call this below `if __name__ == "__main__":`',
+            "memory",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_end_of_a_worker_is_told_as_it_was(
     death, says, not_said, table, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(
         runner, "side_by_side", lambda work, items, jobs: ((i, death) for i in items)
     )
-    plan = runner.Plan("likelihood", [str(table)], ["maf"], [0], [2], 5, None, False,
-                       "cpu", 2, tmp_path / "out", "test")  # fmt: skip
+    plan = plan_of([str(table)], tmp_path / "out")
     assert runner.execute(plan) == 1
     for row in results(plan.out):
         assert row["status"] == "failed"
@@ -317,16 +327,15 @@ def test_a_model_that_cannot_be_timed_is_a_row_and_stops_nothing(
 
     monkeypatch.setattr(runner.timing, "measure", broken)
     out = tmp_path / "out"
-    command = ["sampling", "--data", str(table), "--models", "nice", "--steps", "5",
-               "--seeds", "0", "--jobs", "1", "--out", str(out)]  # fmt: skip
-    assert cli.main(command) == 1
+    command = "sampling --models nice --steps 5 --seeds 0 --jobs 1 --data", table, "--out", out
+    assert run(*command) == 1
     gaussian, nice = results(out)
     assert (gaussian["status"], nice["status"]) == ("ok", "failed")
     assert nice["error"] == "timing: RuntimeError: no solution"
     assert float(gaussian["sample_ms_per_1000"]) > 0
     assert "failed: timing: " in capsys.readouterr().out
     monkeypatch.undo()
-    assert cli.main(command) == 0
+    assert run(*command) == 0
     assert {row["status"] for row in results(out)} == {"ok"}
 
 
@@ -334,10 +343,10 @@ def test_rows_that_float32_cannot_hold_are_refused(tmp_path, capsys):
     rows = np.random.default_rng(0).normal(size=(100, 2)) * (1.0, 300.0) + (0.0, 1.7e9)
     path = tmp_path / "clock.csv"
     np.savetxt(path, rows, delimiter=",", header="a,time", comments="")
-    arguments = ["compare", "--data", str(path), "--out", str(tmp_path / "out")]
-    refused(arguments, ("clock.csv", "'time'", "subtract a constant"), capsys)
+    command = "compare --data", path, "--out", tmp_path / "out"
+    refused(capsys, *command, words=("clock.csv", "'time'", "subtract a constant"))
     np.savetxt(path, rows[:, :1] * [1, 2], delimiter=",", header="a,b", comments="")
-    refused(arguments, ("clock.csv", "drop one"), capsys)
+    refused(capsys, *command, words=("clock.csv", "drop one"))
     assert not (tmp_path / "out").exists()
 
 
@@ -350,8 +359,7 @@ def test_files_of_one_name_are_called_the_same_in_either_order(tmp_path, monkeyp
     given = ["a/rows.npy", "b/rows.npy", "c/other.npy", "./c/other.npy"]
 
     def keys(data):
-        plan = runner.Plan("likelihood", data, ["maf"], [0], [2], 5, None, False,
-                           "cpu", 1, tmp_path / "out", "test")  # fmt: skip
+        plan = plan_of(data, tmp_path / "out")
         sets = runner._load(data)
         return set(sets), {cell.key for cell in runner.plan_cells(plan, sets)}
 
@@ -363,7 +371,7 @@ def test_files_of_one_name_are_called_the_same_in_either_order(tmp_path, monkeyp
 def test_a_terminal_without_the_signs_gets_question_marks(finished, monkeypatch):
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
-    assert cli.main(["report", str(finished)]) == 0
+    assert run("report", finished) == 0
     narrow.flush()
     assert b" ? 2 s.e." in narrow.buffer.getvalue()
 
@@ -377,8 +385,7 @@ def test_the_manifest_names_versions_and_solvers_without_an_install(
     monkeypatch.setattr(runner, "version", not_installed)
     monkeypatch.setattr(cells, "run", lambda cell, out: cells.fail(cell, out, "not run"))
     out = tmp_path / "out"
-    assert cli.main(["likelihood", "--data", str(table), "--models", "ffjord", "maf",
-                     "--jobs", "1", "--out", str(out)]) == 1  # fmt: skip
+    assert run("likelihood --models ffjord maf --jobs 1 --data", table, "--out", out) == 1
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["versions"]["cflows"] == cflows.__version__
     assert manifest["versions"]["numpy"] == np.__version__

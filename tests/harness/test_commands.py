@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import refused, run
 
 import cflows
-from baselines.harness import cli, data
+from baselines.harness import data
 from baselines.harness.estimator import apply
 from baselines.models import builtin
 from cflows.core.atomic_write import write_whole
@@ -52,13 +53,8 @@ def table(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(table, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("model") / "people.flow"
-    assert run("fit", "--model", "maf", "--data", table, "--out", out, "--depth", 2,
-               "--steps", 200) == 0  # fmt: skip
+    assert run("fit --model maf --depth 2 --steps 200 --data", table, "--out", out) == 0
     return out
-
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
 
 
 def test_a_saved_model_knows_the_columns(model, table):
@@ -122,8 +118,8 @@ def test_columns_are_found_by_name(model, tmp_path):
 def test_a_model_without_names_goes_by_order_and_one_row_is_enough(tmp_path):
     np.save(tmp_path / "rows.npy", people(300))
     out = tmp_path / "model"
-    assert run("fit", "--model", "nice", "--data", tmp_path / "rows.npy", "--out", out,
-               "--steps", 5, "--preprocess", "standardise") == 0  # fmt: skip
+    fit = "fit --model nice --steps 5 --preprocess standardise --data"
+    assert run(fit, tmp_path / "rows.npy", "--out", out) == 0
     write_csv(tmp_path / "named.csv", people(1), COLUMNS)
     write_csv(tmp_path / "shuffled.csv", people(1)[:, ::-1], ["x1", "x0"])
     found = []
@@ -164,8 +160,8 @@ def test_many_samples_are_drawn_in_parts(model, tmp_path, monkeypatch):
 
 
 def test_fit_prints_what_the_model_is_worth(table, tmp_path, capsys):
-    assert run("fit", "--model", "ffjord", "--depth", 1, "--data", table, "--steps", 3,
-               "--out", tmp_path / "m", "--preprocess", "whiten") == 0  # fmt: skip
+    fit = "fit --model ffjord --depth 1 --steps 3 --preprocess whiten --data"
+    assert run(fit, table, "--out", tmp_path / "m") == 0
     text = capsys.readouterr().out
     flow = cflows.load(tmp_path / "m")
     test = torch.from_numpy(data.load(table).test).float()
@@ -183,16 +179,16 @@ def test_fit_prints_what_the_model_is_worth(table, tmp_path, capsys):
     [("standardise", "Affine"), ("whiten", "Whitening"), ("none", "")],
 )
 def test_the_map_that_was_asked_for(preprocess, parts, table, tmp_path):
-    assert run("fit", "--model", "maf", "--data", table, "--out", tmp_path / "m", "--steps", 2,
-               "--preprocess", preprocess) == 0  # fmt: skip
+    fit = f"fit --model maf --steps 2 --preprocess {preprocess} --data"
+    assert run(fit, table, "--out", tmp_path / "m") == 0
     found = {type(part).__name__ for part in cflows.load(tmp_path / "m").modules()}
     assert found & {"Affine", "Whitening"} == ({parts} if parts else set())
 
 
 def test_auto_keeps_the_map_of_the_better_validation(table, tmp_path, capsys):
     """Additive couplings of one layer cannot undo a correlation: whitening wins."""
-    assert run("fit", "--model", "nice", "--depth", 1, "--data", table, "--out", tmp_path / "m",
-               "--steps", 60) == 0  # fmt: skip
+    fit = "fit --model nice --depth 1 --steps 60 --data"
+    assert run(fit, table, "--out", tmp_path / "m") == 0
     text = capsys.readouterr().out
     assert "(standardise)" in text
     assert "(whiten)" in text
@@ -201,16 +197,15 @@ def test_auto_keeps_the_map_of_the_better_validation(table, tmp_path, capsys):
 
 def test_seeds_repeat_and_quick_and_seconds_end_the_training(table, tmp_path, capsys):
     for name in ("a", "b"):
-        assert run("fit", "--model", "nice", "--data", table, "--out", tmp_path / name,
-                   "--steps", 20, "--seed", 4) == 0  # fmt: skip
+        fit = "fit --model nice --steps 20 --seed 4 --data"
+        assert run(fit, table, "--out", tmp_path / name) == 0
     a, b = (cflows.load(tmp_path / name).state_dict() for name in ("a", "b"))
     assert all(torch.equal(a[key], b[key]) for key in a)
     capsys.readouterr()
-    assert run("fit", "--model", "nice", "--data", table, "--out", tmp_path / "c",
-               "--seconds", 0.3, "--preprocess", "none") == 0  # fmt: skip
+    command = "fit --model nice --preprocess none --data", table, "--out", tmp_path / "c"
+    assert run(*command, "--seconds", 0.3) == 0
     assert "ended by seconds" in capsys.readouterr().out
-    assert run("fit", "--model", "nice", "--data", table, "--out", tmp_path / "c", "--quick",
-               "--depth", 1, "--preprocess", "none") == 0  # fmt: skip
+    assert run(*command, "--quick", "--depth", 1) == 0
     assert f": {builtin.MODELS['nice'].quick_steps} steps" in capsys.readouterr().out
 
 
@@ -267,8 +262,8 @@ def test_an_interrupted_choice_of_a_map_goes_on(table, tmp_path, monkeypatch, ca
     refused(capsys, *kept, "--seed", 1, words=("c.pt.map.whiten", "another run"))
     assert run(*kept) == 0
     assert len(taken) - 140 <= 20 + 700
-    assert sorted(p.name for p in tmp_path.glob("c.pt*")) == [
-        "c.pt", "c.pt.map", "c.pt.previous"]  # fmt: skip
+    left = ["c.pt", "c.pt.map", "c.pt.previous"]
+    assert sorted(p.name for p in tmp_path.glob("c.pt*")) == left
     (tmp_path / "c.pt").unlink()
     (tmp_path / "c.pt.previous").unlink()
     refused(capsys, *kept, "--seed", 1, words=("c.pt.map", "another run"))
@@ -294,20 +289,9 @@ def test_a_checkpoint_of_other_columns_is_refused(preprocess, tmp_path, capsys):
 
 def test_a_foreign_checkpoint_is_refused(table, tmp_path, capsys):
     (tmp_path / "c.pt").write_bytes(table.read_bytes())
-    refused(capsys, "fit", "--model", "nice", "--data", table, "--out", tmp_path / "m",
-            "--preprocess", "none", "--checkpoint", tmp_path / "c.pt", words=("c.pt",))  # fmt: skip
+    command = "fit --model nice --preprocess none --data", table, "--out", tmp_path / "m"
+    refused(capsys, *command, "--checkpoint", tmp_path / "c.pt", words="c.pt")
     assert not (tmp_path / "m").exists()
-
-
-def refused(capsys, *arguments: object, words: tuple[str, ...] = (), status: int = 2) -> None:
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    error = capsys.readouterr().err
-    assert caught.value.code == status
-    assert error.startswith("cflows: ")
-    assert error.count("\n") == 1
-    for word in words:
-        assert word in error
 
 
 @pytest.mark.parametrize(
@@ -348,8 +332,8 @@ def test_bad_options_of_fit(arguments, words, table, tmp_path, monkeypatch, caps
 )
 def test_bad_tables_of_fit(content, words, tmp_path, capsys):
     (tmp_path / "t.csv").write_text(content)
-    refused(capsys, "fit", "--model", "realnvp", "--data", tmp_path / "t.csv", "--out",
-            tmp_path / "m", "--steps", "2", words=words)  # fmt: skip
+    command = "fit --model realnvp --steps 2 --out", tmp_path / "m"
+    refused(capsys, *command, "--data", tmp_path / "t.csv", words=words)
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
@@ -358,8 +342,8 @@ def test_a_failed_training_is_one_line_and_status_1(table, tmp_path, monkeypatch
         raise cflows.TrainingError("the loss left\nthe numbers")
 
     monkeypatch.setattr(pipeline, "fit", broken)
-    refused(capsys, "fit", "--model", "nice", "--data", table, "--out", tmp_path / "m",
-            "--preprocess", "none", words=("the loss left the numbers",), status=1)  # fmt: skip
+    command = "fit --model nice --preprocess none --data", table, "--out", tmp_path / "m"
+    refused(capsys, *command, words="the loss left the numbers", status=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -378,8 +362,7 @@ def test_an_interrupted_fit_says_what_is_left(extra, says, table, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "fit", interrupted)
     Path("made").touch()
-    assert run("fit", "--model", "nice", "--data", table, "--out", "m", "--preprocess", "none",
-               *extra) == 130  # fmt: skip
+    assert run("fit --model nice --preprocess none --out m --data", table, *extra) == 130
     assert says in capsys.readouterr().err
 
 
@@ -401,8 +384,8 @@ def test_bad_files_of_score(name, content, words, model, tmp_path, capsys):
     if content is not None:
         (tmp_path / name).write_text(content)
     before = sorted(tmp_path.iterdir())
-    refused(capsys, "score", model, "--data", tmp_path / name, "--out", tmp_path / "p.csv",
-            words=words)  # fmt: skip
+    command = "score", model, "--out", tmp_path / "p.csv"
+    refused(capsys, *command, "--data", tmp_path / name, words=words)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -422,8 +405,8 @@ def test_bad_models(command, kind, table, tmp_path, capsys):
         words = ("context",)
     before = sorted(tmp_path.iterdir())
     tail = [table] if command[0] == "score" else []
-    refused(capsys, command[0], path, *command[1:], *tail, "--out", tmp_path / "o.csv",
-            words=words)  # fmt: skip
+    whole = command[0], path, *command[1:], *tail, "--out", tmp_path / "o.csv"
+    refused(capsys, *whole, words=words)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -457,8 +440,8 @@ def test_what_is_read_is_never_overwritten(table, model, capsys):
 def test_samples_that_are_not_finite_are_not_written(tmp_path, capsys):
     flow = cflows.Flow(cflows.Chain(cflows.Affine([0.0], [3e38]), cflows.Affine([0.0], [10.0])))
     flow.save(tmp_path / "m")
-    refused(capsys, "sample", tmp_path / "m", "-n", "9", "--out", tmp_path / "s.csv",
-            words=("of 9 samples are not finite",))  # fmt: skip
+    command = "sample -n 9", tmp_path / "m", "--out", tmp_path / "s.csv"
+    refused(capsys, *command, words="of 9 samples are not finite")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
@@ -479,25 +462,23 @@ def test_a_write_that_fails_leaves_the_earlier_file(model, table, tmp_path, monk
 def test_a_flow_saved_from_python_is_scored_by_order(tmp_path):
     cflows.Flow(cflows.Affine([1.0, 2.0], [1.0, 3.0])).double().save(tmp_path / "m")
     write_csv(tmp_path / "t.csv", np.array([[1.0, 2.0]]), ["a", "b"])
-    assert run("score", tmp_path / "m", "--data", tmp_path / "t.csv", "--out",
-               tmp_path / "p.npy") == 0  # fmt: skip
+    command = "score", tmp_path / "m", "--data", tmp_path / "t.csv"
+    assert run(*command, "--out", tmp_path / "p.npy") == 0
     expected = -np.log(2 * np.pi) - np.log(3)
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), [expected], rtol=1e-12)
 
 
 def test_as_a_process(model, tmp_path):
     """The installed way in: ``python -m baselines.harness``, standard streams and status."""
-    command = [sys.executable, "-m", "baselines.harness"]
-    good = subprocess.run(
-        [*command, "sample", str(model), "-n", "3", "--out", str(tmp_path / "s.csv")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert good.stderr == ""
+
+    def process(model: Path) -> subprocess.CompletedProcess[str]:
+        line = f"sample {model} -n 3 --out {tmp_path / 's.csv'}"
+        command = [sys.executable, "-m", "baselines.harness", *line.split()]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    good, bad = process(model), process(tmp_path / "none")
+    assert (good.returncode, good.stderr) == (0, "")
     assert "3 samples" in good.stdout
-    bad = subprocess.run(
-        [*command, "sample", str(tmp_path / "none"), "-n", "3", "--out", str(tmp_path / "t.csv")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
     assert bad.returncode == 2
     assert bad.stderr == f"cflows: {tmp_path / 'none'}: no such file\n"
 
@@ -516,8 +497,8 @@ def test_seconds_bound_the_choice_too(table, tmp_path, monkeypatch, capsys):
     choose = cflows.choose
     monkeypatch.setattr(pipeline, "fit", recorded)
     monkeypatch.setattr(pipeline, "choose", chosen)
-    assert run("fit", "--model", "nice", "--depth", 1, "--data", table, "--seconds", 2, "--out",
-               tmp_path / "m") == 0  # fmt: skip
+    fit = "fit --model nice --depth 1 --seconds 2 --data"
+    assert run(fit, table, "--out", tmp_path / "m") == 0
     assert given == {"each": 0.2, "main": 1.5}
 
 
@@ -549,9 +530,8 @@ def test_a_training_that_gains_nothing_says_so(tmp_path, monkeypatch, capsys):
         return history
 
     monkeypatch.setattr(pipeline, "fit", spoilt)
-    command = ["fit", "--model", "nice", "--preprocess", "whiten", "--steps", 20, "--data",
-               small_table(tmp_path / "t.csv"), "--out", tmp_path / "m"]  # fmt: skip
-    assert run(*command) == 0
+    fit = "fit --model nice --preprocess whiten --steps 20 --data"
+    assert run(fit, small_table(tmp_path / "t.csv"), "--out", tmp_path / "m") == 0
     said = capsys.readouterr()
     assert "the state of step 0 is kept" in said.out
     assert "the training gained nothing over a Gaussian: fewer layers" in said.err
@@ -560,15 +540,15 @@ def test_a_training_that_gains_nothing_says_so(tmp_path, monkeypatch, capsys):
 def test_draws_far_from_the_table_are_counted(tmp_path, capsys):
     rows = people(120)
     table = small_table(tmp_path / "t.csv")
-    assert run("fit", "--model", "nice", "--depth", 1, "--steps", 5, "--data", table,
-               "--out", tmp_path / "m") == 0  # fmt: skip
+    fit = "fit --model nice --depth 1 --steps 5 --data"
+    assert run(fit, table, "--out", tmp_path / "m") == 0
     said = capsys.readouterr()
     assert "10,000 draws: " in said.out
     assert "0 by more than it is wide" in said.out
     assert said.err == ""
     flow = cflows.load(tmp_path / "m")
-    torch.testing.assert_close(flow.extent[1].double(), torch.tensor(rows[:96].max(0)), rtol=0.2,
-                               atol=0.0)  # fmt: skip
+    highest = torch.tensor(rows[:96].max(0))
+    torch.testing.assert_close(flow.extent[1].double(), highest, rtol=0.2, atol=0.0)
     narrow = flow.extent.clone()
     narrow[:2] = flow.extent[:2].mean(0) + torch.tensor([[-1.0], [1.0]]) * flow.extent[2]
     again = cflows.TableFlow(flow.bijector, flow.base, COLUMNS, extent=narrow)

@@ -7,13 +7,14 @@ import json
 import pickle
 import shutil
 
+import command_line
 import numpy as np
 import pytest
 import torch
 from made_data import Payload, archive, frame_pickle, gas_frame
 from scipy.stats import multivariate_normal
 
-from baselines.harness import cli, data
+from baselines.harness import data
 from baselines.harness.data import DataError, fetching, published, statistics, store, tabular
 from baselines.harness.data.dataset import SPLITS
 from baselines.harness.data.download import Archive
@@ -71,19 +72,12 @@ def announce(path, monkeypatch, url="http://127.0.0.1/none"):
 
 
 def run(*arguments: object) -> int:
-    return cli.main(["data", *map(str, arguments)])
+    return command_line.run("data", *arguments)
 
 
 def refused(capsys, *arguments: object, words: str | tuple[str, ...]) -> None:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert error.startswith("cflows: ")
-    assert error.count("\n") == 1
-    for word in [words] if isinstance(words, str) else words:
-        assert word in error
+    command_line.refused(capsys, "data", *arguments, words=words)
 
 
 def unpack(members, folder):
@@ -141,8 +135,8 @@ def test_stored_rows_are_those_of_the_preprocessing_mapped(members, made, tmp_pa
     run("fetch", *NAMES, "--from", made)
     raw = np.load(tmp_path / "data/power/data.npy")
     rows = data.load("power")
-    for part, expected in zip((rows.train, rows.validation, rows.test), tabular.power(raw)[:3],
-                              strict=True):  # fmt: skip
+    parts = rows.train, rows.validation, rows.test
+    for part, expected in zip(parts, tabular.power(raw)[:3], strict=True):
         assert isinstance(part, np.memmap)
         assert part.dtype == np.float32
         np.testing.assert_array_equal(part, expected.astype(np.float32))
@@ -353,23 +347,25 @@ def test_statistics_of_several_pieces(monkeypatch):
 def test_compare_and_fit_take_the_names(made, tmp_path, capsys):
     run("fetch", "power", "--from", made)
     out = tmp_path / "out"
-    assert cli.main(["likelihood", "--data", "power", "--models", "nice", "--steps", "2",
-                     "--jobs", "1", "--out", str(out)]) == 0  # fmt: skip
+    compare = "likelihood --data power --models nice --steps 2 --jobs 1 --out"
+    assert command_line.run(compare, out) == 0
     assert "power is a subset here" in capsys.readouterr().out
     about = json.loads((out / "manifest.json").read_text())["data"]["power"]
     assert "power is a subset here" in about["note"]
     assert about["checksum"] == data.load("power").checksum
     assert "power is a subset here" in (out / "report.md").read_text()
-    assert cli.main(["fit", "--model", "nice", "--data", "power", "--steps", "2", "--preprocess",
-                     "none", "--depth", "1", "--out", str(tmp_path / "m")]) == 0  # fmt: skip
+    fit = "fit --model nice --data power --steps 2 --preprocess none --depth 1 --out"
+    assert command_line.run(fit, tmp_path / "m") == 0
     assert "power is a subset here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("name", "file", "validation", "test"),
-    [("power", "power/data.npy", -7.669, -7.786),
-     ("bsds300", "BSDS300/BSDS300.hdf5", 96.632, 95.697)],
-)  # fmt: skip
+    [
+        ("power", "power/data.npy", -7.669, -7.786),
+        ("bsds300", "BSDS300/BSDS300.hdf5", 96.632, 95.697),
+    ],
+)
 def test_real_rows_where_they_are_present(name, file, validation, test, tmp_path, monkeypatch):
     """The Gaussian's figures of the development subsets; elsewhere there is nothing to judge by."""
     folder = store.read_only()

@@ -14,13 +14,13 @@ from threading import Thread
 import disks
 import numpy as np
 import pytest
+from command_line import refused, run
 
 import cflows
-from baselines.harness import cli
 from baselines.harness.experiment import cells
 from baselines.harness.experiment.cells import Cell
 
-FIT = ["fit", "--model", "nice", "--depth", "1", "--steps", "2", "--preprocess", "standardise"]
+FIT = "fit --model nice --depth 1 --steps 2 --preprocess standardise --data"
 
 
 @pytest.fixture
@@ -44,21 +44,6 @@ def temporary(tmp_path, monkeypatch) -> Path:
     return place
 
 
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments: object, words: str, status: int = 2) -> str:
-    """Run to one line of an error, and return it."""
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    error = capsys.readouterr().err
-    assert caught.value.code == status
-    assert re.fullmatch(r"cflows: .*\n", error), error
-    assert words in error
-    return error
-
-
 def test_links_stay(model, table, tmp_path):
     far = tmp_path / "far"
     far.mkdir()
@@ -66,7 +51,7 @@ def test_links_stay(model, table, tmp_path):
         (tmp_path / name).symlink_to(far / name)
     assert run("score", model, "--data", table, "--out", tmp_path / "p.csv") == 0
     assert run("sample", model, "-n", 3, "--out", tmp_path / "s.npy") == 0
-    assert run(*FIT, "--data", table, "--out", tmp_path / "n.flow") == 0
+    assert run(FIT, table, "--out", tmp_path / "n.flow") == 0
     assert all((tmp_path / name).is_symlink() for name in ("p.csv", "s.npy", "n.flow"))
     assert sorted(path.name for path in far.iterdir()) == ["n.flow", "p.csv", "s.npy"]
     assert len((far / "p.csv").read_text().splitlines()) == 201
@@ -91,7 +76,7 @@ def test_a_pipe_takes_text_under_any_name(name, model, tmp_path):
 def test_a_device_stays(model, table, tmp_path):
     null = tmp_path / "null"
     os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    assert run(*FIT, "--data", table, "--out", null) == 0
+    assert run(FIT, table, "--out", null) == 0
     assert run("score", model, "--data", table, "--out", null) == 0
     assert stat.S_ISCHR(null.stat().st_mode)
 
@@ -107,31 +92,31 @@ def test_rows_go_alone_to_standard_output(out, model, table, capsys):
 
 
 def test_what_standard_output_does_not_take(table, tmp_path, capsys):
-    refused(capsys, *FIT, "--data", table, "--out", "-", words="name a file")
+    refused(capsys, FIT, table, "--out", "-", words="name a file")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    refused(capsys, *FIT, "--data", table, "--out", tmp_path / "n", "--checkpoint", pipe,
-            words="keeps no checkpoint")  # fmt: skip
+    command = FIT, table, "--out", tmp_path / "n", "--checkpoint"
+    refused(capsys, *command, pipe, words="keeps no checkpoint")
     long = "c" * 256
-    refused(capsys, *FIT, "--data", table, "--out", tmp_path / "n", "--checkpoint",
-            tmp_path / long, words=f"{long}: File name too long")  # fmt: skip
+    refused(capsys, *command, tmp_path / long, words=f"{long}: File name too long")
     assert not (tmp_path / "n").exists()
 
 
 def test_two_names_of_one_file(table, tmp_path, capsys):
     (tmp_path / "link").symlink_to("n.flow")
-    refused(capsys, *FIT, "--data", table, "--out", tmp_path / "n.flow", "--checkpoint",
-            tmp_path / "link", words="cannot be the checkpoint too")  # fmt: skip
+    checkpoint = "--checkpoint", tmp_path / "link"
+    words = "cannot be the checkpoint too"
+    refused(capsys, FIT, table, "--out", tmp_path / "n.flow", *checkpoint, words=words)
     (tmp_path / "rows.csv").symlink_to(table)
-    refused(capsys, *FIT, "--data", table, "--out", tmp_path / "rows.csv",
-            words="would overwrite what is read")  # fmt: skip
+    words = "would overwrite what is read"
+    refused(capsys, FIT, table, "--out", tmp_path / "rows.csv", words=words)
 
 
 def as_a_process(command: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which CFLOWS is the command; its status is that of the last CFLOWS."""
     line = command.replace("CFLOWS", f"{sys.executable} -W error -m baselines.harness")
-    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False,
-                          timeout=120)  # fmt: skip
+    settings = {"capture_output": True, "text": True, "check": False, "timeout": 120}
+    return subprocess.run(["bash", "-c", line], **settings)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "PYTHONUNBUFFERED=1 "])
@@ -163,7 +148,7 @@ def test_a_model_is_kept_where_its_disk_is_full(table, temporary, tmp_path, caps
     with disks.small(tmp_path / "disk") as disk:
         (disk / "n.flow").write_text("earlier")
         with pytest.raises(SystemExit) as caught:
-            run(*FIT, "--data", table, "--out", disk / "n.flow")
+            run(FIT, table, "--out", disk / "n.flow")
         assert (disk / "n.flow").read_text() == "earlier"
         assert len(list(disk.iterdir())) == 1
     assert caught.value.code == 1
@@ -179,8 +164,8 @@ def test_a_model_is_kept_where_its_disk_is_full(table, temporary, tmp_path, caps
 def test_a_model_that_nothing_could_keep_is_not_trained(table, temporary, tmp_path, capsys):
     out = tmp_path / "n.flow"
     with disks.limited(4096):
-        refused(capsys, *FIT, "--data", table, "--out", out,
-                words="n.flow: file too large; the model takes about ")  # fmt: skip
+        words = "n.flow: file too large; the model takes about "
+        refused(capsys, FIT, table, "--out", out, words=words)
     assert not out.exists()
     assert list(temporary.iterdir()) == []
 
@@ -189,8 +174,8 @@ def test_a_folder_that_goes_while_training(table, temporary, tmp_path, capsys, m
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.setattr("cflows.training.pipeline.fit", losing(folder))
-    line = refused(capsys, *FIT, "--data", table, "--out", folder / "n.flow", status=1,
-                   words="no such folder to write to; the model was kept in ")  # fmt: skip
+    words = "no such folder to write to; the model was kept in "
+    line = refused(capsys, FIT, table, "--out", folder / "n.flow", words=words, status=1)
     assert cflows.load(line.split()[-1]).columns == ("a", "b")
 
 
@@ -211,12 +196,14 @@ def test_a_checkpoint_is_named_where_the_model_has_no_place(
 
     monkeypatch.setattr(cflows.Flow, "save", full)
     out, checkpoint = tmp_path / "n.flow", tmp_path / "c.pt"
-    for extra, words in (([], "could not be kept in the temporary folder either"),
-                         (["--checkpoint", checkpoint], f"is kept in {checkpoint}")):  # fmt: skip
-        refused(capsys, *FIT, "--data", table, "--out", out, *extra, words=words, status=1)
+    for extra, words in (
+        ([], "could not be kept in the temporary folder either"),
+        (["--checkpoint", checkpoint], f"is kept in {checkpoint}"),
+    ):
+        refused(capsys, FIT, table, "--out", out, *extra, words=words, status=1)
     assert list(temporary.iterdir()) == []
     monkeypatch.undo()
-    assert run(*FIT, "--data", table, "--out", out, "--checkpoint", checkpoint) == 0
+    assert run(FIT, table, "--out", out, "--checkpoint", checkpoint) == 0
     assert cflows.load(out).columns == ("a", "b")
 
 
@@ -224,8 +211,8 @@ def test_a_checkpoint_is_named_where_the_model_has_no_place(
 def test_rows_for_a_full_disk(name, model, tmp_path, capsys):
     with disks.small(tmp_path / "disk") as disk:
         (disk / name).write_text("earlier")
-        refused(capsys, "sample", model, "-n", 9000, "--out", disk / name,
-                words=f"{name}: No space left on device")  # fmt: skip
+        words = f"{name}: No space left on device"
+        refused(capsys, "sample -n 9000", model, "--out", disk / name, words=words)
         assert [path.read_text() for path in disk.iterdir()] == ["earlier"]
 
 
@@ -241,8 +228,8 @@ def test_a_cell_on_a_full_disk_fails_with_its_reason(table, tmp_path):
 
 def test_a_report_on_a_read_only_folder(table, tmp_path, capsys):
     out = tmp_path / "out"
-    compare = ["compare", "--data", table, "--models", "nice", "--depths", 1, "--steps", 2,
-               "--preprocess", "whiten", "--jobs", 1, "--out", out]  # fmt: skip
+    line = "compare --models nice --depths 1 --steps 2 --preprocess whiten --jobs 1 --data"
+    compare = line, table, "--out", out
     assert run(*compare) == 0
     (out / "results.csv").unlink()
     (out / "results.csv").symlink_to(tmp_path / "far.csv")
