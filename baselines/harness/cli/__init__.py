@@ -15,6 +15,7 @@ from baselines.harness.cli.options import parser, refuse_numbers
 __all__ = ["main"]
 
 
+@standard_streams.prepared()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status.
 
@@ -22,11 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command was wrong, one line says how. 130: interrupted. 141: the reader of what is printed has
     gone, as that of ``| head``.
     """
-    with standard_streams.prepared():
-        return _main(list(sys.argv[1:] if argv is None else argv))
-
-
-def _main(arguments: Sequence[str]) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(arguments)
     options.command = shlex.join(["cflows", *arguments])
     if torchrun.count() > 1 and options.name != "fit":

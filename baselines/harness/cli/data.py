@@ -71,8 +71,7 @@ def check(options: argparse.Namespace) -> None:
     for name in options.names:
         rows = data.load(name, columns=options.columns or None, drop=options.drop)
         _print_origin(name, rows)
-        _print_columns(rows)
-        _print_gaussian(rows)
+        _print_statistics(rows)
 
 
 def _print_origin(name: str, rows: Dataset) -> None:
@@ -90,8 +89,9 @@ def _print_origin(name: str, rows: Dataset) -> None:
         print(note)
 
 
-def _print_columns(rows: Dataset) -> None:
+def _print_statistics(rows: Dataset) -> None:
     from baselines.harness.data import statistics
+    from baselines.harness.data.published import PUBLISHED
 
     width = max(12, *(len(column) for column in rows.columns))
     print(f"training rows: {'column':>{width}}       mean    std dev      least   greatest")
@@ -99,12 +99,6 @@ def _print_columns(rows: Dataset) -> None:
     low, high = statistics.extremes(rows.train)
     for column, values in zip(rows.columns, np.stack([mean, std, low, high], 1), strict=True):
         print(f"               {column:>{width}} " + " ".join(f"{v:10.4g}" for v in values))
-
-
-def _print_gaussian(rows: Dataset) -> None:
-    from baselines.harness.data import statistics
-    from baselines.harness.data.published import PUBLISHED
-
     scores = statistics.gaussian_scores(rows.train, rows.validation, rows.test)
     print(
         "log-likelihood of a Gaussian of full covariance, fitted to the training rows, in nats, "
