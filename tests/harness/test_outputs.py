@@ -249,8 +249,8 @@ def test_a_report_on_a_read_only_folder(table, tmp_path, capsys):
 def test_a_report_of_which_one_file_is_refused(table, tmp_path, capsys):
     out, kept = tmp_path / "out", tmp_path / "kept"
     kept.mkdir()
-    compare = ["compare", "--data", table, "--models", "nice", "--depths", 1, "--steps", 2,
-               "--preprocess", "whiten", "--jobs", 1, "--out", out]  # fmt: skip
+    line = "compare --models nice --depths 1 --steps 2 --preprocess whiten --jobs 1 --data"
+    compare = line, table, "--out", out
     assert run(*compare) == 0
     (out / "results.csv").unlink()
     (out / "results.csv").symlink_to(kept / "far.csv")
