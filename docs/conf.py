@@ -36,13 +36,16 @@ exclude_patterns = ["_build", "extensions", "images"]
 nitpicky = True
 # Types of other packages have no page here.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|npt|nn|collections|typing|pathlib|os|argparse|matplotlib)\..*"),
+    (
+        r"py:.*",
+        r"(torch|numpy|np|npt|nn|pandas|collections|typing|types|pathlib|os|argparse|matplotlib)\..*",
+    ),
     (
         r"py:.*",
         r"(sklearn|abc|dataclasses|importlib|Tensor|Module|Any|Array|Matrix|Figure|Axes|Picture|optional)(\..*)?",
     ),
     # Type variables, aliases, and bases that are not public.
-    (r"py:.*", r"(cflows|baselines)\..*\.(T|Class|Linearized|LocationScale|AnyFlow|_\w+)"),
+    (r"py:.*", r"(cflows|baselines)\..*\.(T|Class|Linearized|LocationScale|AnyFlow|Stepped|_\w+)"),
     (r"py:class", r"\w+|baselines\.harness\..*"),
 ]
 suppress_warnings = ["mystnb.unknown_mime_type"]

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import signal
+
+# Tests run side by side, on a thread each, and so do the processes that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

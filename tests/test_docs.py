@@ -15,7 +15,7 @@ import pytest
 
 import baselines
 import cflows
-from baselines.harness import cli
+from baselines.harness.cli import options
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -61,7 +61,7 @@ def test_commands_parse(line):
     if match := re.match(r"cflows (\w+(?: \| \w+)+)(.*)", line):
         ways = [f"cflows {name}{match[2]}" for name in match[1].split(" | ")]
     for way in ways:
-        cli._parser().parse_args(shlex.split(way)[1:])
+        options.parser().parse_args(shlex.split(way)[1:])
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)

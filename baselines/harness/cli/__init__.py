@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from baselines.harness.cli import standard_streams, torchrun
 from baselines.harness.cli.errors import fail, one_line, status_of
-from baselines.harness.cli.options import parser, refuse_numbers
+from baselines.harness.cli.options import available_device, parser, refuse_numbers
 
 __all__ = ["main"]
 
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if torchrun.count() > 1 and options.name != "fit":
         fail("several processes are for cflows fit: start this command without torchrun")
     refuse_numbers(options)
+    if "device" in options:
+        options.device = available_device(options.device)
     try:
         run = pkgutil.resolve_name(f"{__name__}.{options.run}")
         return run(options) or 0

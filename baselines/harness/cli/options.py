@@ -16,7 +16,14 @@ from baselines.harness.cli.errors import fail
 if TYPE_CHECKING:
     from baselines.harness.data.bounds import Pair
 
-__all__ = ["DEFAULT_DATA", "DEFAULT_MODELS", "filled", "parser", "refuse_numbers"]
+__all__ = [
+    "DEFAULT_DATA",
+    "DEFAULT_MODELS",
+    "available_device",
+    "filled",
+    "parser",
+    "refuse_numbers",
+]
 
 T = TypeVar("T")
 Options: TypeAlias = Mapping[str, "str | Options"]
@@ -206,6 +213,16 @@ def filled(cls: Callable[..., T], options: argparse.Namespace, **others: object)
     return cls(**{name: values[name] for name in inspect.signature(cls).parameters})
 
 
+def available_device(name: str) -> str:
+    """``"cpu"`` or ``"cuda"``, for what --device says."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        fail("--device cuda: this machine has no GPU that torch can use; leave the option out")
+    return ("cuda" if available else "cpu") if name == "auto" else name
+
+
 def refuse_numbers(options: argparse.Namespace) -> None:
     """Refuse a number that is not positive or not finite, and what torch takes for no seed."""
     for name, value in vars(options).items():
@@ -227,16 +244,6 @@ def _bound(text: str) -> tuple[str, Pair]:
         return parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _device(name: str) -> str:
-    """``"cpu"`` or ``"cuda"``, for what --device says."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        fail("--device cuda: this machine has no GPU that torch can use; leave the option out")
-    return ("cuda" if available else "cpu") if name == "auto" else name
 
 
 def _output(text: str) -> Path:
@@ -275,6 +282,5 @@ TYPES: Mapping[str, Callable[[str], object]] = {
     "model MODEL": Path,
     "--out FILE": _output,
     "--out MODEL": _output,
-    "--device {auto,cpu,cuda}": _device,
 }
 """By what stands for a value, with the option's name or without."""
