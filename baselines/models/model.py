@@ -33,7 +33,8 @@ class Model:
         objective: a name that ``fit`` knows.
         batch_size: rows a step; None for that of all cells.
         text: what else decides how it computes: a hash of the file of a user's function.
-        patience: validations without a better one after which training stops; there are about 20.
+        patience: validations without a better one after which training stops.
+        validations: how often validation rows choose the best state; None for that of all cells.
         warmup: steps over which the learning rate rises, a tenth of a training's steps at most.
 
     """
@@ -50,6 +51,7 @@ class Model:
     text: str = ""
     patience: int | None = None
     warmup: int = 0
+    validations: int | None = None
 
     def counted(self, depth: int) -> str:
         """A depth with its unit: 1 layer, 2 layers."""

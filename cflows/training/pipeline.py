@@ -38,7 +38,7 @@ from cflows.training.trainer import TrainingError
 
 __all__ = ["MAPS", "Choice", "Fitted", "begun", "behind", "choose", "fit_behind", "inside"]
 
-PART = 0.1  # of the steps, or of the seconds, that the choice takes behind each map
+PART = 0.1  # of the steps, or of the seconds, that a choice takes, shared by its maps
 LEAST = 50  # steps
 WRITTEN = 50  # steps between two checkpoints of a choice
 
@@ -100,9 +100,9 @@ def fit_behind(
         build: as ``choose`` takes it; called with None where there is no map.
         train: likewise.
         validation: likewise; None where the map is not chosen.
-        preprocess: a name of ``maps``; ``"none"``; or ``"auto"``, which trains the flow behind each
-            map for a tenth of the steps or the seconds, and keeps the one of the higher validation
-            log-likelihood.
+        preprocess: a name of ``maps``; ``"none"``; or ``"auto"``, which takes a tenth of the steps
+            or the seconds to train the flow behind each map for as long, and keeps the one of the
+            higher validation log-likelihood.
         maps: as ``choose`` takes them.
         bounds: a map behind that one, such as a ``Bounded``.
         steps: optimiser steps at most, or None; see ``fit``.
@@ -129,7 +129,8 @@ def fit_behind(
     elif preprocess != "none":
         assert validation is not None
         usual = steps if usual_steps is None else usual_steps
-        few = 10**9 if usual is None else min(usual, max(LEAST, math.ceil(PART * usual)))
+        share = PART / len(fits)
+        few = 10**9 if usual is None else min(usual, max(LEAST, math.ceil(share * usual)))
         with together():
             kept = None if choice_file is None else _kept(choice_file, run, fits, rows)
         choice = kept or choose(
@@ -138,7 +139,7 @@ def fit_behind(
             validation,
             fits,
             steps=few,
-            seconds=None if seconds is None else PART * seconds,
+            seconds=None if seconds is None else share * seconds,
             validate_every=few,
             checkpoint=choice_file,
             checkpoint_every=None if choice_file is None else WRITTEN,

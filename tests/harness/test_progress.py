@@ -14,6 +14,7 @@ import pytest
 
 from baselines.harness.experiment import progress
 from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.forecast import Forecast
 from baselines.harness.experiment.progress import Progress
 from cflows.core.saving import read
 
@@ -25,24 +26,52 @@ def cell(seed: int) -> Cell:
     return Cell("moons", "moons", "ab", "maf", 5, seed, 10, None, 1e-3)
 
 
-def test_a_line_a_cell_with_the_time_that_is_left(monkeypatch, capsys):
-    clock = iter([0.0, 10.0, 40.0])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
-    cells = [cell(seed) for seed in range(4)]
-    with Progress(cells, lambda c: 1.0 + c.seed) as shown:  # work of 1, 2, 3, 4
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_line_a_cell_with_the_time_that_is_left(capsys):
+    clock, cells = Clock(), [cell(seed) for seed in range(4)]
+    forecast = Forecast(cells[:3], [20.0, 10.0, 30.0], jobs=1, tail=5.0, clock=clock)
+    assert forecast.left() == 65
+    with Progress(4, forecast) as shown:
         shown.ended(cells[3], OK, before=True)
-        shown.ended(cells[1], OK)
-        shown.ended(cells[0], {"status": "failed", "error": "no memory"})
+        clock.now = 20.0
+        shown.ended(cells[0], OK)  # as predicted
+        clock.now = 50.0
+        shown.ended(cells[1], {"status": "failed", "error": "no memory"})  # thrice as long
         shown.ended(cells[2], OK)
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0].startswith("[1/4] moons maf 5 layers seed 3")
-    assert "-1.250 ± 0.500  (3 s)" in lines[0]
-    assert "left" not in lines[0]  # nothing was done yet to guess from
-    assert lines[1].endswith("about 20 s left")  # work of 4 is left, 2 took 10 s
-    assert lines[2].endswith("failed: no memory, about 40 s left")  # 3 of 3, in 40 s
+    assert "-1.250 ± 0.500  (3 s), about 65 s left" in lines[0]
+    assert lines[1].endswith("about 45 s left")
+    # Of all models 50 s and a cell as predicted for 30 s and a cell, of this one 50 s and such a
+    # cell: (50 + 15 · 65/45) / 45 of 30 s, and 5.
+    assert lines[2].endswith("failed: no memory, about 53 s left")
     assert "left" not in lines[3]
     assert err == ""
+
+
+def test_cells_run_side_by_side_and_overdue_ones_have_something_left():
+    clock, cells = Clock(), [cell(seed) for seed in range(3)]
+    forecast = Forecast(cells, [30.0, 10.0, 15.0], jobs=2, clock=clock)
+    assert forecast.left() == 30
+    clock.now = 10.0
+    forecast.ended(cells[1])
+    assert forecast.left() == 20
+    clock.now = 40.0
+    assert forecast.left() == 3
+
+
+def test_what_another_command_has_done_is_waited_for_no_longer():
+    cells = [cell(seed) for seed in range(3)]
+    forecast = Forecast(cells, [10.0, 10.0, 10.0], jobs=1, clock=Clock())
+    forecast.ended(cells[2])
+    assert forecast.left() == 20
 
 
 @pytest.mark.parametrize(
@@ -54,7 +83,7 @@ def test_durations(seconds, said):
 
 def test_a_bar_is_for_terminals(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with Progress([cell(0)], lambda c: 1.0) as shown:
+    with Progress(1, Forecast([cell(0)], [1.0], jobs=1)) as shown:
         shown.ended(cell(0), OK)
     out, err = capsys.readouterr()
     assert "[1/1] moons maf" in out

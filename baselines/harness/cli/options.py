@@ -84,7 +84,7 @@ FIT: Options = {
     "--depth N": "default: the model's deepest in a comparison",
     "--steps N": "default: the model's own, below 5000 rows fewer, or as many as --seconds allow",
     "--seconds S": "training seconds at most, of which the choice that --preprocess auto makes "
-    "takes about a fifth",
+    "takes a tenth",
     "--seed N": "default: 0",
     "--preprocess {auto,standardise,whiten,none}": "the map of the rows; auto (default) tries both "
     "on validation rows",

@@ -175,6 +175,9 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
                 batch_size=model.batch_size or cells.BATCH_SIZE,
                 patience=plan.patience,
                 preprocess=preprocess,
+                validations=gaussian.validations
+                if plan.quick
+                else model.validations or gaussian.validations,
             )
             for deep in depth.settings(model, plan.depths, deepest_only=deepest_only):
                 for own in _views(plan, replace(cell, depth=deep), deep, rows, parameters):

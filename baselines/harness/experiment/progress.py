@@ -6,34 +6,31 @@ Lines go to standard output, whatever that is; the bar is for a terminal alone.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.forecast import Forecast
 from baselines.harness.results.records import Failure, Result
 from baselines.models import registry
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
-__all__ = ["Progress", "line", "say"]
+__all__ = ["Progress", "left", "line", "say"]
 
 
 class Progress:
-    """Count cells as they end.
+    """Count cells as they end, and say how long the others will take.
 
-    The time that is left is guessed from the work that is done: cells differ by orders of
-    magnitude, and how long the first ones took says how long the others will. `work` tells what a
-    cell takes beside others.
+    Args:
+        total: how many cells there are.
+        forecast: of those that are not done yet.
+
     """
 
-    def __init__(self, cells: Sequence[Cell], work: Callable[[Cell], float]) -> None:
-        self._work = work
-        self._total, self._count = len(cells), 0
-        self._left = sum(map(work, cells))
-        self._done = 0.0
-        self._started = time.perf_counter()
+    def __init__(self, total: int, forecast: Forecast) -> None:
+        self._total, self._count = total, 0
+        self._forecast = forecast
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Progress:
@@ -50,9 +47,8 @@ class Progress:
     def ended(self, cell: Cell, result: Result | Failure, *, before: bool = False) -> None:
         """Print a cell's line; what was there `before` the command began has cost nothing."""
         self._count += 1
-        self._left -= self._work(cell)
         if not before:
-            self._done += self._work(cell)
+            self._forecast.ended(cell)
         width = len(str(self._total))
         self.say(f"[{self._count:{width}}/{self._total}] {line(cell, result)}{self._remaining()}")
         if self._bar is not None:
@@ -67,10 +63,12 @@ class Progress:
             self._bar.write(text, file=sys.stdout)
 
     def _remaining(self) -> str:
-        if self._count == self._total or self._done <= 0 or self._left <= 0:
-            return ""
-        seconds = (time.perf_counter() - self._started) * self._left / self._done
-        return f", about {_duration(seconds)} left"
+        return "" if self._count == self._total else f", {left(self._forecast.left())}"
+
+
+def left(seconds: float) -> str:
+    """Return what is said of the time that is left."""
+    return f"about {_duration(seconds)} left"
 
 
 def line(cell: Cell, result: Result | Failure) -> str:

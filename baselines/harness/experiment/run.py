@@ -27,9 +27,10 @@ from baselines.harness.executors import slurm
 from baselines.harness.executors.process_pool import Killed, side_by_side
 from baselines.harness.experiment import cells, checks, cost_sweeps
 from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.forecast import Forecast, predicted
 from baselines.harness.experiment.locks import claimed
-from baselines.harness.experiment.plan import Plan, Sets, model_names, plan_cells, work
-from baselines.harness.experiment.progress import Progress, line, say
+from baselines.harness.experiment.plan import Plan, Sets, model_names, plan_cells
+from baselines.harness.experiment.progress import Progress, left, line, say
 from baselines.harness.metrics import timing
 from baselines.harness.report import contents
 from baselines.harness.results import layout
@@ -42,6 +43,7 @@ __all__ = ["Plan", "execute", "plan_cells"]
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+PICTURES = 6.0  # seconds that the report takes
 PAUSE = 0.2  # seconds between two looks at cells that another process holds
 
 
@@ -72,11 +74,14 @@ def execute(plan: Plan) -> int:
     if plan.executor != "local":
         where = f"as jobs of {plan.executor}"
     say(f"{len(todo)} cells {where}, into {plan.out}")
-    features = {name: rows.features for name, (_, rows) in sets.items()}
-    with Progress(todo, lambda cell: work(cell, features[cell.data])) as progress:
+    waiting = [cell for cell in todo if cells.finished(cell, plan.out) is None]
+    forecast, timing_takes = _forecast(waiting, plan, sets)
+    if waiting:
+        say(left(forecast.left()))
+    with Progress(len(todo), forecast) as progress:
         _train(todo, plan, since, progress)
     if plan.comparison != "likelihood":
-        say("timing densities and samples, one model at a time")
+        say(f"timing densities and samples, one model at a time, {left(timing_takes)}")
         for cell, result in _timed(todo, plan):
             say(line(cell, result))
     chosen = dict(model_names(plan.models))
@@ -117,6 +122,22 @@ def _load(
         as_given if shared[name] > 1 else name: (source, rows)
         for (name, source), (as_given, rows) in loaded.items()
     }
+
+
+def _forecast(waiting: Sequence[Cell], plan: Plan, sets: Sets) -> tuple[Forecast, float]:
+    """How long the cells will take, with what comes after them; and that alone."""
+    torch.set_num_threads(1)
+    tried: dict[tuple[object, ...], tuple[float, float]] = {}
+    for cell in waiting:
+        # Of cells that differ in their seeds alone one is tried.
+        setting = cell.data, cell.model, cell.depth, cell.hidden, cell.view
+        if setting not in tried:
+            tried[setting] = predicted(cell, sets[cell.data][1])
+    each = [tried[cell.data, cell.model, cell.depth, cell.hidden, cell.view] for cell in waiting]
+    timed = 0.0 if plan.comparison == "likelihood" else sum(timing for _, timing in each)
+    jobs = plan.jobs or len(waiting)
+    seconds = [seconds for seconds, _ in each]
+    return Forecast(waiting, seconds, jobs, timed + PICTURES), timed + PICTURES
 
 
 def _train(todo: Sequence[Cell], plan: Plan, since: float, progress: Progress) -> None:

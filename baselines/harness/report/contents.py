@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from baselines.harness.metrics import scaling
 from baselines.harness.report import gallery, tables
-from baselines.harness.report.difference_table import difference_table
+from baselines.harness.report.difference_table import difference_table, leader
+from baselines.harness.report.gallery import Picture
 from baselines.harness.report.render import Section, render
 from baselines.harness.report.scaling_tables import growth_table, rows_table, steps_table
 from baselines.harness.results import layout, load
@@ -72,13 +73,13 @@ def files(directory: Path) -> Iterator[tuple[Path, str | bytes]]:
     directory = Path(directory)
     results = load.load(directory)
     pictures = list(gallery.pictures(results))
-    for stem, _, png, svg in pictures:
-        yield directory / f"{stem}.png", png
-        yield directory / f"{stem}.svg", svg
+    for picture in pictures:
+        yield directory / f"{picture.stem}.png", picture.png
+        yield directory / f"{picture.stem}.svg", picture.svg
     yield directory / "results.csv", _csv(map(vars, results.rows))
     for name, lines in _measurements(results):
         yield directory / name, _csv(lines)
-    content = _content(results) | {"pictures": pictures}
+    content = _content(results, pictures)
     for kind in ("md", "tex", "html"):
         yield directory / f"report.{kind}", render(kind, **content)
 
@@ -116,7 +117,7 @@ def summary(directory: Path) -> str:
 # --- what the report says ------------------------------------------------------------------------
 
 
-def _content(results: Results) -> dict[str, object]:
+def _content(results: Results, pictures: Sequence[Picture]) -> dict[str, object]:
     manifest = results.manifest
     several = any(len(s.rows) + len(s.failed) > 1 for s in results.settings)
     drawn = gallery.has_matplotlib()
@@ -127,7 +128,9 @@ def _content(results: Results) -> dict[str, object]:
     return {
         "title": _TITLES.get(str(manifest.get("comparison")), _TITLES["compare"]),
         "introduction": _HOW_TO_READ + (_SEEDS if several else ""),
-        "sections": list(_sections(results)),
+        "front": [picture for picture in pictures if picture.leads == ""],
+        "sections": list(_sections(results, pictures)),
+        "pictures": [picture for picture in pictures if picture.leads is None],
         "no_pictures": "no cell has what one shows" if drawn else "they need matplotlib",
         "failures": tables.failure_table(results.rows, results.labels),
         "command": one_line(manifest.get("command", "")),
@@ -136,7 +139,7 @@ def _content(results: Results) -> dict[str, object]:
     }
 
 
-def _sections(results: Results) -> Iterator[Section]:
+def _sections(results: Results, pictures: Sequence[Picture]) -> Iterator[Section]:
     chosen = _TABLES.get(str(results.manifest.get("comparison")), _TABLES["compare"])
     sizes, steps = (load.measured(results, file) for file in (layout.ROWS, layout.STEPS))
     for name, groups in by_dataset(results.settings).items():
@@ -145,7 +148,9 @@ def _sections(results: Results) -> Iterator[Section]:
         shown = [table for table_of in chosen if (table := table_of(groups)).rows]
         shown += [rows_table(sizes[name])] if name in sizes else []
         shown += [steps_table(steps[name])] if name in steps else []
-        yield Section(name, _describe(results.data.get(name, {})), shown)
+        about = _describe(results.data.get(name, {}))
+        leading = [picture for picture in pictures if picture.leads == name]
+        yield Section(name, about, shown, leader(groups), leading)
     for axis, title in (("features", "dimension"), ("depth", "depth")):
         if lines := load.records(results.directory / layout.sweep(axis)):
             shown = [growth_table(lines, axis, w, results.labels) for w in ("density", "sample")]

@@ -11,9 +11,9 @@ import numpy as np
 from baselines.harness.metrics.bootstrap import Interval, intervals, over_seeds
 from baselines.harness.report.tables import Table, TableCell, table_of
 from baselines.harness.results.aggregate import Group, Vector, deepest, name_of
-from baselines.harness.results.number_format import decimals, finite, fixed
+from baselines.harness.results.number_format import decimals, finite, fixed, plus_minus, significant
 
-__all__ = ["difference_table"]
+__all__ = ["difference_table", "leader"]
 
 _NOTE = (
     "Each model at its deepest, the better one first: the difference of the mean test"
@@ -23,11 +23,32 @@ _NOTE = (
 )
 
 
+def leader(groups: Sequence[Group]) -> str:
+    """Say who leads on a data set, by how much, and at what price; "" where nobody does."""
+    ranked = _ranked(groups)
+    if len(ranked) < 2 or ranked[0][1].shape != ranked[1][1].shape:
+        return ""
+    (first, best), (second, other), *_ = ranked
+    ((mean, low, high),) = _intervals([best - other])
+    value, error = first.likelihood
+    digits = decimals([error])
+    words = f"{name_of(first, 40)} leads with {plus_minus(value, error, digits)} nats a row"
+    digits = decimals([(high - low) / 2])
+    by = f"{fixed(mean, digits)} (95%: {fixed(low, digits)} to {fixed(high, digits)})"
+    apart = "ahead of" if low > 0 else "not apart from"
+    line = f"{words}, {by} {apart} {name_of(second, 40)}, the next"
+    density, sample = (first.mean(f"{what}_ms_per_1000") for what in ("density", "sample"))
+    if density is not None and sample is not None:
+        line += (
+            f". It trained for {fixed(first.mean('train_seconds'), 0)} s; 1000 densities take "
+            f"{significant(density)} ms, 1000 samples {significant(sample)} ms"
+        )
+    return f"{line}."
+
+
 def difference_table(groups: Sequence[Group]) -> Table:
     """Return the pairwise differences of one data set, every model at its deepest."""
-    scored = [(s, s.log_prob) for s in deepest(groups) if finite(s.likelihood[0])]
-    ranked = [(s, vector) for s, vector in scored if vector is not None]
-    ranked.sort(key=lambda pair: -(pair[0].likelihood[0] or 0.0))
+    ranked = _ranked(groups)
     pairs = [(a, b) for a, b in combinations(ranked, 2) if a[1].shape == b[1].shape]
     header = ("model", "less", "difference", "95% over test points", "± 2 s.e. over seeds")
     width = 5 if any(len(s.log_probs) > 1 for s, _ in ranked) else 4
@@ -47,6 +68,13 @@ def difference_table(groups: Sequence[Group]) -> Table:
         )
         lines.append(cells[:width])
     return table_of("Differences of pairs", _NOTE if lines else "", header[:width], lines)
+
+
+def _ranked(groups: Sequence[Group]) -> list[tuple[Group, Vector]]:
+    """Every model at its deepest with the log-densities of its test rows, the best first."""
+    scored = [(s, s.log_prob) for s in deepest(groups) if finite(s.likelihood[0])]
+    ranked = [(s, vector) for s, vector in scored if vector is not None]
+    return sorted(ranked, key=lambda pair: -(pair[0].likelihood[0] or 0.0))
 
 
 def _intervals(differences: Sequence[Vector]) -> list[Interval]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from baselines.harness.metrics.depth import END_TIME
 from baselines.harness.plots import curves, likelihood_cost
@@ -19,7 +19,7 @@ from baselines.harness.results.load import Measured, Results
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["has_matplotlib", "pictures"]
+__all__ = ["Picture", "has_matplotlib", "pictures"]
 
 _AXES = {"features": "dimension D", "depth": "depth K (layers; blocks of FFJORD)"}
 _WHAT = {END_TIME: "end time"}  # of a continuous model whose depth counts no blocks
@@ -30,22 +30,33 @@ def has_matplotlib() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def pictures(results: Results) -> Iterator[tuple[str, str, bytes, bytes]]:
-    """Yield file stem, caption, PNG and SVG of every picture that the results can fill."""
+class Picture(NamedTuple):
+    """A picture of a report: the stem of its files, a caption, and both files."""
+
+    stem: str
+    caption: str
+    png: bytes
+    svg: bytes
+    leads: str | None  # the data set at whose head it stands, "" for the head of the report
+
+
+def pictures(results: Results) -> Iterator[Picture]:
+    """Yield every picture that the results can fill."""
     if not has_matplotlib():
         return
-    for stem, caption, figure in _figures(results):
+    for stem, caption, figure, leads in _figures(results):
         if figure is not None:
-            yield stem, caption, *encode(figure)
+            yield Picture(stem, caption, *encode(figure), leads)
 
 
-def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
+def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None, str | None]]:
     named = [s for s in results.settings if s.dataset]
     yield (
         "likelihood",
         "Test log-likelihood of each model at its deepest; the dashed line is the Gaussian. An "
         "arrow stands for what lies far below.",
         likelihood_cost.likelihood(named),
+        None,
     )
     yield (
         "front",
@@ -53,11 +64,13 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
         "number of layers or blocks. The line joins those that no other beats in both; an arrow, "
         "with its log-likelihood, stands for what lies far below.",
         curves.front(named),
+        "",
     )
     yield (
         "cost",
         "What a sample costs against what a density costs; the thin line joins a model's depths.",
         likelihood_cost.cost(named),
+        None,
     )
     histories = load.histories(results)
     yield (
@@ -65,11 +78,13 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
         "Validation log-likelihood while training, each model at its deepest, a line a seed; the "
         "lowest tenth of the points may lie below the panel.",
         curves.training(named, histories),
+        None,
     )
     yield (
         "nfe",
         "Network evaluations an optimiser step of the continuous flows, while training.",
         curves.nfe_in_training(named, histories),
+        None,
     )
     for name, axis in _AXES.items():
         lines = load.records(results.directory / layout.sweep(name))
@@ -78,6 +93,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
             f"Cost against {axis.split(' ')[0]}, untrained models; an autoregressive flow's slow "
             "direction is solid where it is cached, dashed with open marks where sequential.",
             curves.growth(lines, axis, results.labels),
+            None,
         )
     taken: set[str] = set()
     stepped = load.measured(results, layout.STEPS)
@@ -90,6 +106,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
             f"{name}: what depth buys. Layers and evaluations are different things: each family "
             "has its own axis.",
             curves.depth_curves(*_lines(groups, stepped.get(name, [])), name),
+            None,
         )
         columns = [(s, p) for s in deepest(groups) if (p := load.picture(results, s))]
         if columns:
@@ -98,11 +115,13 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None]]:
                 f"densities_{stem}",
                 f"{name}: densities above, samples below, at each model's deepest.",
                 likelihood_cost.densities(columns, data),
+                name,
             )
             yield (
                 f"trajectories_{stem}",
                 f"{name}: paths of the continuous flows from noise to data.",
                 curves.trajectories(columns),
+                None,
             )
 
 

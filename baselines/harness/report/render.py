@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from baselines.harness.report.gallery import Picture
 from baselines.harness.report.tables import Table
 
 __all__ = ["Section", "render"]
@@ -33,19 +34,21 @@ _MINUS = re.compile(r"(?<![\w.-])-(?=\d|inf)")  # of a number, not of an exponen
 
 
 class Section(NamedTuple):
-    """A part of a report with a heading of its own: what it is about (or ""), and its tables."""
+    """A part of a report with a heading of its own; what it has none of is empty."""
 
     title: str
     about: str
     tables: Sequence[Table]
+    leader: str = ""
+    pictures: Sequence[Picture] = ()
 
 
 def render(kind: str, **content: object) -> str:
     """Return a report as ``"html"`` (one file that needs nothing beside it), ``"md"`` or ``"tex"``.
 
-    The templates take `title`, `introduction`, `sections`, `pictures` (stem, caption, PNG and SVG
-    of each) or why there are none as `no_pictures`, the table `failures`, `command`, the lines of
-    `machine` and `manifest`; of these, LaTeX takes the sections' tables alone.
+    The templates take `title`, `introduction`, `front` (the pictures at the head), `sections`, the
+    further `pictures` or why there are none as `no_pictures`, the table `failures`, `command`, the
+    lines of `machine` and `manifest`; of these, LaTeX takes the sections' tables alone.
     """
     pages = _LATEX if kind == "tex" else _PAGES
     return pages.get_template(f"report.{kind}.jinja").render(content)
