@@ -60,9 +60,9 @@ MODELS: dict[str, Model] = {
         _ffjord,
         depths=(1, 2),
         unit="blocks",
-        steps=250,
+        steps=300,
         quick_steps=60,
-        learning_rate=3e-2,
+        learning_rate=2e-2,
         validations=10,  # one takes as long as five steps
     ),
     "ffjord-matching": Model(
@@ -77,10 +77,10 @@ MODELS: dict[str, Model] = {
         patience=5,  # its loss does not see that small data are overfitted, the likelihood does
         validations=10,  # one takes as long as a hundred steps
     ),
-    "maf": Model("MAF", _layers(MAF), depths=(2, 5), steps=1200, learning_rate=7e-3, warmup=100),
+    "maf": Model("MAF", _layers(MAF), depths=(2, 5), steps=1000, learning_rate=1e-2, warmup=100),
     "iaf": Model("IAF", _layers(IAF), depths=(2, 5), steps=1000, quick_steps=100, warmup=100),
     "realnvp": Model(
-        "RealNVP", _layers(RealNVP), depths=(4, 8), steps=1500, learning_rate=7e-3, warmup=100
+        "RealNVP", _layers(RealNVP), depths=(4, 8), steps=1300, learning_rate=7e-3, warmup=100
     ),
     "nice": Model("NICE", _layers(NICE), depths=(4, 8), steps=1000, learning_rate=1e-2, warmup=100),
     "spline": Model("Spline", _spline, depths=(2, 5), warmup=100),

@@ -28,7 +28,7 @@ ROWS = 100  # that are scored for a prediction
 FEW = 256  # that a step is timed on, and a map fitted to
 QUALITY = 2.0  # seconds that the draws of a cell take to compare
 CALLS = 16  # of timing a model, each of 1000 rows
-LONGEST = 8.0  # seconds that timing a model takes at most, but for a single call
+LONGEST = 4.0  # seconds that timing a model takes, about, at most
 LEAST = 0.1  # of a cell's expected seconds, what is left of one that takes longer
 
 

@@ -116,7 +116,7 @@ def measure(flow: Flow, rows: Tensor) -> Cost:
 
     """
     x = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS]
-    limits = Limits(patience=3.0, longest=math.inf)
+    limits = Limits(patience=1.5, longest=math.inf)
     density, sample = both(flow, x, limits, with_memory=False)
     return {
         "repeats": min(density["repeats"], sample["repeats"]),
