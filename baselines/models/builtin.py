@@ -77,7 +77,7 @@ MODELS: dict[str, Model] = {
         patience=5,  # its loss does not see that small data are overfitted, the likelihood does
         validations=10,  # one takes as long as a hundred steps
     ),
-    "maf": Model("MAF", _layers(MAF), depths=(2, 5), steps=1000, learning_rate=1e-2, warmup=100),
+    "maf": Model("MAF", _layers(MAF), depths=(2, 5), steps=1200, learning_rate=7e-3, warmup=100),
     "iaf": Model("IAF", _layers(IAF), depths=(2, 5), steps=1000, quick_steps=100, warmup=100),
     "realnvp": Model(
         "RealNVP", _layers(RealNVP), depths=(4, 8), steps=1300, learning_rate=7e-3, warmup=100

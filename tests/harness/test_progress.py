@@ -49,9 +49,9 @@ def test_a_line_a_cell_with_the_time_that_is_left(capsys):
     assert lines[0].startswith("[1/4] moons maf 5 layers seed 3")
     assert "-1.250 ± 0.500  (3 s), about 65 s left" in lines[0]
     assert lines[1].endswith("about 45 s left")
-    # Of all models 50 s and a cell as predicted for 30 s and a cell, of this one 50 s and such a
-    # cell: (50 + 15 · 65/45) / 45 of 30 s, and 5.
-    assert lines[2].endswith("failed: no memory, about 53 s left")
+    # The median of 1, 1 and 3 is 1; of this model 50 s and a cell as predicted for 30 s and a cell
+    # of 15: 65 / 45 of 30 s, and 5.
+    assert lines[2].endswith("failed: no memory, about 48 s left")
     assert "left" not in lines[3]
     assert err == ""
 
