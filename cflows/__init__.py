@@ -19,6 +19,7 @@ from cflows.bijectors.elementwise import (
     SinhArcsinh,
 )
 from cflows.bijectors.inverse import Inverse
+from cflows.bijectors.marginals import Margins, Radial
 from cflows.bijectors.normalization import ActNorm, BatchNorm
 from cflows.bijectors.squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from cflows.bijectors.whitening import Whitening
@@ -41,6 +42,7 @@ from cflows.objectives.flow_matching import FlowMatching
 from cflows.objectives.ipm import MMD, SlicedWasserstein
 from cflows.objectives.kl import ForwardKL, ReverseKL
 from cflows.training.fit import fit
+from cflows.training.gaussianisation import gaussianise
 from cflows.training.history import History, Record
 from cflows.training.pipeline import behind, choose, inside
 from cflows.training.preprocessing import standardise, whiten
@@ -82,11 +84,13 @@ __all__ = [
     "Log",
     "Logistic",
     "Logit",
+    "Margins",
     "MixtureOfGaussians",
     "Normal",
     "ODEBijector",
     "Plateau",
     "ProcessError",
+    "Radial",
     "Record",
     "ReverseKL",
     "Schedule",
@@ -108,6 +112,7 @@ __all__ = [
     "behind",
     "choose",
     "fit",
+    "gaussianise",
     "inside",
     "load",
     "log_likelihood",

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import cflows
 from baselines import (
     IAF,
     MAF,
@@ -61,6 +62,7 @@ from cflows import (
     Log,
     Logistic,
     Logit,
+    Margins,
     MixtureOfGaussians,
     Normal,
     ODEBijector,
@@ -206,6 +208,16 @@ def _coupling(d: int, c: int, transformer: Transformer) -> Coupling:
         activation="silu",
         transformer=transformer,
     )
+
+
+def _knots(splines: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Places and values that ascend and positive slopes, the first one 1."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = 0.2 + torch.rand(2, splines, 6, generator=generator, dtype=torch.float64)
+    slopes = 0.3 + torch.rand(splines, 6, generator=generator, dtype=torch.float64)
+    slopes[:, 0] = 1
+    places, values = steps.cumsum(-1) - 2
+    return places, values, slopes
 
 
 def _act_norm(features: int, **settings: object) -> ActNorm:
@@ -376,6 +388,15 @@ BIJECTORS: dict[str, Case] = {
     ),
     "diagonal-scale": Case(lambda d, c: DiagonalScale(d), context=False),
     "whitening": Case(lambda d, c: _whitening(d), context=False, parameters=False),
+    "margins": Case(
+        lambda d, c: Margins(*_knots(d, 2)), context=False, parameters=False, kinked=True
+    ),
+    "radial-lengths": Case(
+        lambda d, c: cflows.Radial(d, *(knots[0] for knots in _knots(1, 3))),
+        context=False,
+        parameters=False,
+        kinked=True,
+    ),
     "autoregressive-data": Case(of(AutoregressiveAffine, hidden=(12,)), first_order="forward"),
     "autoregressive-noise": Case(
         of(AutoregressiveAffine, hidden=(12, 12), conditions_on="noise", order="random"),
