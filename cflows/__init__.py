@@ -27,6 +27,7 @@ from cflows.continuous.divergence import value_and_divergence
 from cflows.continuous.ffjord import FFJORD
 from cflows.continuous.fields import MLP
 from cflows.continuous.ode_bijector import ODEBijector
+from cflows.continuous.residual_field import ResidualField
 from cflows.continuous.solvers import Adaptive, FixedGrid, Lagged
 from cflows.continuous.stages import SolverError, SolveStats
 from cflows.core.base import Base, Normal
@@ -92,6 +93,7 @@ __all__ = [
     "ProcessError",
     "Radial",
     "Record",
+    "ResidualField",
     "ReverseKL",
     "Schedule",
     "Sigmoid",

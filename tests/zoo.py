@@ -66,6 +66,7 @@ from cflows import (
     MixtureOfGaussians,
     Normal,
     ODEBijector,
+    ResidualField,
     Sigmoid,
     SinhArcsinh,
     Softplus,
@@ -190,6 +191,11 @@ class ForeignField(nn.Module):
 
 def _foreign(d: int, c: int) -> ODEBijector:
     return ODEBijector(ForeignField(d, c), evaluation_solver=TIGHT)
+
+
+def _residual_field(d: int, c: int) -> ODEBijector:
+    field = ResidualField(d, context_features=c, width=8, blocks=2, time_frequencies=2)
+    return ODEBijector(field, evaluation_solver=TIGHT)
 
 
 def _correlated(features: int) -> TorchBase:
@@ -434,6 +440,7 @@ BIJECTORS: dict[str, Case] = {
     ),
     "ode-three-layers": Case(lambda d, c: _ode(d, c, hidden=(8, 6, 7)), continuous=True),
     "ode-foreign": Case(_foreign, continuous=True),
+    "ode-residual": Case(_residual_field, continuous=True),
     "act-norm": Case(lambda d, c: _act_norm(d), context=False),
     "act-norm-channels": Case(lambda d, c: _act_norm(d, shape=(d // 2, 2, 1)), context=False),
     "batch-norm": Case(lambda d, c: _batch_norm(d), context=False),

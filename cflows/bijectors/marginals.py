@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from cflows.bijectors.monotone import in_bin
-from cflows.core.bijector import Bijector
-from cflows.core.shortcuts import may_read
+from cflows.core.bijector import Bijector, may_read
 
 __all__ = ["Margins", "Radial"]
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from cflows.continuous.fields import MLP, FrozenMLP, Local
 from cflows.continuous.foreign import ForeignField, ModuleLocal, TransformedLocal
 from cflows.continuous.penalties import rates
+from cflows.continuous.residual_field import FrozenResidual, ResidualField
 from cflows.continuous.stages import Slope
 from cflows.core.bijector import recorded, transformed, unwatched
 
@@ -76,8 +77,9 @@ def value_and_divergence(
         (tensor([[2., 2., 2.]]), tensor([6.]))
 
     """
-    if is_perceptron(field):
-        local = linearize(field.frozen(t, context), x)
+    if is_taken_apart(field):
+        (frozen,) = field.at(t.unsqueeze(0), context)
+        local = linearize(frozen, x)
     else:
         local = linearize(lambda state: field(t, state, context), x)
     divergence = local.trace(probes)
@@ -88,7 +90,7 @@ def at_stages(
     field: nn.Module, times: Tensor, context: Tensor | None, end_time: Tensor
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """T f(sT, x, context) at each s of ``times`` (S,): S functions of the states x (N, D) alone."""
-    if is_perceptron(field):
+    if is_taken_apart(field):
         return field.at(times * end_time, context, scale=end_time)
     return (ForeignField(field, t, context, end_time) for t in (times * end_time).unbind())
 
@@ -117,12 +119,12 @@ def linearize(f: Callable[[Tensor], Tensor], x: Tensor) -> Local:
     """A field at one time, seen near its states.
 
     Args:
-        f: a function of the states alone; a ``FrozenMLP`` is taken apart, any other is
-            differentiated.
+        f: a function of the states alone; a frozen ``MLP`` or ``ResidualField`` is taken apart,
+            any other is differentiated.
         x: (N, D).
 
     """
-    if isinstance(f, FrozenMLP):
+    if isinstance(f, FrozenMLP | FrozenResidual):
         return f.linearize(x)
     if transformed() or recorded():
         return TransformedLocal(f, x)
@@ -133,15 +135,21 @@ def linearize(f: Callable[[Tensor], Tensor], x: Tensor) -> Local:
 
 
 def is_perceptron(field: object) -> TypeGuard[MLP]:
-    """Whether a field is computed as ``MLP`` computes it, so that it may be taken apart.
+    """Whether a field is an ``MLP`` that may be taken apart."""
+    return isinstance(field, MLP) and is_taken_apart(field)
+
+
+def is_taken_apart(field: object) -> TypeGuard[MLP | ResidualField]:
+    """Whether a field is computed as its class computes it, so that its tangents are written out.
 
     Not so for a subclass with a forward of its own, nor where hooks watch its calls or its layers'.
     """
-    return (
-        isinstance(field, MLP)
-        and all(getattr(type(field), name) is getattr(MLP, name) for name in ("forward", "at"))
+    return any(
+        isinstance(field, own)
+        and all(getattr(type(field), name) is getattr(own, name) for name in ("forward", "at"))
         and unwatched([field])
         and field.is_readable
+        for own in (MLP, ResidualField)
     )
 
 

@@ -147,7 +147,8 @@ def _grown(train: Tensor, held_out: Tensor, start: tuple[Step, ...], steps: int)
             break
         best = top
         # A radial map after another one finds nothing to do.
-        options = [(_radial,), (_margins, _whitening)][top.steps[-1] is _radial :]
+        further: list[tuple[Step, ...]] = [(_radial,), (_margins, _whitening)]
+        options = further[1:] if top.steps[-1] is _radial else further
     return best
 
 
@@ -349,7 +350,7 @@ def _warn_of_atoms(rows: Tensor) -> None:
         if share > ATOM and len(column) > 2 * BEYOND:
             warnings.warn(
                 f"column {number} is {atom:g} in {share:.0%} of the rows, an atom, which no "
-                "density has: it is standardised only. Fill it up with noise of its step (--dequantise), "
-                "or leave it out",
+                "density has: it is standardised only. Fill it up with noise of its step "
+                "(--dequantise), or leave it out",
                 stacklevel=3,
             )
