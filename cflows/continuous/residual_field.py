@@ -183,17 +183,24 @@ class FrozenResidual:
         return value if self.scale is None else self.scale * value
 
     def _blocks(self) -> Iterator[tuple[nn.Linear, nn.Linear, Tensor, Tensor]]:
-        return zip(self.field.inner, self.field.outer, self.gates, self.shifts, strict=True)
+        inner, outer = (
+            [layer for layer in layers if isinstance(layer, nn.Linear)]
+            for layers in (self.field.inner, self.field.outer)
+        )
+        return zip(inner, outer, self.gates, self.shifts, strict=True)
 
 
-@dataclass(frozen=True)
 class ResidualLocal(Local):
-    """A residual field near its states."""
+    """A residual field near its states: s'(h_{k-1}) and the gated s' of each block, s'(h_K)."""
 
-    value: Tensor  # type: ignore[misc]
-    frozen: FrozenResidual
-    slopes: list[tuple[Tensor, Tensor]]
-    behind: Tensor
+    def __init__(
+        self,
+        value: Tensor,
+        frozen: FrozenResidual,
+        slopes: list[tuple[Tensor, Tensor]],
+        behind: Tensor,
+    ) -> None:
+        self.value, self.frozen, self.slopes, self.behind = value, frozen, slopes, behind
 
     def products(self, vectors: Tensor) -> Tensor:
         """J v."""
