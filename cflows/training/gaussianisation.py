@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ from cflows.training.rows import drop_pages
 
 __all__ = ["gaussianise"]
 
-BINS = (4, 8, 16, 32, 64, 128)  # of a spline; held-out rows choose
+BINS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of a spline; held-out rows choose
+WORSE = 2  # numbers of bins in a row that make held-out rows less likely: no more are tried
 BEYOND = 5  # rows beyond an outer knot
 ROWS = 8  # in a bin, on average at least; and different values in each bin
 TIED = 1 / 3  # of a bin's rows that may be one value
@@ -35,8 +37,7 @@ SEARCHED, FITTED = 2**20, 2**25  # numbers of the rows that are looked at
 HELD_OUT = 5  # one row in as many, where no validation rows are given
 GAIN = 0.05  # nats that a further part must win
 
-Spline = tuple[Tensor, Tensor, Tensor]
-"""Places, values and slopes of its knots, (K,) each."""
+AnySpline = TypeVar("AnySpline", Margins, Radial)
 
 Step = Callable[[Tensor, Tensor], Bijector]
 """Training and held-out rows -> a part that is fitted to them."""
@@ -157,53 +158,61 @@ def _whitening(rows: Tensor, held_out: Tensor) -> Bijector:
 
 
 def _margins(rows: Tensor, held_out: Tensor) -> Bijector:
-    splines = [
-        _column(_Quantiles(column), rest)
+    columns = [
+        _column(_Quantiles(column), rest.unsqueeze(1))
         for column, rest in zip(rows.T.contiguous(), held_out.T.contiguous(), strict=True)
     ]
-    most = max(len(places) for places, _, _ in splines)
-    longer = [_lengthened(spline, most) for spline in splines]
-    return Margins(*(torch.stack(part) for part in zip(*longer, strict=True)))
+    most = max(spline.places.shape[1] for spline in columns)
+    longer = [_lengthened(spline, most) for spline in columns]
+    return Margins(*(torch.cat(part) for part in zip(*longer, strict=True)))
 
 
-def _column(quantiles: _Quantiles, held_out: Tensor) -> Spline:
-    """The spline to normal scores behind which the held-out values are likeliest."""
-    mean, std, one = *_mean_and_std(quantiles.ordered), torch.ones(2).double()
-    best: Spline = (
-        mean + std * torch.tensor([-1.0, 1.0]),
-        torch.tensor([-1.0, 1.0]).double(),
-        one / std,
-    )
-    highest = -math.inf
-    for levels in quantiles.levels():
+def _column(quantiles: _Quantiles, held_out: Tensor) -> Margins:
+    """One column's spline to normal scores; a straight line where it has an atom, or few rows."""
+
+    def spline(levels: Tensor) -> Margins:
         places, values = quantiles.at(levels), torch.special.ndtri(levels)
         slopes = _slopes(places, values)
         slopes[0] = _normal_tail(-values[0], quantiles.below(places[0]), slopes[0])
         slopes[-1] = _normal_tail(values[-1], quantiles.above(places[-1]), slopes[-1])
-        z, log_det = Margins(places[None], values[None], slopes[None]).inverse_and_log_det(
-            held_out[:, None]
-        )
-        score = _log_likelihood(z, log_det)
-        if score > highest:
-            best, highest = (places, values, slopes), score
+        return Margins(places[None], values[None], slopes[None])
+
+    best = _likeliest(map(spline, quantiles.levels()), held_out)
+    if best is None:
+        ends = torch.tensor([[-1.0, 1.0]]).double()
+        mean, std = quantiles.ordered.mean(), quantiles.ordered.std(correction=0)
+        return Margins(mean + std * ends, ends, ends.abs() / std)
     return best
 
 
 def _radial(rows: Tensor, held_out: Tensor) -> Bijector:
     features = rows.shape[1]
     quantiles = _Quantiles(torch.linalg.vector_norm(rows, dim=1).log())
-    best, highest = None, -math.inf
-    for levels in quantiles.levels():
+
+    def spline(levels: Tensor) -> Radial:
         places, values = quantiles.at(levels), _log_chi(levels, features)
         slopes = _slopes(places, values)
         slopes[0] = 1
         slopes[-1] = _chi_tail(values[-1], quantiles.above(places[-1]), features, slopes[-1])
-        radial = Radial(features, places, values, slopes)
-        score = _log_likelihood(*radial.inverse_and_log_det(held_out))
-        if score > highest:
-            best, highest = radial, score
+        return Radial(features, places, values, slopes)
+
+    best = _likeliest(map(spline, quantiles.levels()), held_out)
     if best is None:
         raise ValueError("too few rows for a radial map")
+    return best
+
+
+def _likeliest(splines: Iterable[AnySpline], held_out: Tensor) -> AnySpline | None:
+    """Of splines of more and more knots the one behind which held-out rows are likeliest."""
+    best, highest, worse = None, -math.inf, 0
+    for spline in splines:
+        score = _log_likelihood(*spline.inverse_and_log_det(held_out))
+        if score > highest:
+            best, highest, worse = spline, score, 0
+        else:
+            worse += 1
+        if worse == WORSE:
+            break
     return best
 
 
@@ -307,20 +316,16 @@ def _log_chi(levels: Tensor, features: int) -> Tensor:
     return (low + high) / 2
 
 
-def _lengthened(spline: Spline, knots: int) -> Spline:
-    """The same spline with further knots on the line beyond the last one."""
-    places, values, slopes = spline
-    width = places[-1] - places[-2]
-    further = width * torch.arange(1, knots - len(places) + 1).to(places)
+def _lengthened(spline: Margins, knots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Places, values and slopes with further knots on the line beyond the last one."""
+    places, values, slopes = spline.places, spline.values, spline.slopes
+    width, slope = places[:, -1:] - places[:, -2:-1], slopes[:, -1:]
+    further = width * torch.arange(1, knots - places.shape[1] + 1).to(places)
     return (
-        torch.cat([places, places[-1] + further]),
-        torch.cat([values, values[-1] + slopes[-1] * further]),
-        torch.cat([slopes, slopes[-1].expand(len(further))]),
+        torch.cat([places, places[:, -1:] + further], dim=1),
+        torch.cat([values, values[:, -1:] + slope * further], dim=1),
+        torch.cat([slopes, slope.expand_as(further)], dim=1),
     )
-
-
-def _mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.mean(), values.std(correction=0)
 
 
 def _parts(
