@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from cflows.continuous.fields import Local, recomputed
 from cflows.continuous.layers import Silu, TimeFeatures
-from cflows.core.pickling import Pickled
 from cflows.core.bijector import may_be_read, unwatched
+from cflows.core.pickling import Pickled
 
 __all__ = ["FrozenResidual", "ResidualField"]
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from cflows.bijectors.marginals import Margins, Radial
 from cflows.core.base import Normal
 from cflows.core.bijector import Bijector, Chain
-from cflows.training.preprocessing import RowsOnDisk, map_dtype, standardise, whiten
-from cflows.training.rows import drop_pages
+from cflows.training.preprocessing import map_dtype, standardise, whiten
+from cflows.training.rows import Part
+from cflows.training.sources import drop_pages
 
 __all__ = ["gaussianise"]
 
@@ -43,9 +44,7 @@ Step = Callable[[Tensor, Tensor], Bijector]
 """Training and held-out rows -> a part that is fitted to them."""
 
 
-def gaussianise(
-    rows: Tensor | RowsOnDisk, validation: Tensor | RowsOnDisk | None = None, *, steps: int = 5
-) -> Chain:
+def gaussianise(rows: Part, validation: Part | None = None, *, steps: int = 5) -> Chain:
     r"""Fit a chain of closed-form maps behind which rows look like draws of a standard normal.
 
     The parts are whitening, ``Margins`` and ``Radial``. From a whitening, and from margins and a
@@ -328,9 +327,7 @@ def _lengthened(spline: Margins, knots: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _parts(
-    rows: Tensor | RowsOnDisk, validation: Tensor | RowsOnDisk | None, numbers: int
-) -> tuple[Tensor, Tensor]:
+def _parts(rows: Part, validation: Part | None, numbers: int) -> tuple[Tensor, Tensor]:
     """Training and held-out rows in double precision, evenly spaced ones of many."""
     train = _some(rows, numbers)
     if validation is not None:
@@ -339,7 +336,7 @@ def _parts(
     return train[~chosen], train[chosen]
 
 
-def _some(rows: Tensor | RowsOnDisk, numbers: int) -> Tensor:
+def _some(rows: Part, numbers: int) -> Tensor:
     every = -(-rows.shape[0] * rows.shape[1] // numbers)
     if isinstance(rows, Tensor):
         return rows[::every].detach().double().cpu()
