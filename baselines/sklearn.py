@@ -61,8 +61,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: Adam's; None for the model's own, or a lower one, likewise.
         batch_size: rows a step.
         preprocess: the map in front of X, ``"whiten"`` (by correlation, with a floor),
-            ``"standardise"``, ``"auto"`` for the one that does better on validation rows, or
-            ``"none"``.
+            ``"standardise"``, ``"auto"`` for the one that does better on validation rows,
+            ``"gaussianise"`` (which counts each row once, whatever its weight), or ``"none"``.
         bounds: (lower, upper) of columns that no row and no sample leaves, None where there is no
             such end: a pair for each column, or a dictionary by the names of X's columns (by their
             numbers, where there are none).
@@ -243,7 +243,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         for name, allowed in (
-            ("preprocess", ("auto", "standardise", "whiten", "none")),
+            ("preprocess", ("auto", "standardise", "whiten", "gaussianise", "none")),
             ("dtype", ("float64", "float32")),
         ):
             if getattr(self, name) not in allowed:

@@ -30,13 +30,24 @@ from cflows.core.registry import LoadError
 from cflows.training.checkpoint import exists
 from cflows.training.distributed import together
 from cflows.training.fit import fit
+from cflows.training.gaussianisation import gaussianise
 from cflows.training.history import History
 from cflows.training.preprocessing import map_dtype, standardise, whiten
 from cflows.training.rows import Data, Part, finite
 from cflows.training.sources import drop_pages
 from cflows.training.trainer import TrainingError
 
-__all__ = ["MAPS", "Choice", "Fitted", "begun", "behind", "choose", "fit_behind", "inside"]
+__all__ = [
+    "BY_NAME",
+    "MAPS",
+    "Choice",
+    "Fitted",
+    "begun",
+    "behind",
+    "choose",
+    "fit_behind",
+    "inside",
+]
 
 PART = 0.1  # of the steps, or of the seconds, that a choice takes, shared by its maps
 LEAST = 50  # steps
@@ -48,6 +59,9 @@ Fit = Callable[..., Bijector]
 """Training rows -> the map that is fitted to them."""
 
 MAPS: Mapping[str, Fit] = {"standardise": standardise, "whiten": whiten}
+"""What a choice is made among."""
+BY_NAME: Mapping[str, Fit] = {"gaussianise": gaussianise}
+"""What is taken where it is asked for alone."""
 
 
 class Choice(NamedTuple):
@@ -100,9 +114,9 @@ def fit_behind(
         build: as ``choose`` takes it; called with None where there is no map.
         train: likewise.
         validation: likewise; None where the map is not chosen.
-        preprocess: a name of ``maps``; ``"none"``; or ``"auto"``, which takes a tenth of the steps
-            or the seconds to train the flow behind each map for as long, and keeps the one of the
-            higher validation log-likelihood.
+        preprocess: a name of ``maps``; ``"gaussianise"``; ``"none"``; or ``"auto"``, which takes a
+            tenth of the steps or the seconds to train the flow behind each of ``maps`` for as long,
+            and keeps the one of the higher validation log-likelihood.
         maps: as ``choose`` takes them.
         bounds: a map behind that one, such as a ``Bounded``.
         steps: optimiser steps at most, or None; see ``fit``.
@@ -126,6 +140,8 @@ def fit_behind(
     data_end, name, chosen_in = bounds, preprocess, 0.0
     if preprocess in fits:
         data_end = fits[preprocess](rows)
+    elif preprocess in BY_NAME:
+        data_end = inside(bounds, BY_NAME[preprocess])(rows)
     elif preprocess != "none":
         assert validation is not None
         usual = steps if usual_steps is None else usual_steps

@@ -63,8 +63,9 @@ COMPARE: Options = {
     "--steps N": "training steps a cell (default: each model's own; likelihood: until --patience "
     "ends it)",
     "--patience N": "validations without a better one that end a training (default: 30)",
-    "--preprocess {auto,standardise,whiten}": "the map behind each model; auto (default) tries "
-    "both on validation rows, and whitens with --quick",
+    "--preprocess {auto,standardise,whiten,gaussianise}": "the map behind each model; auto "
+    "(default) tries the first two on validation rows, and whitens with --quick; gaussianise also "
+    "makes columns and lengths of rows normal, in closed form",
     "--out DIR": "default: results/COMMAND, with -quick for --quick",
     "--quick": "few steps: a first look in about two minutes",
     "--jobs N": "cells trained at a time, one thread each (default: the processors)",
@@ -86,8 +87,9 @@ FIT: Options = {
     "--seconds S": "training seconds at most, of which the choice that --preprocess auto makes "
     "takes a tenth",
     "--seed N": "default: 0",
-    "--preprocess {auto,standardise,whiten,none}": "the map of the rows; auto (default) tries both "
-    "on validation rows",
+    "--preprocess {auto,standardise,whiten,gaussianise,none}": "the map of the rows; auto "
+    "(default) tries the first two on validation rows; gaussianise also makes columns and lengths "
+    "of rows normal, in closed form",
     "--checkpoint PATH": "kept while training, the choice of the map beside it in PATH.map; where "
     "they are, the same command goes on",
     "--quick": "few steps: a first look",

@@ -74,7 +74,7 @@ class Task:
         steps: at most; None for the model's own, or for none where seconds are given.
         seconds: training seconds at most, those of the choice of a map included.
         seed: of the first weights and of the training.
-        preprocess: ``"auto"``, ``"standardise"``, ``"whiten"`` or ``"none"``.
+        preprocess: ``"auto"``, ``"standardise"``, ``"whiten"``, ``"gaussianise"`` or ``"none"``.
         device: ``"cpu"`` or ``"cuda"``.
         checkpoint: a path, or None.
         quick: the model's few steps in place of its own.

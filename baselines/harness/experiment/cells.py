@@ -36,7 +36,7 @@ from baselines.models import registry
 from baselines.models.model import GAUSSIAN
 from cflows import Bijector, Flow, __version__, inside, load, standardise, whiten
 from cflows.core.atomic_write import write_whole
-from cflows.training.pipeline import Fit, fit_behind
+from cflows.training.pipeline import BY_NAME, Fit, fit_behind
 
 __all__ = [
     "HELD",
@@ -77,7 +77,8 @@ class Cell:
         learning_rate: Adam's.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: of rows and weights.
-        preprocess: the map that the model ends in, ``"auto"`` or one of ``MAPS``.
+        preprocess: the map that the model ends in, ``"auto"``, ``"gaussianise"`` or one of
+            ``MAPS``.
         configuration: a hash of the model's preset, see ``registry.configuration``.
         batch_size: rows a step.
         validation_rows: about how many of the validation rows choose the best state.
@@ -251,7 +252,7 @@ def flow_of(cell: Cell, out: Path) -> Flow:
         return load(folder / layout.MODEL).to(cell.device)
     # Of parts that are not registered, so that only its function can build it.
     name = json.loads((folder / layout.RESULT).read_text())["map"]
-    fit_map = inside(bounded(cell.bounds), MAPS[name])
+    fit_map = inside(bounded(cell.bounds), {**MAPS, **BY_NAME}[name])
     flow = _built(cell, fit_map(cell.rows()[0]))
     flow.load_state_dict(torch.load(folder / layout.STATE, weights_only=True))
     return flow.to(cell.device).eval()

@@ -10,6 +10,8 @@ import torch
 from scipy import stats
 
 import cflows
+from baselines.harness.cli import main
+from baselines.sklearn import DensityEstimator
 from cflows import Flow, Margins, behind, gaussianise, whiten
 from cflows.training.gaussianisation import _log_chi
 
@@ -174,3 +176,26 @@ def test_quantiles_of_lengths(features):
     levels = torch.tensor([1e-6, 0.01, 0.5, 0.99, 1 - 1e-6]).double()
     exact = np.log(stats.chi(features).ppf(levels.numpy()))
     np.testing.assert_allclose(_log_chi(levels, features).numpy(), exact, rtol=0, atol=1e-9)
+
+
+def test_the_command_and_the_estimator_take_it(tmp_path):
+    rows = skewed(300, torch.float32).numpy()
+    np.save(tmp_path / "rows.npy", rows)
+    out = tmp_path / "m.flow"
+    arguments = ["fit", "--model", "nice", "--depth", "1", "--steps", "5", "--preprocess"]
+    assert (
+        main([*arguments, "gaussianise", "--data", f"{tmp_path}/rows.npy", "--out", f"{out}"]) == 0
+    )
+    kinds = [type(part).__name__ for part in cflows.load(out).bijector.modules()]
+    assert "Margins" in kinds
+    estimator = DensityEstimator("nice", depth=1, steps=5, preprocess="gaussianise").fit(rows)
+    assert estimator.preprocess_ == "gaussianise"
+
+
+def test_behind_bounds():
+    rows = skewed(2000)[:, :1]
+    end = cflows.inside(cflows.Bounded([0.0], [None]), gaussianise)(rows)
+    flow = Flow(end)
+    assert bool((flow.sample(1000) > 0).all())
+    exact = torch.distributions.LogNormal(0.0, 1.0).log_prob(rows).sum(1).double()
+    assert abs(float((exact - flow.log_prob(rows)).mean())) < 0.02
