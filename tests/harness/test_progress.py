@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,23 @@ def test_what_another_command_has_done_is_waited_for_no_longer():
     forecast = Forecast(cells, [10.0, 10.0, 10.0], jobs=1, clock=Clock())
     forecast.ended(cells[2])
     assert forecast.left() == 20
+
+
+def test_from_the_first_quarter_on_the_forecast_of_a_recorded_run_is_near_the_truth():
+    """``cflows compare`` on two cores: what was predicted of each cell, and when it ended."""
+    record = json.loads((Path(__file__).parent / "recorded_comparison.json").read_text())
+    models, seconds = zip(*record["cells"], strict=True)
+    cells = [replace(cell(number), model=model) for number, model in enumerate(models)]
+    clock = Clock()
+    forecast = Forecast(cells, seconds, record["jobs"], record["tail"], clock)
+    assert forecast.left() == pytest.approx(record["end"], rel=0.3)
+    looked_at = 0
+    for number, clock.now in record["ended"]:
+        forecast.ended(cells[number])
+        if clock.now > record["end"] / 4:
+            assert forecast.left() == pytest.approx(record["end"] - clock.now, rel=0.3)
+            looked_at += 1
+    assert looked_at > 15
 
 
 @pytest.mark.parametrize(
