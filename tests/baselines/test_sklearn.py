@@ -255,7 +255,10 @@ def test_few_rows_have_no_validation():
         ({"depth": 0}, "depth must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate must be positive"),
-        ({"preprocess": "pca"}, "preprocess must be one of auto, standardise, whiten, none"),
+        (
+            {"preprocess": "pca"},
+            "preprocess must be one of auto, standardise, whiten, gaussianise, none",
+        ),
         ({"dtype": "float16"}, "dtype must be one of"),
         ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
     ],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from baselines.harness.metrics.bootstrap import MOST_ROWS, intervals, over_seeds
-from baselines.harness.report.difference_table import difference_table
+from baselines.harness.report.difference_table import difference_table, leader
 from baselines.harness.results.aggregate import Group
 from baselines.harness.results.records import Row
 
@@ -120,3 +121,19 @@ def test_a_difference_within_its_interval_is_not_bold_and_other_rows_are_no_pair
     assert table.header[-1] == "95% over test points"
     assert [row[2].bold for row in table.rows] == [False]
     assert not difference_table([near, setting("nice", base[:200], [0.0])]).rows
+
+
+def test_one_line_says_who_leads_by_how_much_and_whether_that_is_sure():
+    rng = np.random.default_rng(2)
+    base = rng.normal(size=300)
+    first = setting("maf", base + 0.5, [0.0])
+    timed = {"density_ms_per_1000": 2.0, "sample_ms_per_1000": 40.0, "train_seconds": 12.3}
+    first = replace(first, rows=[replace(first.rows[0], **timed)])
+    line = leader([setting("nice", base, [0.0]), first])
+    assert line.startswith("MAF leads with")
+    assert "0.50" in line
+    assert "ahead of NICE, the next" in line
+    assert line.endswith("12 s; 1000 densities take 2.00 ms, 1000 samples 40.0 ms.")
+    near = setting("iaf", base + 0.5 + rng.normal(0, 0.1, 300), [0.0])
+    assert "not apart from" in leader([first, near])
+    assert leader([first]) == ""

@@ -15,7 +15,13 @@ EMPTY = Table("", "", ("a",), ())
 def report(kind: str, *tables: Table, title: str = "", failures: Table = EMPTY) -> str:
     sections = [Section(title, "", tables), Section("without tables", "", [])]
     content = dict.fromkeys(["introduction", "no_pictures", "command", "machine", "manifest"], "")
-    content |= {"title": "t", "sections": sections, "pictures": [], "failures": failures}
+    content |= {
+        "title": "t",
+        "sections": sections,
+        "front": [],
+        "pictures": [],
+        "failures": failures,
+    }
     return render(kind, **content)
 
 

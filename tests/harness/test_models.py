@@ -63,7 +63,7 @@ def test_the_users_function_is_a_model(own, monkeypatch):
     assert (found.label, found.depths, found.learning_rate) == (
         "shifted",
         (1,),
-        builtin.MODELS["maf"].learning_rate,
+        builtin.MODELS["spline"].learning_rate,
     )
     assert registry.preset(f"{own}:shifted", 3, 2).features == 3
     assert user_models.located(f"{own}:shifted") == ("mine.py:shifted", f"{own}:shifted")

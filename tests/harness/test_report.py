@@ -296,6 +296,11 @@ def test_pictures_stay_in_the_directory(directory):
     assert len(names) == 7
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names)
     assert {path.name for path in directory.parent.iterdir()} == {"run"}
+    # The front leads the report; who leads, and the densities, lead their data set.
+    text = (directory / "report.md").read_text()
+    places = ["(front.png)", "## pinwheel", " leads with ", "(densities_pinwheel.png)", "### Like"]
+    assert sorted(places, key=text.index) == places
+    assert text.count("(front.png)") == text.count("(densities_pinwheel.png)") == 1
 
 
 def test_a_second_call_writes_the_same_bytes(directory):

@@ -195,7 +195,7 @@ def test_the_command_and_the_estimator_take_it(tmp_path):
 def test_behind_bounds():
     rows = skewed(2000)[:, :1]
     end = cflows.inside(cflows.Bounded([0.0], [None]), gaussianise)(rows)
-    flow = Flow(end)
+    flow = Flow(end).double()
     assert bool((flow.sample(1000) > 0).all())
     exact = torch.distributions.LogNormal(0.0, 1.0).log_prob(rows).sum(1).double()
     assert abs(float((exact - flow.log_prob(rows)).mean())) < 0.02
