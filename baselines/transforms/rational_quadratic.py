@@ -2,14 +2,8 @@ r"""Monotone rational-quadratic splines.
 
 Durkan, Bekasov, Murray and Papamakarios 2019, "Neural Spline Flows", section 3.1, after Gregory and
 Delbourgo 1982. K bins between the knots (x_0, y_0) = (-B, -B) and (x_K, y_K) = (B, B), a positive
-derivative δ_k at each knot, 1 at both ends. With ξ = (x - x_k) / (x_{k+1} - x_k) and the bin's
-slope s = (y_{k+1} - y_k) / (x_{k+1} - x_k),
-
-    y = y_k + (y_{k+1} - y_k) (s ξ² + δ_k ξ(1-ξ)) / (s + (δ_{k+1} + δ_k - 2s) ξ(1-ξ))
-    dy/dx = s² (δ_{k+1} ξ² + 2s ξ(1-ξ) + δ_k (1-ξ)²) / (s + (δ_{k+1} + δ_k - 2s) ξ(1-ξ))²
-
-(their equations 4 and 5); the inverse is a root of a quadratic (6 to 8). Outside [-B, B] the map is
-the identity, which meets the spline with the same slope.
+derivative δ_k at each knot, 1 at both ends; `cflows.bijectors.monotone` has the formula of a bin,
+both ways. Outside [-B, B] the map is the identity, which meets the spline with the same slope.
 """
 
 from __future__ import annotations
@@ -23,6 +17,7 @@ from torch.nn import functional as F
 
 from baselines.transforms.univariate import AffineScale, UnivariateTransform
 from cflows import register
+from cflows.bijectors.monotone import in_bin
 from cflows.core.bijector import Mapped
 
 __all__ = ["AffineSpline", "RationalQuadratic", "rational_quadratic"]
@@ -190,24 +185,9 @@ def rational_quadratic(
     clipped = torch.where(inside, inputs, 0.0)
     inner_x, inner_y = _inner_knots(widths, bound), _inner_knots(heights, bound)
     bin_index = (clipped.unsqueeze(-1) >= (inner_y if inverse else inner_x)).sum(-1, keepdim=True)
-    x0, x1, y0, y1, d0, d1 = _corners(bin_index, inner_x, inner_y, derivatives, bound)
-    width, height = x1 - x0, y1 - y0
-    slope = height / width
-    excess = d0 + d1 - 2 * slope
-    if inverse:
-        share = _root((clipped - y0) / height, slope, d0, excess)
-        outputs = x0 + share * width
-    else:
-        share = (clipped - x0) / width
-    rest = 1 - share
-    product = share * rest
-    bottom = slope + excess * product
-    if not inverse:
-        outputs = y0 + height * share * (slope * share + d0 * rest) / bottom
-    top = d1 * share.square() + 2 * slope * product + d0 * rest.square()
-    log_slope = torch.log((slope / bottom).square() * top)
-    log_det = torch.where(inside, -log_slope if inverse else log_slope, 0.0)
-    return torch.where(inside, outputs, inputs), log_det
+    corners = _corners(bin_index, inner_x, inner_y, derivatives, bound)
+    outputs, log_slope = in_bin(clipped, corners, inverse=inverse)
+    return torch.where(inside, outputs, inputs), torch.where(inside, log_slope, 0.0)
 
 
 def _inner_knots(unnormalised: Tensor, bound: float) -> Tensor:
@@ -228,20 +208,3 @@ def _corners(
     starts = torch.arange(0, knots.shape[-1], inner_x.shape[-1] + 2, device=bin_index.device)
     index = torch.stack([starts, starts + 1], dim=-1).flatten()
     return knots.gather(-1, bin_index + index).unbind(-1)
-
-
-def _root(share: Tensor, slope: Tensor, d0: Tensor, excess: Tensor) -> Tensor:
-    """ξ in [0, 1] where a ξ² + b ξ = s η: the bin's quadratic divided by its height, η of it up.
-
-    b = δ_k - η (δ_{k+1} + δ_k - 2s) and a = s - b. Of the two ways to write the root the one that
-    adds numbers of one sign is taken; the discriminant is a square up to rounding.
-    """
-    b = d0 - share * excess
-    a = slope - b
-    discriminant = b.square() + 4 * a * slope * share
-    # clamp: no gradient below, and a finite one of the root above.
-    root = discriminant.clamp(min=torch.finfo(b.dtype).eps ** 2).sqrt()
-    adds = b >= 0
-    top = torch.where(adds, 2 * slope * share, root - b)
-    bottom = torch.where(adds, b + root, 2 * a)
-    return (top / bottom).clamp(0, 1)

@@ -51,7 +51,7 @@ class _Spline(Bijector):
             for knots in (self.places, self.values, self.slopes)
             for side in (0, 1)
         )
-        outputs, log_slope = in_bin(inside, corners, inverse=inverse)  # type: ignore[arg-type]
+        outputs, log_slope = in_bin(inside, corners, inverse=inverse)
         beyond = torch.where(inputs < start[:, :1], slopes[:, :1], slopes[:, -1:])
         return outputs + beyond * (inputs - inside), log_slope
 

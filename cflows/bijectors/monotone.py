@@ -13,21 +13,21 @@ slope s = (y_1 - y_0) / (x_1 - x_0),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["Corners", "in_bin"]
-
-Corners = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""x_0, x_1, y_0, y_1, δ_0, δ_1 of the bin that each element lies in."""
+__all__ = ["in_bin"]
 
 
-def in_bin(inputs: Tensor, corners: Corners, *, inverse: bool) -> tuple[Tensor, Tensor]:
+def in_bin(inputs: Tensor, corners: Sequence[Tensor], *, inverse: bool) -> tuple[Tensor, Tensor]:
     """The spline within each element's bin: y and log dy/dx of x, or x and log dx/dy of y.
 
     Args:
         inputs: x (*S,), or y where ``inverse``.
-        corners: broadcastable to (*S,) each.
+        corners: x_0, x_1, y_0, y_1, δ_0, δ_1 of the bin that each element lies in, broadcastable to
+            (*S,).
         inverse: whether y is given and x wanted.
 
     Example:
