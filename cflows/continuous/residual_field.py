@@ -14,7 +14,7 @@ from cflows.continuous.layers import Silu, TimeFeatures
 from cflows.core.bijector import may_be_read, unwatched
 from cflows.core.pickling import Pickled
 
-__all__ = ["FrozenResidual", "ResidualField"]
+__all__ = ["FrozenResidual", "ResidualField", "ResidualLocal"]
 
 CHUNK = 2**22
 """Numbers of a block that one chunk of tangents may hold."""
