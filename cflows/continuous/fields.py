@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -340,20 +341,25 @@ def recomputed(function: Callable[..., Tensor], *arguments: object) -> Tensor:
     return value
 
 
-def _diagonal(
-    weights: list[Tensor], diagonals: list[Tensor | None], rows: int | torch.SymInt
+def diagonal_of(
+    products: Callable[[Tensor], Tensor],
+    like: Tensor,
+    size: int,
+    rows: int | torch.SymInt,
+    widest: int,
 ) -> Tensor:
-    """Diagonal of diag(d_L) W_L ... diag(d_1) W_1, (N, size), by tangents in chunks."""
-    size = weights[0].shape[-1]
-    basis = torch.eye(size, dtype=weights[0].dtype, device=weights[0].device).unsqueeze(1)
-    widest = max(weight.shape[-2] for weight in weights)
+    """Diagonal of a matrix a row, (N, size), by its products with the unit vectors, in chunks.
+
+    ``like`` has their dtype and device; a product takes up ``widest`` numbers a row.
+    """
+    basis = torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(1)
     # An exported program serves any number of rows.
     whole = isinstance(rows, torch.SymInt)
     step = size if whole else max(1, CHUNK // max(1, rows * widest))
 
     def chunk(first: int) -> Tensor:
         # One row of tangents for all states: (k, 1, size), and its image is (k, N, size).
-        image = pushforward(weights, diagonals, basis[first : first + step])
+        image = products(basis[first : first + step])
         return image[..., first : first + step].diagonal(dim1=0, dim2=2)
 
     if step >= size:
@@ -361,6 +367,15 @@ def _diagonal(
     parts = range(0, size, step)
     recompute = torch.is_grad_enabled()
     return torch.cat([recomputed(chunk, k) if recompute else chunk(k) for k in parts], dim=-1)
+
+
+def _diagonal(
+    weights: list[Tensor], diagonals: list[Tensor | None], rows: int | torch.SymInt
+) -> Tensor:
+    """Diagonal of diag(d_L) W_L ... diag(d_1) W_1, (N, size)."""
+    widest = max(weight.shape[-2] for weight in weights)
+    products = partial(pushforward, weights, diagonals)
+    return diagonal_of(products, weights[0], weights[0].shape[-1], rows, widest)
 
 
 def _divided(weight: Tensor, slope: Tensor | None) -> Tensor:

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cflows.continuous.fields import Local, recomputed
+from cflows.continuous.fields import Local, diagonal_of
 from cflows.continuous.layers import Silu, TimeFeatures
 from cflows.core.bijector import may_be_read, unwatched
 from cflows.core.pickling import Pickled
 
 __all__ = ["FrozenResidual", "ResidualField", "ResidualLocal"]
-
-CHUNK = 2**22
-"""Numbers of a block that one chunk of tangents may hold."""
 
 
 class ResidualField(Pickled):
@@ -208,21 +205,9 @@ class ResidualLocal(Local):
 
     def diagonal(self) -> Tensor:
         """Diagonal of J, by D tangents in chunks."""
-        rows: object = self.value.shape[0]
-        size = self.value.shape[1]
-        basis = torch.eye(size, dtype=self.value.dtype, device=self.value.device).unsqueeze(1)
-        step = max(1, CHUNK // max(1, self.behind.numel()))
-
-        def chunk(first: int) -> Tensor:
-            image = self.products(basis[first : first + step])
-            return image[..., first : first + step].diagonal(dim1=0, dim2=2)
-
-        if isinstance(rows, torch.SymInt) or step >= size:  # an exported program serves any number
-            return chunk(0)
-        parts = range(0, size, step)
-        if torch.is_grad_enabled():
-            return torch.cat([recomputed(chunk, first) for first in parts], dim=-1)
-        return torch.cat([chunk(first) for first in parts], dim=-1)
+        rows, size = self.value.shape
+        widest = self.behind.shape[-1] * (1 + 2 * len(self.slopes))
+        return diagonal_of(self.products, self.value, size, rows, widest)
 
 
 _SILU = Silu()

@@ -128,7 +128,8 @@ def _tried(cell: Cell, rows: Dataset) -> tuple[float, float]:
         loss(flow.train(), batch).backward()
         flow.review()
 
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    devices = [cell.device] if cell.device == "cuda" else []
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         of_step = min(timeit(step, number=1) for _ in range(2))
         of_row = min(timeit(lambda: log_likelihood(flow, test), number=1) for _ in range(2))

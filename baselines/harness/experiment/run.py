@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -127,17 +128,19 @@ def _load(
 def _forecast(waiting: Sequence[Cell], plan: Plan, sets: Sets) -> tuple[Forecast, float]:
     """How long the cells will take, with what comes after them; and that alone."""
     torch.set_num_threads(1)
-    tried: dict[tuple[object, ...], tuple[float, float]] = {}
-    for cell in waiting:
-        # Of cells that differ in their seeds alone one is tried.
-        setting = cell.data, cell.model, cell.depth, cell.hidden, cell.view
-        if setting not in tried:
-            tried[setting] = predicted(cell, sets[cell.data][1])
-    each = [tried[cell.data, cell.model, cell.depth, cell.hidden, cell.view] for cell in waiting]
+    # Of cells that differ in their seeds alone one is tried.
+    tried = {
+        cell: predicted(cell, sets[cell.data][1]) for cell in dict.fromkeys(map(_seedless, waiting))
+    }
+    each = [tried[_seedless(cell)] for cell in waiting]
     timed = 0.0 if plan.comparison == "likelihood" else sum(timing for _, timing in each)
-    jobs = plan.jobs or len(waiting)
+    jobs = plan.jobs or max(1, len(waiting))
     seconds = [seconds for seconds, _ in each]
     return Forecast(waiting, seconds, jobs, timed + PICTURES), timed + PICTURES
+
+
+def _seedless(cell: Cell) -> Cell:
+    return replace(cell, seed=0)
 
 
 def _train(todo: Sequence[Cell], plan: Plan, since: float, progress: Progress) -> None:

@@ -72,16 +72,16 @@ def evaluate(flow: Flow, test: Tensor, seed: int = 0) -> Quality:
     size = min(MOST_ROWS, len(test) // 2)
     if size < LEAST_ROWS:
         return {}
-    scale = test.double().std(0)
-    loc, scale = test.double().mean(0), torch.where(scale > 0, scale, 1.0)
+    exact = test.double()
+    loc, scale = exact.mean(0), exact.std(0)
+    scale = torch.where(scale > 0, scale, 1.0)
     devices = [test.device] if test.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         order = torch.randperm(len(test)).to(test.device)
         drawn = flow.sample(size).double()
     first, second, drawn = (
-        (part - loc).div(scale).cpu()
-        for part in (test[order[:size]].double(), test[order[-size:]].double(), drawn)
+        (part - loc).div(scale).cpu() for part in (exact[order[:size]], exact[order[-size:]], drawn)
     )
     drawn = drawn.nan_to_num(nan=FAR, posinf=FAR, neginf=-FAR).clamp(-FAR, FAR)
     # The same for all models of a data set, and as dear as a model's own distances.
