@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from cflows import Flow
+from torch import Tensor
 
-__all__ = ["GAUSSIAN", "Model", "ModelError"]
+from cflows import Bijector, Flow, gaussianise, whiten
+
+__all__ = ["CLOSED_FORM", "GAUSSIAN", "ClosedForm", "Model", "ModelError"]
 
 GAUSSIAN = "gaussian"
 HIDDEN = (128, 128)
@@ -15,6 +18,20 @@ HIDDEN = (128, 128)
 
 class ModelError(ValueError):
     """A name that no model has, or a depth or a size that it cannot have; one line."""
+
+
+class ClosedForm(NamedTuple):
+    """A map (train, validation) -> bijector that is a model alone, behind a standard normal."""
+
+    label: str
+    fit: Callable[[Tensor, Tensor], Bijector]
+
+
+CLOSED_FORM = {
+    GAUSSIAN: ClosedForm("Gaussian", lambda train, validation: whiten(train)),
+    "gaussianised": ClosedForm("Gaussianised", gaussianise),
+}
+"""What nothing is trained of: rows of every table, which a flow must beat."""
 
 
 @dataclass(frozen=True)

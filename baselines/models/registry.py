@@ -11,14 +11,14 @@ import torch
 
 from baselines.models import papers, user
 from baselines.models.builtin import MODELS
-from baselines.models.model import GAUSSIAN, Model, ModelError
-from cflows import Bijector, Flow, ODEBijector
+from baselines.models.model import CLOSED_FORM, Model, ModelError
+from cflows import Bijector, Flow, Margins, ODEBijector, Radial, Whitening
 from cflows.core.arguments import nearest
 from cflows.core.flow import dtype_of
 from cflows.core.registry import configuration_of
 from cflows.training.pipeline import behind
 
-__all__ = ["build", "configuration", "find", "preset", "solvers", "takes_widths"]
+__all__ = ["build", "configuration", "find", "numbers", "preset", "solvers", "takes_widths"]
 
 
 def find(name: str) -> Model:
@@ -62,15 +62,15 @@ def build(
     """Build a model that ends in a fixed map; its first weights are a function of the seed.
 
     Args:
-        name: a name that ``find`` knows, or ``"gaussian"``: a whitening alone is the
-            full-covariance Gaussian of maximum likelihood.
-        depth: layers or blocks; None for the Gaussian.
+        name: a name that ``find`` knows, or one of ``CLOSED_FORM``, which is the map alone: a
+            whitening is the full-covariance Gaussian of maximum likelihood.
+        depth: layers or blocks; None for a closed form.
         data_end: fitted to the training rows.
         seed: of torch's generator, within this call only.
         hidden: widths of the hidden layers; None for the model's own.
 
     """
-    if name == GAUSSIAN:
+    if name in CLOSED_FORM:
         return Flow(data_end)
     if depth is None or depth < 1:
         raise ModelError(f"{name} needs a depth of at least 1, got {depth}")
@@ -104,10 +104,10 @@ def configuration(
 ) -> str:
     """Return a hash of the constructor calls behind a model, which changes with its preset.
 
-    ``""`` for the Gaussian, which has no settings, and for a model that cannot be built: its cell
+    ``""`` for a closed form, which has no settings, and for a model that cannot be built: its cell
     will fail and give the reason.
     """
-    if name == GAUSSIAN or depth is None:
+    if name in CLOSED_FORM or depth is None:
         return ""
     with contextlib.suppress(Exception):
         core = preset(name, features, depth, hidden=hidden)
@@ -120,6 +120,21 @@ def configuration(
             calls.append(f"patience {model.patience}")
         return hashlib.sha256("\n".join(calls).encode()).hexdigest()
     return ""
+
+
+def numbers(flow: Flow) -> int:
+    """Parameters, and what the fixed maps of a closed form hold.
+
+    Of a whitening these are the mean and the covariance, D + D (D + 1) / 2; of a spline place,
+    value and slope of each knot.
+    """
+    count = sum(parameter.numel() for parameter in flow.parameters())
+    for part in flow.modules():
+        if isinstance(part, Whitening):
+            count += part.features + part.features * (part.features + 1) // 2
+        elif isinstance(part, Margins | Radial):
+            count += 3 * part.places.numel()
+    return count
 
 
 def solvers(name: str) -> dict[str, str]:

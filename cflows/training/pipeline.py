@@ -56,7 +56,7 @@ WRITTEN = 50  # steps between two checkpoints of a choice
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
 Fit = Callable[..., Bijector]
-"""Training rows -> the map that is fitted to them."""
+"""Training rows, and held-out ones for some -> the map that is fitted to them."""
 
 MAPS: Mapping[str, Fit] = {"standardise": standardise, "whiten": whiten}
 """What a choice is made among."""
@@ -281,12 +281,15 @@ def inside(bounds: Bijector | None, fit_map: Fit) -> Fit:
     if bounds is None:
         return fit_map
 
-    def fitted(rows: Part) -> Bijector:
+    def behind_them(rows: Part) -> Part:
         exact = copy.deepcopy(bounds).double().eval()
-        behind_them: Part = _Unbounded(rows, exact)
         if isinstance(rows, Tensor):
-            behind_them = exact.to(rows.device).inverse(rows.double()).to(rows.dtype)
-        return Chain(fit_map(behind_them), copy.deepcopy(bounds).to(map_dtype(rows)))
+            return exact.to(rows.device).inverse(rows.double()).to(rows.dtype)
+        return _Unbounded(rows, exact)
+
+    def fitted(rows: Part, *held_out: Part) -> Bijector:
+        data_end = fit_map(*map(behind_them, (rows, *held_out)))
+        return Chain(data_end, copy.deepcopy(bounds).to(map_dtype(rows)))
 
     return fitted
 

@@ -19,7 +19,19 @@ from baselines.harness.plots.style import encode
 from baselines.harness.results.aggregate import Group
 from baselines.harness.results.records import Row
 from baselines.models import builtin, registry
-from cflows import FFJORD, Adaptive, FixedGrid, Flow, Lagged, SolverError, whiten
+from baselines.models.model import ClosedForm
+from cflows import (
+    FFJORD,
+    Adaptive,
+    FixedGrid,
+    Flow,
+    Lagged,
+    Margins,
+    SolverError,
+    Whitening,
+    gaussianise,
+    whiten,
+)
 
 
 @pytest.fixture
@@ -107,6 +119,31 @@ def test_a_file_that_changed_after_the_plan_fails_the_cell(cell, tmp_path):
     result = cells.run(cell, tmp_path / "out")
     assert result["status"] == "failed"
     assert "has changed since the command was planned" in result["error"]
+
+
+def test_the_chain_of_closed_forms_is_a_model(cell, tmp_path, monkeypatch):
+    """Its own maps alone, which hold what is counted, saved and loaded; refused in one line."""
+
+    def refuse(train, validation):
+        raise ValueError("too few rows")
+
+    rows = np.random.default_rng(0).lognormal(size=(600, 3))
+    np.save(cell.source, rows)
+    chain = dataclasses.replace(
+        cell, model="gaussianised", checksum=data.load(cell.source).checksum
+    )
+    result = cells.run(chain, tmp_path)
+    train, validation, test = chain.rows()
+    flow = Flow(gaussianise(train, validation)).eval()
+    assert result["steps"] == 0
+    assert result["train_seconds"] > 0
+    knots = sum(part.places.numel() for part in flow.modules() if isinstance(part, Margins))
+    whitenings = sum(isinstance(part, Whitening) for part in flow.modules())
+    assert result["parameters"] == 3 * knots + 9 * whitenings
+    kept = cells.flow_of(chain, tmp_path).log_prob(test)
+    assert torch.equal(kept, flow.log_prob(test))
+    monkeypatch.setattr(cells, "CLOSED_FORM", {"gaussianised": ClosedForm("", refuse)})
+    assert cells.run(chain, tmp_path / "refused")["error"] == "ValueError: too few rows"
 
 
 def test_a_file_that_changed_is_not_timed(cell, tmp_path):

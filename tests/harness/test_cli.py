@@ -60,6 +60,7 @@ def test_compare_on_a_users_file(finished):
     rows = results(finished)
     assert [(r["model"], r["depth"]) for r in rows] == [
         ("gaussian", ""),
+        ("gaussianised", ""),
         ("maf", "2"),
         ("maf", "5"),
         ("ffjord", "1"),
@@ -73,8 +74,8 @@ def test_compare_on_a_users_file(finished):
         assert bool(row["solver_gap"]) == (row["model"] == "ffjord")
         assert float(row["peak_memory_mb"]) >= 0
         assert float(row["round_trip_error"]) < 1e-2
-    assert [int(r["nfe_density"]) for r in rows[:3]] == [0, 2, 5]
-    assert [int(r["nfe_sample"]) for r in rows[:3]] == [0, 2, 5]
+    assert [int(r["nfe_density"]) for r in rows[:4]] == [0, 0, 2, 5]
+    assert [int(r["nfe_sample"]) for r in rows[:4]] == [0, 0, 2, 5]
     for name in ("report.md", "report.html", "likelihood.png", "cost.svg", "manifest.json"):
         assert (finished / name).stat().st_size > 0
     manifest = json.loads((finished / "manifest.json").read_text())
@@ -329,8 +330,8 @@ def test_a_model_that_cannot_be_timed_is_a_row_and_stops_nothing(
     out = tmp_path / "out"
     command = "sampling --models nice --steps 5 --seeds 0 --jobs 1 --data", table, "--out", out
     assert run(*command) == 1
-    gaussian, nice = results(out)
-    assert (gaussian["status"], nice["status"]) == ("ok", "failed")
+    gaussian, gaussianised, nice = results(out)
+    assert [gaussian["status"], gaussianised["status"], nice["status"]] == ["ok", "ok", "failed"]
     assert nice["error"] == "timing: RuntimeError: no solution"
     assert float(gaussian["sample_ms_per_1000"]) > 0
     assert "failed: timing: " in capsys.readouterr().out

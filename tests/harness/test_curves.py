@@ -117,6 +117,14 @@ def test_what_lies_below_the_floor_is_an_arrow_and_not_an_axis(draw):
     assert any("70" in text.get_text() for text in axes.texts)
 
 
+def test_closed_forms_are_lines_to_beat():
+    values = {"gaussian": -1.0, "gaussianised": 0.2}
+    found = [placed(name, value, None) for name, value in values.items()]
+    axes = likelihood_cost.likelihood([*found, placed("maf", 1.0, 2)]).axes[0]
+    dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == list(values.values())
+
+
 def test_a_last_average_over_few_steps_is_left_out():
     def record(step, nfe):
         return Record(step, 1.0, None, None, nfe, 1e-3)

@@ -125,6 +125,6 @@ def test_two_commands_on_one_directory(tmp_path):
     assert sorted(keys) == sorted(path.name for path in (out / "cells").iterdir() if path.is_dir())
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert {row["status"] for row in rows} == {"ok"}
     assert all(row["density_ms_per_1000"] for row in rows)

@@ -141,7 +141,7 @@ def test_the_users_model_joins_a_comparison(own, tmp_path, monkeypatch):
     assert cli.main(command) == 0
     with open("out/results.csv", newline="") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["gaussian", "maf", "mine.py:shifted"]
+    assert list(rows) == ["gaussian", "gaussianised", "maf", "mine.py:shifted"]
     assert rows["mine.py:shifted"]["status"] == "ok"
     assert float(rows["mine.py:shifted"]["sample_ms_per_1000"]) > 0
     assert json.loads(Path("out/manifest.json").read_text())["labels"] == {

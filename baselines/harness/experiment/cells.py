@@ -13,7 +13,9 @@ import hashlib
 import io
 import json
 import re
+import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,7 +35,7 @@ from baselines.harness.metrics.bootstrap import mean_and_error
 from baselines.harness.results import layout
 from baselines.harness.results.records import HELD, VIEW, Bits, Failure, Outcome, Result, Training
 from baselines.models import registry
-from baselines.models.model import GAUSSIAN
+from baselines.models.model import CLOSED_FORM
 from cflows import Bijector, Flow, __version__, inside, load, standardise, whiten
 from cflows.core.atomic_write import write_whole
 from cflows.training.pipeline import BY_NAME, Fit, fit_behind
@@ -69,8 +71,8 @@ class Cell:
         source: its registered name, or the absolute path of its file; not part of the key, since
             the checksum says which rows these are.
         checksum: of its rows.
-        model: a model's name, or ``"gaussian"``.
-        depth: layers or blocks; None for the Gaussian.
+        model: a model's name, or one of ``CLOSED_FORM``.
+        depth: layers or blocks; None for a closed form.
         seed: of the first weights, the order of the rows and the probes.
         steps: optimiser steps at most; None where only seconds end the training.
         seconds: training seconds at most, or None.
@@ -78,7 +80,7 @@ class Cell:
         device: ``"cpu"`` or ``"cuda"``.
         dtype: of rows and weights.
         preprocess: the map that the model ends in, ``"auto"``, ``"gaussianise"`` or one of
-            ``MAPS``.
+            ``MAPS``; ``"none"`` for a closed form, which is a map itself.
         configuration: a hash of the model's preset, see ``registry.configuration``.
         batch_size: rows a step.
         validation_rows: about how many of the validation rows choose the best state.
@@ -292,12 +294,15 @@ def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> Fai
 
 def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
     train, validation, test = cell.rows()
-    if cell.model == GAUSSIAN:
-        end = inside(bounded(cell.bounds), whiten)(train)
+    if cell.model in CLOSED_FORM:
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the command has said which columns have steps
+            end = inside(bounded(cell.bounds), CLOSED_FORM[cell.model].fit)(train, validation)
+        seconds = time.perf_counter() - started
         flow = registry.build(cell.model, None, end, cell.seed).to(cell.device)
-        training: Training = {"steps": 0, "train_seconds": 0.0}
-        features = train.shape[1]
-        parameters = features + features * (features + 1) // 2
+        training: Training = {"steps": 0, "train_seconds": seconds}
+        parameters = registry.numbers(flow)
     else:
         # Evenly spaced, since neighbouring rows of a validation set may come from one place.
         stride = max(1, len(validation) // cell.validation_rows)

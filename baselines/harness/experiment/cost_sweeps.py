@@ -18,7 +18,7 @@ from baselines.harness.metrics import depth, scaling, timing
 from baselines.harness.metrics.scaling import Made
 from baselines.harness.results import layout
 from baselines.models import registry
-from baselines.models.model import GAUSSIAN
+from baselines.models.model import CLOSED_FORM
 from cflows import Flow, __version__
 
 __all__ = ["measure"]
@@ -60,7 +60,7 @@ def measure(
     for cell in _chosen(todo, out):
         if comparison == "sampling":
             keep(cell, layout.ROWS, scaling.by_rows)
-        elif cell.model != GAUSSIAN and registry.solvers(cell.located):
+        elif cell.model not in CLOSED_FORM and registry.solvers(cell.located):
             keep(cell, layout.STEPS, depth.solver_steps)
     axis = _SWEEPS[comparison]
     say(f"timing untrained models against {'dimension' if axis == 'features' else 'depth'}")

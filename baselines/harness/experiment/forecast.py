@@ -18,7 +18,7 @@ from baselines.harness.data import Dataset
 from baselines.harness.data.bounds import bounded
 from baselines.harness.experiment.cells import Cell
 from baselines.models import registry
-from baselines.models.model import GAUSSIAN
+from baselines.models.model import CLOSED_FORM
 from cflows import Lagged, ODEBijector, inside, log_likelihood, whiten
 from cflows.objectives import OBJECTIVES
 from cflows.training.pipeline import PART
@@ -105,7 +105,7 @@ def predicted(cell: Cell, rows: Dataset) -> tuple[float, float]:
 
     A model that cannot be built or trained counts as nothing: its cell says why.
     """
-    if cell.model == GAUSSIAN:
+    if cell.model in CLOSED_FORM:
         return QUALITY, 0.0
     with suppress(Exception):
         return _tried(cell, rows)

@@ -26,7 +26,7 @@ from baselines.harness.experiment import cells
 from baselines.harness.experiment.cells import Cell
 from baselines.harness.metrics import depth
 from baselines.models import registry, widths
-from baselines.models.model import GAUSSIAN, ModelError
+from baselines.models.model import CLOSED_FORM, GAUSSIAN, ModelError
 from baselines.models.user import located
 
 __all__ = [
@@ -57,7 +57,7 @@ class Plan:
     Attributes:
         comparison: a name in ``COMPARISONS``.
         data: names of data sets, or files.
-        models: names that ``registry.find`` knows; the Gaussian is added to every table.
+        models: names that ``registry.find`` knows; the closed forms are added to every table.
         seeds: one cell each.
         depths: for every model alike, or None for each model's own.
         steps: optimiser steps a cell, or None for each model's own.
@@ -156,7 +156,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
             steps=0,
             seconds=None,
             learning_rate=0.0,
-            preprocess="whiten",
+            preprocess="none",  # the model is its map
             device=plan.device,
             dequantise=plan.dequantise if rows.kind == "file" else None,
             bounds=within(rows, rows.columns, plan.bounds),
@@ -189,7 +189,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
                         ),
                     )
                     listed += [replace(view, seed=seed) for seed in plan.seeds]
-        listed.append(gaussian)
+        listed += [replace(gaussian, model=name) for name in CLOSED_FORM]
     features = {name: rows.features for name, (_, rows) in sets.items()}
     return sorted(listed, key=lambda cell: -work(cell, features[cell.data]))
 

@@ -73,7 +73,7 @@ def over_seeds(first: Array, second: Array) -> float | None:
     """Two standard errors, over seeds, of the difference of two models' mean log-likelihoods.
 
     The seeds of two models have nothing in common (Welch: 2 √(s₁²/n₁ + s₂²/n₂)); a model of one
-    cell because it has nothing random, the Gaussian, is told by one value and counts as exact.
+    cell because it has nothing random, a closed form, is told by one value and counts as exact.
 
     Args:
         first: one mean a seed.

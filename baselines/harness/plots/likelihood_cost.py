@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from baselines.harness.plots import labels, style
 from baselines.harness.results.aggregate import Group, deepest, likelihood_digits, name_of
 from baselines.harness.results.number_format import clip, finite, plus_minus
-from baselines.models.model import GAUSSIAN
+from baselines.models.model import CLOSED_FORM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,9 +148,10 @@ def _dots(axes: Axes, name: str, entries: Sequence[Group], marks: style.Marks) -
             )
         text = plus_minus(*s.likelihood, digits).replace("-", "−")
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    reference = next((s.likelihood[0] for s in entries if s.model == GAUSSIAN), None)
-    if reference is not None and reference >= least:
-        axes.axvline(reference, color=marks[GAUSSIAN].colour, ls=(0, (4, 3)), lw=1, zorder=0)
+    for s in entries:
+        reference = s.likelihood[0]
+        if s.model in CLOSED_FORM and reference is not None and reference >= least:
+            axes.axvline(reference, color=marks[s.model].colour, ls=(0, (4, 3)), lw=1, zorder=0)
     axes.set_yticks(range(len(entries)), [name_of(s, 18) for s in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.margins(x=0.08)

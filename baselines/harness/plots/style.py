@@ -59,6 +59,7 @@ _FIXED = {
     "spline": Mark("#F0E442", "h", "#7A7200"),
     "planar": Mark("#000000", "p"),
     "gaussian": Mark("#7F7F7F", "X"),
+    "gaussianised": Mark("#444444", "d"),
 }
 _SPARE = [Mark("#CC79A7", "P"), Mark("#000000", ">"), Mark("#F0E442", "d", "#7A7200")]
 _SPARE += [Mark("#0072B2", "<"), Mark("#009E73", "H")]

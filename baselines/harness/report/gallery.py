@@ -53,8 +53,8 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None, str | 
     named = [s for s in results.settings if s.dataset]
     yield (
         "likelihood",
-        "Test log-likelihood of each model at its deepest; the dashed line is the Gaussian. An "
-        "arrow stands for what lies far below.",
+        "Test log-likelihood of each model at its deepest; the dashed lines are the closed "
+        "forms, which a flow must beat. An arrow stands for what lies far below.",
         likelihood_cost.likelihood(named),
         None,
     )

@@ -91,7 +91,7 @@ def table_of(
 
 
 def likelihood_table(groups: Sequence[Group]) -> Table:
-    """Return the Likelihood table of one data set: the Gaussian, then each model at its deepest."""
+    """Return the Likelihood table of one data set: closed forms, then each model at its deepest."""
     shown = deepest(groups)
     digits = decimals(s.gain[1] for s in shown)
     columns = _likelihood_columns(shown)
@@ -143,7 +143,7 @@ def _beside_null(s: Group, name: str, digits: int) -> str:
 
 
 def depth_table(groups: Sequence[Group]) -> Table:
-    """Return the Depth table of one data set: every model at every depth, the Gaussian first."""
+    """Return the Depth table of one data set: every model at every depth, closed forms first."""
     columns: Columns = {
         **_likelihood_columns(groups),
         "ms per 1000 densities": lambda s: significant(s.mean("density_ms_per_1000")),

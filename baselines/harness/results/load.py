@@ -16,7 +16,7 @@ from baselines.harness.results import layout
 from baselines.harness.results.aggregate import Group, paired, reference, settings
 from baselines.harness.results.records import COLUMNS, VIEW, Row
 from baselines.models.builtin import MODELS
-from baselines.models.model import GAUSSIAN
+from baselines.models.model import CLOSED_FORM
 from cflows.core.registry import LoadError
 from cflows.training.history import History, Record
 
@@ -109,7 +109,7 @@ def _object(manifest: Mapping[str, object], key: str) -> dict[str, object]:
 
 
 def _labels(manifest: Mapping[str, object]) -> dict[str, str]:
-    own = {GAUSSIAN: "Gaussian"} | {name: model.label for name, model in MODELS.items()}
+    own = {name: model.label for name, model in (CLOSED_FORM | MODELS).items()}
     pairs = _object(manifest, "labels").items()
     told = {one_line(n): one_line(label) for n, label in pairs if isinstance(label, str) and label}
     shared = Counter((own | told).values())
@@ -194,14 +194,15 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def _order(manifest: Mapping[str, object]) -> Callable[[Row], tuple[object, ...]]:
-    """Return the key that sorts rows: data sets and models as the manifest, Gaussian first."""
+    """Return the key that sorts rows: data sets and models as the manifest, closed forms first."""
 
     def places(key: str) -> dict[str, int]:
         names = manifest.get(key)
         listed = names if isinstance(names, dict | list) else ()
         return {one_line(name): i for i, name in enumerate(listed)}
 
-    data, models = places("data"), places("models") | {GAUSSIAN: -1}
+    data = places("data")
+    models = {name: i for i, name in enumerate([*CLOSED_FORM, *places("models")])}
 
     def key(row: Row) -> tuple[object, ...]:
         depth, seed = (-1 if value is None else value for value in (row.depth, row.seed))

@@ -24,7 +24,7 @@ VIEW = "default"  # of fairness, where a command asks for no other
 
 
 class Training(TypedDict, total=False):
-    """How a cell was trained; the Gaussian has neither view, nor an end, nor a choice of maps."""
+    """How a cell was trained; a closed form has neither view, nor an end, nor a choice of maps."""
 
     steps: int
     train_seconds: float
