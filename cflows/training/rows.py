@@ -310,9 +310,10 @@ def check_resolution(
     unit = torch.finfo(dtype).eps * mean.abs()
     # The root of the mean square: one far value among many is rounded by more than the others.
     lost = (exact.to(dtype).double() - exact).square().mean(0).sqrt() > CHANGE * spread
-    gaps = _some(exact).diff(dim=0)
-    finest = torch.where(gaps > 0, gaps, torch.inf).amin(0)
-    rounded = (spread < STEPS * unit) & (finest <= 2 * unit)
+    rounded = spread < STEPS * unit
+    if bool(rounded.any()):
+        gaps = _some(exact).diff(dim=0)
+        rounded &= torch.where(gaps > 0, gaps, torch.inf).amin(0) <= 2 * unit
     for column in ((lost | rounded) & (spread > 0)).nonzero().flatten().tolist():
         why = far_from_zero(spread[column].item(), mean[column].item(), dtype)
         line = f"column {labels[column]} of {name} {why}"
@@ -367,7 +368,10 @@ def refuse_fill_values(
 
 def _some(rows: Tensor) -> Tensor:
     """Some of the rows, evenly spaced, each column sorted."""
-    return rows[:: -(-len(rows) // LOOKED_AT)].sort(0).values
+    some = rows[:: -(-len(rows) // LOOKED_AT)]
+    if some.device.type != "cpu":
+        return some.sort(0).values
+    return torch.from_numpy(np.sort(some.T.numpy(), axis=1)).T  # ten times as fast as torch's
 
 
 def far_from_zero(spread: float, mean: float, dtype: torch.dtype = torch.float32) -> str:
