@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 import timeit
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
 from html import escape
 from pathlib import Path
 
@@ -18,12 +18,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from baselines.harness.cli import main
+
 # Okabe and Ito's colours, as in the harness's pictures.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PINK, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 
 FOLDER = tempfile.TemporaryDirectory()
-"""Where ``command`` runs, for the files that a page writes."""
+"""For the files that a page writes."""
 EDGE = 4.0  # of the square that ``plane`` covers, from its middle
 
 torch.set_num_threads(1)
@@ -91,9 +93,10 @@ class Table:
 
 
 def command(line: str) -> None:
-    """Run a ``cflows`` command in the folder of the page's files, and print it and what it says."""
-    # The command itself may not be on the path of whoever builds these pages.
-    arguments = [sys.executable, "-m", "baselines.harness", *shlex.split(line)[1:]]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(arguments, cwd=FOLDER.name, text=True, check=False, **streams)
-    print(f"$ {line}", done.stdout, sep="\n", end="")
+    """Run a ``cflows`` command, and print it and what it says.
+
+    Within this process: another one would import again what is here already.
+    """
+    print(f"$ {line}")
+    with suppress(SystemExit), redirect_stderr(sys.stdout):
+        main(shlex.split(line)[1:])
