@@ -9,37 +9,30 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cflows.bijectors.marginals import Margins, Radial
-from cflows.bijectors.monotone import in_bin
 from cflows.core.base import Normal
 from cflows.core.bijector import Bijector, Chain
-from cflows.training.preprocessing import map_dtype, standardise, whiten
+from cflows.training.knots import ATOM, BEYOND, NORMAL, Knots, likeliest, log_chi
+from cflows.training.preprocessing import CHUNK, map_dtype, standardise, whiten
 from cflows.training.rows import Part
 from cflows.training.sources import drop_pages
 
 __all__ = ["gaussianise"]
 
-BINS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of a spline; held-out rows choose
-WORSE = 2  # numbers of bins in a row that make held-out rows less likely: no more are tried
-BEYOND = 5  # rows beyond an outer knot
-ROWS = 8  # in a bin, on average at least; and different values in each bin
-TIED = 1 / 3  # of a bin's rows that may be one value
-ATOM = 0.05  # of a column's rows: a value that stands in more has no density
-RESOLVED = 1e-5  # between two knots, relative to where they stand
-SEARCHED, FITTED = 2**20, 2**25  # numbers of the rows that are looked at
+SEARCHED, FITTED = 2**18, 2**25  # numbers of the rows that are looked at
+TOGETHER = 2**17  # numbers of held-out columns that are scored together
+FOR_EACH = 16  # columns, so many rows at least where the chain is searched
 HELD_OUT = 5  # one row in as many, where no validation rows are given
 GAIN = 0.05  # nats that a further part must win
-
-Knots = tuple[Tensor, Tensor, Tensor]
-"""Places, values and slopes of a spline, (K,) each."""
 
 Step = Callable[[Tensor, Tensor], Bijector]
 """Training and held-out rows -> a part that is fitted to them."""
@@ -87,7 +80,9 @@ def gaussianise(rows: Part, validation: Part | None = None, *, steps: int = 5) -
 
     """
     standardise(rows)  # which refuses what no map can hold
-    train, held_out = _parts(rows, validation, SEARCHED)
+    searched = max(SEARCHED, FOR_EACH * rows.shape[1] ** 2)
+    train, held_out = _parts(rows, validation, searched)
+    standardise(train)
     _warn_of_atoms(train)
     starts: list[tuple[Step, ...]] = [(_whitening,), (_margins, _whitening)]
     best = max((_grown(train, held_out, start, steps) for start in starts), key=_score)
@@ -103,11 +98,15 @@ def gaussianise(rows: Part, validation: Part | None = None, *, steps: int = 5) -
 class _Behind:
     """Rows as they are behind a chain of parts, which stand from data to noise."""
 
-    train: Tensor
+    before: Tensor  # training rows ahead of the last part
     held_out: Tensor
     log_det: Tensor | float = 0.0
     parts: tuple[Bijector, ...] = ()
     steps: tuple[Step, ...] = ()
+
+    @cached_property
+    def train(self) -> Tensor:
+        return self.parts[-1].inverse(self.before) if self.parts else self.before
 
     def then(self, *steps: Step) -> _Behind:
         """The same rows behind further parts."""
@@ -116,7 +115,7 @@ class _Behind:
             part = step(behind.train, behind.held_out)
             held_out, log_det = part.inverse_and_log_det(behind.held_out)
             behind = _Behind(
-                part.inverse(behind.train),
+                behind.train,
                 held_out,
                 behind.log_det + log_det,
                 (*behind.parts, part),
@@ -158,13 +157,21 @@ def _whitening(rows: Tensor, held_out: Tensor) -> Bijector:
 
 
 def _margins(rows: Tensor, held_out: Tensor) -> Bijector:
-    columns = [
-        _knots(_Quantiles(column), rest, _NORMAL) or _line(column)
-        for column, rest in zip(rows.T.contiguous(), held_out.T.contiguous(), strict=True)
+    columns, rest = rows.T.contiguous(), held_out.T.contiguous()
+    few = -(-TOGETHER // len(held_out))
+    knots = [
+        found or _line(column)
+        for first in range(0, len(columns), few)
+        for found, column in zip(
+            likeliest(columns[first : first + few], rest[first : first + few], NORMAL),
+            columns[first : first + few],
+            strict=True,
+        )
     ]
-    most = max(len(places) for places, _, _ in columns)
-    longer = [_lengthened(*knots, most) for knots in columns]
-    return Margins(*map(torch.stack, zip(*longer, strict=True)))
+    most = max(len(places) for places, _, _ in knots)
+    return Margins(
+        *map(torch.stack, zip(*(_lengthened(*spline, most) for spline in knots), strict=True))
+    )
 
 
 def _line(column: Tensor) -> Knots:
@@ -176,175 +183,10 @@ def _line(column: Tensor) -> Knots:
 def _radial(rows: Tensor, held_out: Tensor) -> Bijector:
     features = rows.shape[1]
     train, rest = (torch.linalg.vector_norm(part, dim=1).log() for part in (rows, held_out))
-    knots = _knots(_Quantiles(train), rest, _log_chi_law(features))
+    (knots,) = likeliest(train[None], rest[None], log_chi(features))
     if knots is None:
         raise ValueError("too few rows for a radial map")
     return Radial(features, *knots)
-
-
-@dataclass(frozen=True)
-class _Law:
-    """The distribution that a spline's values are to have, and its outer slopes."""
-
-    quantile: Callable[[Tensor], Tensor]
-    log_density: Callable[[Tensor], Tensor]  # but for a constant
-    below: Callable[[Tensor, Tensor, Tensor], Tensor]  # outer value, distances beyond it, slope
-    above: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _knots(quantiles: _Quantiles, held_out: Tensor, law: _Law) -> Knots | None:
-    """Of splines of more and more knots the one behind which held-out values are likeliest."""
-    best, highest, worse = None, -math.inf, 0
-    held_out = _sorted(held_out)
-    for levels in quantiles.levels():
-        places, values = quantiles.at(levels), law.quantile(levels)
-        slopes = _slopes(places, values)
-        slopes[0] = law.below(values[0], quantiles.below(places[0]), slopes[0])
-        slopes[-1] = law.above(values[-1], quantiles.above(places[-1]), slopes[-1])
-        score = _score_behind((places, values, slopes), held_out, law)
-        if score > highest:
-            best, highest, worse = (places, values, slopes), score, 0
-        else:
-            worse += 1
-        if worse == WORSE:
-            break
-    return best
-
-
-def _score_behind(knots: Knots, ordered: Tensor, law: _Law) -> float:
-    """Mean log-likelihood of ascending values behind a spline, but for a constant."""
-    places, _, slopes = knots
-    inside = ordered.clamp(places[0], places[-1])
-    inner = torch.searchsorted(ordered, places[1:-1]).tolist()
-    counts = torch.tensor([*inner, len(ordered)]) - torch.tensor([0, *inner])
-    corners = [part.repeat_interleave(counts) for knot in knots for part in (knot[:-1], knot[1:])]
-    values, log_slope = in_bin(inside, corners, inverse=False)
-    beyond = ordered - inside
-    values += torch.where(beyond < 0, slopes[0], slopes[-1]) * beyond
-    return float((law.log_density(values) + log_slope).mean())
-
-
-class _Quantiles:
-    """Values of one column, or lengths of rows, and where knots may stand among them."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.ordered = _sorted(values)
-        self.different, self.counts = torch.unique_consecutive(self.ordered, return_counts=True)
-
-    def levels(self) -> Iterator[Tensor]:
-        """Probabilities of the knots, for each number of bins that these values admit."""
-        rows = len(self.ordered)
-        if rows <= 2 * BEYOND or int(self.counts.max()) > ATOM * rows:
-            return
-        outer = -float(torch.special.ndtri(torch.tensor(BEYOND / rows).double()))
-        for bins in BINS:
-            if bins * ROWS <= rows:
-                scores = torch.linspace(-outer, outer, bins + 1).double()
-                kept = self._apart(torch.special.ndtr(scores))
-                if len(kept) > 2:
-                    yield kept
-
-    def at(self, levels: Tensor) -> Tensor:
-        """Quantiles, on straight lines between the values."""
-        place = (levels * len(self.ordered) - 0.5).clamp(0, len(self.ordered) - 1)
-        low = place.long().clamp(max=len(self.ordered) - 2)
-        return torch.lerp(self.ordered[low], self.ordered[low + 1], place - low)
-
-    def below(self, place: Tensor) -> Tensor:
-        """How far values lie below a place, of those that do."""
-        return place - self.ordered[: torch.searchsorted(self.ordered, place)]
-
-    def above(self, place: Tensor) -> Tensor:
-        """How far values lie above a place, of those that do."""
-        return self.ordered[torch.searchsorted(self.ordered, place, right=True) :] - place
-
-    def _apart(self, levels: Tensor) -> Tensor:
-        """Those with enough different values between two of them; the outermost stay."""
-        places = self.at(levels).numpy()
-        bins = np.searchsorted(self.different.numpy(), places).tolist()
-        least, counts = RESOLVED * np.abs(places), self.counts.numpy()
-        has_ties = len(self.different) < len(self.ordered)
-
-        def fits(low: int, high: int) -> bool:
-            if bins[high] - bins[low] < ROWS or not (
-                places[high] - places[low] > max(least[low], least[high])
-            ):
-                return False
-            inside = counts[bins[low] : bins[high]]
-            return not has_ties or inside.max() == 1 or inside.max() <= TIED * inside.sum()
-
-        kept = [0]
-        for knot in range(1, len(places)):
-            if fits(kept[-1], knot):
-                kept.append(knot)
-        kept[-1] = len(places) - 1  # the last bin takes what was left over
-        return levels[kept]
-
-
-def _sorted(values: Tensor) -> Tensor:
-    return torch.from_numpy(np.sort(values.numpy()))  # ten times as fast as torch's
-
-
-def _slopes(places: Tensor, values: Tensor) -> Tensor:
-    """Of a monotone curve: weighted harmonic means of the chords (Fritsch and Butland 1984)."""
-    widths = places.diff()
-    chords = values.diff() / widths
-    one, two = 2 * widths[1:] + widths[:-1], widths[1:] + 2 * widths[:-1]
-    inner = (one + two) / (one / chords[:-1] + two / chords[1:])
-    return torch.cat([chords[:1], inner, chords[-1:]])
-
-
-def _normal_tail(value: Tensor, beyond: Tensor, chord: Tensor) -> Tensor:
-    """The slope a behind which the values beyond an outer knot are likeliest.
-
-    Of Σ log a - (value + a e)²/2 over their distances e: the root of a² Σe² + a value Σe = n.
-    """
-    if len(beyond) == 0:
-        return chord
-    first, second = value * beyond.sum(), beyond.square().sum()
-    return (torch.sqrt(first**2 + 4 * len(beyond) * second) - first) / (2 * second)
-
-
-_NORMAL = _Law(
-    torch.special.ndtri,
-    lambda z: -z.square() / 2,
-    lambda value, beyond, slope: _normal_tail(-value, beyond, slope),
-    _normal_tail,
-)
-
-
-def _chi_tail(value: Tensor, beyond: Tensor, features: int, chord: Tensor) -> Tensor:
-    """The power a behind which the lengths beyond the outer knot are likeliest.
-
-    Of Σ log a + D (value + a e) - exp(2 (value + a e))/2, over the logarithms' distances e.
-    """
-    if len(beyond) == 0:
-        return chord
-    powers = torch.logspace(-2, 1, 301).double()
-    lengths = value + powers[:, None] * beyond
-    likelihood = powers.log()[:, None] + features * lengths - (2 * lengths).exp() / 2
-    return powers[likelihood.sum(1).argmax()]
-
-
-def _log_chi_law(features: int) -> _Law:
-    """Of logarithms of lengths: z² D-fold, and slope 1 below the first knot."""
-    return _Law(
-        lambda levels: _log_chi(levels, features),
-        lambda z: features * z - (2 * z).exp() / 2,
-        lambda value, beyond, slope: torch.ones_like(slope),
-        lambda value, beyond, slope: _chi_tail(value, beyond, features, slope),
-    )
-
-
-def _log_chi(levels: Tensor, features: int) -> Tensor:
-    """Logarithms of the χ distribution's quantiles, by bisection."""
-    half = torch.full_like(levels, features / 2)
-    low, high = torch.full_like(levels, -50.0), torch.full_like(levels, 25.0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        short = torch.special.gammainc(half, (2 * middle).exp() / 2) < levels
-        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return (low + high) / 2
 
 
 def _lengthened(places: Tensor, values: Tensor, slopes: Tensor, knots: int) -> Knots:
@@ -370,9 +212,12 @@ def _some(rows: Part, numbers: int) -> Tensor:
     every = -(-rows.shape[0] * rows.shape[1] // numbers)
     if isinstance(rows, Tensor):
         return rows[::every].detach().double().cpu()
-    taken = torch.from_numpy(np.array(rows[::every], dtype=np.float64))
-    drop_pages(rows)
-    return taken
+    size = every * max(1, CHUNK // (every * rows.shape[1]))
+    taken = []
+    for first in range(0, len(rows), size):
+        taken.append(np.array(rows[first : first + size : every], dtype=np.float64))
+        drop_pages(rows)
+    return torch.from_numpy(np.concatenate(taken))
 
 
 def _warn_of_atoms(rows: Tensor) -> None:

@@ -13,7 +13,7 @@ import cflows
 from baselines.harness.cli import main
 from baselines.sklearn import DensityEstimator
 from cflows import Flow, Margins, behind, gaussianise, whiten
-from cflows.training.gaussianisation import _log_chi
+from cflows.training.knots import log_chi_quantiles
 
 
 def skewed(rows: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -133,6 +133,26 @@ def test_few_rows(rows):
     assert bool(Flow(chain).log_prob(skewed(rows + 50)[rows:]).isfinite().all())
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_too_few_rows_are_refused(rows):
+    with pytest.raises(ValueError, match="column 0 of the rows is constant or not finite"):
+        gaussianise(skewed(rows))
+
+
+def test_a_constant_stretch_is_an_atom():
+    rows = skewed(4000).cumsum(0)
+    rows[1000:2500, 1] = rows[1000, 1]
+    with pytest.warns(UserWarning, match="column 1 is .* in 38% of the rows"):
+        chain = gaussianise(rows)
+    assert bool(Flow(chain).log_prob(rows).isfinite().all())
+
+
+def test_many_columns_are_searched_on_enough_rows(monkeypatch):
+    monkeypatch.setattr("cflows.training.gaussianisation.SEARCHED", 2000)  # 50 of the rows
+    chain = gaussianise(elliptical(4000, 40))
+    assert any(isinstance(part, cflows.Radial) for part in chain.parts)
+
+
 def test_columns_that_depend_on_each_other_are_mapped_one_by_one():
     rows = skewed(1000)[:, [0, 1, 0]]
     chain = gaussianise(rows)
@@ -175,7 +195,9 @@ def test_a_flow_behind_it_is_saved_and_loaded(tmp_path):
 def test_quantiles_of_lengths(features):
     levels = torch.tensor([1e-6, 0.01, 0.5, 0.99, 1 - 1e-6]).double()
     exact = np.log(stats.chi(features).ppf(levels.numpy()))
-    np.testing.assert_allclose(_log_chi(levels, features).numpy(), exact, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        log_chi_quantiles(levels, features).numpy(), exact, rtol=0, atol=1e-9
+    )
 
 
 def test_the_command_and_the_estimator_take_it(tmp_path):
