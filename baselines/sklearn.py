@@ -26,6 +26,7 @@ from cflows.core.arguments import as_numbers
 from cflows.core.bijector import Bijector
 from cflows.core.flow import Flow, log_likelihood
 from cflows.core.table_flow import TableFlow
+from cflows.training.gaussianisation import gaussianise
 from cflows.training.pipeline import behind, fit_behind
 from cflows.training.preprocessing import extent, standardise, whiten
 from cflows.training.rows import check_resolution, weights_for
@@ -61,8 +62,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: Adam's; None for the model's own, or a lower one, likewise.
         batch_size: rows a step.
         preprocess: the map in front of X, ``"whiten"`` (by correlation, with a floor),
-            ``"standardise"``, ``"auto"`` for the one that does better on validation rows,
-            ``"gaussianise"`` (which counts each row once, whatever its weight), or ``"none"``.
+            ``"standardise"``, ``"gaussianise"`` (which counts each row once, whatever its weight),
+            ``"auto"`` for the one that does best on validation rows, or ``"none"``.
         bounds: (lower, upper) of columns that no row and no sample leaves, None where there is no
             such end: a pair for each column, or a dictionary by the names of X's columns (by their
             numbers, where there are none).
@@ -174,6 +175,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             maps={
                 "standardise": partial(standardise, weights=of_rows),
                 "whiten": partial(whiten, floor=FLOOR, weights=of_rows),
+                "gaussianise": gaussianise,
             },
             bounds=bounds,
             steps=steps,

@@ -70,6 +70,11 @@ class Conditioner(Pickled):
         self.activation = activation
         self.evaluations_made = 0
 
+    def hidden_weights(self) -> list[Tensor]:
+        """The matrices between two hidden layers, for an optimiser that treats these apart."""
+        inner = self.layers[1:-1].named_parameters()
+        return [weight for name, weight in inner if name.endswith(".weight")]
+
     def forward(self, passive: Tensor, context: Tensor | None = None) -> Tensor:
         """(*B, inputs) and (*B, C) -> (*B, size, P)."""
         if not torch.compiler.is_compiling():

@@ -167,6 +167,11 @@ class MADE(Pickled):
         """Whether the layers' weights say all; else module and layers are called."""
         return unwatched([self]) and may_be_read(self.layers, MaskedLinear)
 
+    def hidden_weights(self) -> list[Tensor]:
+        """The matrices between two hidden layers, for an optimiser that treats these apart."""
+        inner = self.layers[1:-1].named_parameters()
+        return [weight for name, weight in inner if name.endswith(".weight")]
+
     def weights(self) -> list[Tensor] | None:
         """M ∘ W of each layer, for several passes of one call; None where layers are called."""
         if not may_be_read(self.layers, MaskedLinear):

@@ -114,6 +114,11 @@ class MLP(Pickled):
         """f(t, x, context): t a scalar or (*B,), x (*B, D), context (*B, C) -> (*B, D)."""
         return self.frozen(t, context)(x) if self.is_readable else self._called(t, x, context)
 
+    def hidden_weights(self) -> list[Tensor]:
+        """The matrices between two hidden layers, for an optimiser that treats these apart."""
+        inner = self.layers[1:-1].named_parameters()
+        return [weight for name, weight in inner if name.endswith(".weight")]
+
     @property
     def is_readable(self) -> bool:
         """Whether the layers' weights say all that a call of them would do, see ``may_be_read``."""

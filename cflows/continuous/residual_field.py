@@ -88,6 +88,10 @@ class ResidualField(Pickled):
         (frozen,) = self.at(t.unsqueeze(0), context)
         return frozen(x)
 
+    def hidden_weights(self) -> list[Tensor]:
+        """The matrices A_k and B_k, for an optimiser that treats these apart."""
+        return [*self.inner.parameters(), *self.outer.parameters()]
+
     @property
     def is_readable(self) -> bool:
         """Whether the layers' weights say all that a call of them would do, see ``shortcuts``."""

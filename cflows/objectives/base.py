@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -30,12 +31,15 @@ class Objective(nn.Module):
         rows: where no data are needed, how many draws a step takes; else None.
         additive: whether the loss is a mean over rows or draws, so that several processes can share
             it; what does not say so trains in one.
+        usual: settings of ``fit`` where the caller gives none, by name: of ``learning_rate``,
+            ``optimizer``, ``warmup`` and ``ema``.
 
     """
 
     needs_data: bool = True
     additive: bool = False
     rows: int | None = None
+    usual: ClassVar[Mapping[str, Any]] = {}
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

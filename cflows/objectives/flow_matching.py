@@ -6,6 +6,8 @@ of straight paths from noise to data, and the likelihood is asked for afterwards
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,9 @@ from cflows.objectives.base import Batch, Objective, weighted_mean
 __all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]
 
 COUPLINGS = ("independent", "optimal")
+LAWS = ("likelihood", "uniform")
+CUT = 0.03
+"""δ of the law of times that the likelihood asks for."""
 TIMES = 16
 """Times of a batch for a field that takes one at a time; enough that no variance is seen of it."""
 
@@ -27,7 +32,7 @@ TIMES = 16
 class FlowMatching(Objective):
     r"""Conditional flow matching on straight paths, with no solve at all.
 
-        E |T f(sT, x_s, c) - (x₁ - x₀)|²,   x_s = (1 - s) x₀ + s x₁,   s ~ U(0, 1)
+        E |T f(sT, x_s, c) - (x₁ - x₀)|²,   x_s = (1 - s) x₀ + s x₁,   s ~ q
 
     with x₀ of the flow's base and x₁ a row of the data, summed over the D columns and averaged over
     rows (Lipman et al. 2023, "Flow Matching for Generative Modeling", equation 9, with no noise
@@ -35,12 +40,26 @@ class FlowMatching(Objective):
     Vanden-Eijnden 2023). Its minimiser is E[x₁ - x₀ | x_s], whose flow takes the base to the data.
     The least loss is not zero and says little of the likelihood: validate by that.
 
+    **Times.** In the likelihood an error of the velocity counts the more the nearer it is to the
+    data. Behind a standard normal the score of x_s is (s v - x_s) / (1 - s), so that an error e(s)
+    of the velocity v is one of s e / (1 - s) of the score, and the diffusion g² = 2 (1 - s) / s
+    keeps the paths' marginals: with it (Song et al. 2021, "Maximum Likelihood Training of
+    Score-Based Diffusion Models", theorem 1)
+
+        KL(data, flow) <= ½ ∫ g² (s / (1 - s))² E|e|² ds = ∫ s / (1 - s) E|e|² ds
+
+    for the flow of that diffusion (Zheng et al. 2023, "Improved Techniques for Maximum Likelihood
+    Estimation for Diffusion ODEs"). ``"likelihood"`` draws s with a density proportional to
+    1 / (1 - s + δ), δ = .03: since 1 / (1 - s) = 1 + s / (1 - s), this is that weight, which alone
+    would leave out the times near the noise, plus the uniform law's, cut where it grows without
+    bound. Its quantiles are s = 1 + δ - (1 + δ) (δ / (1 + δ))^u. ``"uniform"`` is U(0, 1).
+
     Fixed maps behind the field, such as a whitening, are undone first, so that x₁ is what the
     field's flow shall end at; those in front of it are applied to the base's draws. The times of a
-    batch are stratified, s_i = (i + u_i) / N, which leaves the mean what it is and takes variance
-    out. A field that is no ``MLP`` takes a scalar time, as in a solve: it is called ``TIMES`` times
-    on a part of the rows each, with a time for all of them; or once, with times (N,), where its
-    attribute ``time_by_row`` is true. A trained end time takes part.
+    batch are stratified, quantiles of (i + u_i) / N, which leaves the mean what it is and takes
+    variance out. A field that is no ``MLP`` takes a scalar time, as in a solve: it is called
+    ``TIMES`` times on a part of the rows each, with a time for all of them; or once, with times
+    (N,), where its attribute ``time_by_row`` is true. A trained end time takes part.
 
     ``"optimal"`` pairs each batch's x₀ and x₁ at the least total |x₁ - x₀|² (Tong et al. 2024,
     "Improving and generalizing flow-based generative models with minibatch optimal transport",
@@ -61,10 +80,11 @@ class FlowMatching(Objective):
 
     Args:
         coupling: ``"independent"`` or ``"optimal"``.
+        times: ``"likelihood"`` or ``"uniform"``.
 
     Raises:
-        ValueError: an unknown coupling; or, at the first batch, a flow with several continuous
-            blocks or with other parts that would have to be trained.
+        ValueError: an unknown coupling or law of times; or, at the first batch, a flow with several
+            continuous blocks or with other parts that would have to be trained.
         TypeError: at the first batch, a flow without a continuous block.
         ImportError: an optimal coupling without SciPy.
 
@@ -77,8 +97,11 @@ class FlowMatching(Objective):
 
     """
 
-    def __init__(self, coupling: str = "independent") -> None:
+    usual: ClassVar = {"learning_rate": 5e-3, "optimizer": "muon", "ema": 0.999}
+
+    def __init__(self, coupling: str = "independent", times: str = "likelihood") -> None:
         super().__init__()
+        self.times = known("times", times, LAWS)
         self.coupling = known("coupling", coupling, COUPLINGS)
         self.additive = coupling == "independent"  # a pairing is of the whole batch
 
@@ -105,6 +128,8 @@ class FlowMatching(Objective):
             if optimal:
                 start = start[optimal_coupling(start, end)]
         times, sizes = _times(block, end)
+        if self.times == "likelihood":
+            times = 1 + CUT - (1 + CUT) * (CUT / (1 + CUT)) ** times
         state = torch.lerp(start, end, times.unsqueeze(-1))
         context = context if block.context_features else None
         velocity = _velocity(block, times, sizes, state, context)

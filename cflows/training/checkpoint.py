@@ -35,17 +35,19 @@ from cflows.core.saving import read
 from cflows.training import distributed
 from cflows.training.history import History, Record
 from cflows.training.identity import differences, settings_of, unmoved
+from cflows.training.optimizers import named_optimizer
 from cflows.training.rows import Rows
 from cflows.training.schedules import Schedule
 
 __all__ = ["Callback", "RunState", "exists", "interruptible", "refuse_unusable"]
 
-FORMAT = 4
+FORMAT = 5
 COUNTERS = ("step", "elapsed", "validated", "stale", "waiting", "decays", "skipped", "evaluations")
 SHARED = (
     "seed",
     "batch_size",
     "learning_rate",
+    "optimizer_name",
     "warmup",
     "weight_decay",
     "clip_norm",
@@ -71,11 +73,12 @@ class RunState:
     steps: float
     seconds: float
     learning_rate: float
+    optimizer_name: str
     schedule: Schedule
     warmup: int
     weight_decay: float
     clip_norm: float | None
-    ema: float | None
+    ema: float
     validate_every: int | None
     checkpoint: PathLike | None
     checkpoint_every: int | None
@@ -98,17 +101,15 @@ class RunState:
         # An objective may hold the flow; what is frozen stays as it is.
         own = dict.fromkeys([*self.flow.parameters(), *self.objective.parameters()])
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
-        # Biases, scales and bases are not what overfits: weights alone decay (Loshchilov and
-        # Hutter 2019), by the learning rate times the decay at each step, beside Adam's.
-        matrices = [p for p in self.parameters if p.dim() > 1]
-        others = [p for p in self.parameters if p.dim() <= 1]
-        groups = ((matrices, self.weight_decay), (others, 0.0))
-        self.optimizer = torch.optim.AdamW(
-            [{"params": params, "weight_decay": decay} for params, decay in groups if params],
-            lr=self.learning_rate,
+        self.optimizer = named_optimizer(
+            self.optimizer_name,
+            (self.flow, self.objective),
+            self.parameters,
+            self.learning_rate,
+            self.weight_decay,
         )
         self.averaged = [p for p in self.flow.parameters() if p.requires_grad]
-        self.average = [] if self.ema is None else [p.detach().clone() for p in self.averaged]
+        self.average = [] if self.ema == 0 else [p.detach().clone() for p in self.averaged]
         self.history = History()
         self.step = 0
         self.elapsed = 0.0

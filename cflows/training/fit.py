@@ -7,21 +7,26 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from cflows.core import collectives
+from cflows.core.arguments import known
 from cflows.core.flow import Flow
 from cflows.objectives import OBJECTIVES, ForwardKL
 from cflows.training import distributed
 from cflows.training.checkpoint import Callback, exists, interruptible, refuse_unusable
 from cflows.training.history import History
+from cflows.training.optimizers import OPTIMIZERS, hidden_weights
 from cflows.training.rows import Data, Weights, rows_for
 from cflows.training.schedules import Plateau, Schedule, schedule_named
 from cflows.training.trainer import Run, TrainingError
 
 __all__ = ["fit"]
+
+USUAL: dict[str, Any] = {"learning_rate": 1e-3, "optimizer": "adamw", "warmup": 0, "ema": 0.0}
 
 
 @torch.inference_mode(False)  # within a block of either kind gradients are taken too
@@ -37,9 +42,10 @@ def fit(
     steps: int | None = None,
     seconds: float | None = None,
     batch_size: int = 512,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
+    optimizer: str | None = None,
     schedule: str | Schedule = "cosine",
-    warmup: int = 0,
+    warmup: int | None = None,
     weight_decay: float = 0.0,
     clip_norm: float | None = 5.0,
     ema: float | None = None,
@@ -94,7 +100,13 @@ def fit(
         steps: optimiser steps at most; 2000 where neither steps nor seconds is given.
         seconds: training seconds at most, validation included, added up across resumes.
         batch_size: rows a step, of all processes together.
-        learning_rate: Adam's, in front of the schedule.
+        learning_rate: the optimiser's, in front of the schedule. This, ``optimizer``, ``warmup``
+            and ``ema`` are by default the objective's usual ones: for flow matching 5e-3, Muon, 0
+            and .999; for others 1e-3, AdamW, 0 and 0.
+        optimizer: ``"adamw"``; or ``"muon"``, which orthogonalises the momentum of the networks'
+            matrices between hidden layers and leaves the rest to AdamW, at the same learning rate.
+            It takes fewer steps, each dearer by some products of these matrices, whatever the
+            batch. A network of one's own names these matrices in a method ``hidden_weights()``.
         schedule: ``"cosine"`` (to zero at the end of the steps or seconds), ``"constant"``,
             ``"plateau"`` (a tenth after ten validations without a better one), or a ``Schedule``.
         warmup: steps over which the learning rate rises linearly, on top of the schedule.
@@ -102,7 +114,7 @@ def fit(
             Adam's own (Loshchilov and Hutter 2019). Biases, scales and the like do not decay.
         clip_norm: gradients of a larger norm are scaled down to it; None leaves them.
         ema: m, where the flow is validated and returned with the exponential moving average
-            w̄ <- m w̄ + (1 - m) w of its weights; None for the weights. m is t / (t + 10) at step
+            w̄ <- m w̄ + (1 - m) w of its weights; 0 for the weights. m is t / (t + 10) at step
             t where that is less.
         penalties: weights of the penalties that a continuous flow was built with, by name.
         validate_every: steps between two validations; by default 100, or, where only seconds end
@@ -157,14 +169,20 @@ def fit(
     _check(1, validate_every=validate_every, checkpoint_every=checkpoint_every)
     _check(0, warmup=warmup, weight_decay=weight_decay, max_failures=max_failures)
     _check(None, seconds=seconds, learning_rate=learning_rate, clip_norm=clip_norm)
-    if ema is not None and not 0 < ema < 1:
-        raise ValueError(f"ema must lie in (0, 1), got {ema}")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), got {ema}")
     schedule = schedule_named(schedule)
     if isinstance(schedule, Plateau) and validation is None:
         raise ValueError('schedule="plateau" needs validation rows')
     if checkpoint is not None:
         refuse_unusable(checkpoint)
     goal = _objective(objective, penalties)
+    usual = USUAL | getattr(goal, "usual", {})
+    learning_rate = usual["learning_rate"] if learning_rate is None else learning_rate
+    warmup = usual["warmup"] if warmup is None else warmup
+    ema = usual["ema"] if ema is None else ema
+    if optimizer is None:
+        optimizer = usual["optimizer"] if hidden_weights([flow]) else "adamw"
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
@@ -192,6 +210,7 @@ def fit(
         steps=math.inf if steps is None else steps,
         seconds=math.inf if seconds is None else seconds,
         learning_rate=learning_rate,
+        optimizer_name=known("optimizer", optimizer, OPTIMIZERS),
         schedule=schedule,
         warmup=warmup,
         weight_decay=weight_decay,

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,6 @@ from cflows.training.sources import drop_pages
 from cflows.training.trainer import TrainingError
 
 __all__ = [
-    "BY_NAME",
     "MAPS",
     "Choice",
     "Fitted",
@@ -58,10 +58,12 @@ AnyFlow = TypeVar("AnyFlow", bound=Flow)
 Fit = Callable[..., Bijector]
 """Training rows, and held-out ones for some -> the map that is fitted to them."""
 
-MAPS: Mapping[str, Fit] = {"standardise": standardise, "whiten": whiten}
-"""What a choice is made among."""
-BY_NAME: Mapping[str, Fit] = {"gaussianise": gaussianise}
-"""What is taken where it is asked for alone."""
+MAPS: Mapping[str, Fit] = {
+    "whiten": whiten,
+    "standardise": standardise,
+    "gaussianise": gaussianise,
+}
+"""What a choice is made among; the first wins a tie."""
 
 
 class Choice(NamedTuple):
@@ -114,9 +116,9 @@ def fit_behind(
         build: as ``choose`` takes it; called with None where there is no map.
         train: likewise.
         validation: likewise; None where the map is not chosen.
-        preprocess: a name of ``maps``; ``"gaussianise"``; ``"none"``; or ``"auto"``, which takes a
-            tenth of the steps or the seconds to train the flow behind each of ``maps`` for as long,
-            and keeps the one of the higher validation log-likelihood.
+        preprocess: a name of ``maps``; ``"none"``; or ``"auto"``, which takes a tenth of the steps
+            or the seconds to train the flow behind each of ``maps`` for as long, and keeps the one
+            of the highest validation log-likelihood.
         maps: as ``choose`` takes them.
         bounds: a map behind that one, such as a ``Bounded``.
         steps: optimiser steps at most, or None; see ``fit``.
@@ -140,8 +142,6 @@ def fit_behind(
     data_end, name, chosen_in = bounds, preprocess, 0.0
     if preprocess in fits:
         data_end = fits[preprocess](rows)
-    elif preprocess in BY_NAME:
-        data_end = inside(bounds, BY_NAME[preprocess])(rows)
     elif preprocess != "none":
         assert validation is not None
         usual = steps if usual_steps is None else usual_steps
@@ -218,12 +218,15 @@ def choose(
     scores: dict[str, float] = {}
     failure: Exception = ValueError("maps is empty: give one at least")
     seconds = 0.0
+    warned: dict[str, list[warnings.WarningMessage]] = {}
     for name, fit_map in maps.items():
         scores[name] = float("-inf")
         kept = None if checkpoint is None else companion(checkpoint, f".{name}")
         started = time.perf_counter()
         try:
-            data_end = fit_map(rows)
+            with warnings.catch_warnings(record=True) as warned[name]:
+                warnings.simplefilter("always")
+                data_end = fit_map(rows)
             history = fit(
                 build(data_end), train, validation, steps=steps, checkpoint=kept, **settings
             )
@@ -240,6 +243,8 @@ def choose(
     if not fitted:
         raise failure
     name = max(fitted, key=lambda key: scores[key])
+    for warning in warned[name]:  # of a map that is not taken nobody need know
+        warnings.warn(warning.message, stacklevel=2)
     return Choice(name, fitted[name], scores, seconds)
 
 

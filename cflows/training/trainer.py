@@ -160,7 +160,7 @@ class Run(RunState):
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
-        if self.ema is not None:
+        if self.average:
             # Short at first, so that the weights before training leave no trace.
             keep = min(self.ema, self.step / (self.step + 10))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.averaged], 1 - keep)

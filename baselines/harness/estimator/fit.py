@@ -39,6 +39,7 @@ from cflows import (
     TableFlow,
     TrainingError,
     behind,
+    gaussianise,
     log_likelihood,
     standardise,
     whiten,
@@ -170,6 +171,7 @@ def train(task: Task) -> None:
         maps={
             "whiten": partial(_whitened, weights=weights),
             "standardise": partial(standardise, weights=weights),
+            "gaussianise": gaussianise,
         },
         bounds=bounds,
         steps=steps,

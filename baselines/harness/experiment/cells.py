@@ -36,9 +36,9 @@ from baselines.harness.results import layout
 from baselines.harness.results.records import HELD, VIEW, Bits, Failure, Outcome, Result, Training
 from baselines.models import registry
 from baselines.models.model import CLOSED_FORM
-from cflows import Bijector, Flow, __version__, inside, load, standardise, whiten
+from cflows import Bijector, Flow, __version__, inside, load
 from cflows.core.atomic_write import write_whole
-from cflows.training.pipeline import BY_NAME, Fit, fit_behind
+from cflows.training.pipeline import MAPS, fit_behind
 
 __all__ = [
     "HELD",
@@ -58,7 +58,6 @@ BATCH_SIZE = 512
 VALIDATION_ROWS = 2000
 VALIDATIONS = 20
 PATIENCE = 30  # validations without a better one, as in Papamakarios et al. 2017
-MAPS: dict[str, Fit] = {"whiten": whiten, "standardise": standardise}
 VIEWS = (VIEW, "parameters", "budget")
 
 
@@ -79,8 +78,7 @@ class Cell:
         learning_rate: Adam's.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: of rows and weights.
-        preprocess: the map that the model ends in, ``"auto"``, ``"gaussianise"`` or one of
-            ``MAPS``; ``"none"`` for a closed form, which is a map itself.
+        preprocess: the map that the model ends in, ``"auto"`` or one of ``MAPS``, or ``"none"``.
         configuration: a hash of the model's preset, see ``registry.configuration``.
         batch_size: rows a step.
         validation_rows: about how many of the validation rows choose the best state.
@@ -254,7 +252,7 @@ def flow_of(cell: Cell, out: Path) -> Flow:
         return load(folder / layout.MODEL).to(cell.device)
     # Of parts that are not registered, so that only its function can build it.
     name = json.loads((folder / layout.RESULT).read_text())["map"]
-    fit_map = inside(bounded(cell.bounds), {**MAPS, **BY_NAME}[name])
+    fit_map = inside(bounded(cell.bounds), MAPS[name])
     flow = _built(cell, fit_map(cell.rows()[0]))
     flow.load_state_dict(torch.load(folder / layout.STATE, weights_only=True))
     return flow.to(cell.device).eval()
@@ -362,7 +360,6 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
         train,
         validation,
         cell.preprocess,
-        maps=MAPS,
         bounds=bounded(cell.bounds),
         steps=cell.steps,
         seconds=cell.seconds,

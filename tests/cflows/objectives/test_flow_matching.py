@@ -82,6 +82,9 @@ def film(features=2, **options):
     )
 
 
+LOG = math.log(1.03 / 0.03)
+
+
 def rows(n=4000, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 2, generator=generator) @ torch.tensor([[20.0, 5.0], [0.0, 0.3]]) + 10.0
@@ -91,10 +94,15 @@ def test_by_name():
     assert isinstance(OBJECTIVES["flow_matching"](), FlowMatching)
     with pytest.raises(ValueError, match="independent, optimal"):
         FlowMatching("best")
+    with pytest.raises(ValueError, match="likelihood, uniform"):
+        FlowMatching(times="late")
 
 
+@pytest.mark.parametrize("times", ["uniform", "likelihood"])
 @pytest.mark.parametrize("end_time", [1.0, 2.5])
-def test_the_conditional_mean_velocity_is_the_minimiser_and_its_flow_is_the_data(end_time, dtype):
+def test_the_conditional_mean_velocity_is_the_minimiser_and_its_flow_is_the_data(
+    end_time, times, dtype
+):
     mean, std = 3.0, 0.5
     flow = Flow(solved(Gaussian(mean, std, end_time), end_time=end_time)).to(dtype)
     x = torch.linspace(0.0, 6.0, 50, dtype=dtype).unsqueeze(1)
@@ -103,14 +111,16 @@ def test_the_conditional_mean_velocity_is_the_minimiser_and_its_flow_is_the_data
     expected = torch.distributions.Normal(mean, std).log_prob(x[:, 0])
     torch.testing.assert_close(got, expected.to(dtype), rtol=0, atol=1e-4)
     data = mean + std * torch.randn(40_000, 1, dtype=dtype)
-    # The least loss is the variance of x₁ - x₀ given x_s, averaged: ∫ v / (s² v + (1 - s)²) ds.
+    # The least loss is the variance of x₁ - x₀ given x_s, v / (s² v + (1 - s)²), averaged over s.
     s = torch.linspace(0, 1, 10_001)
-    least = torch.trapezoid(std**2 / (s**2 * std**2 + (1 - s) ** 2), s).item()
+    weight = torch.ones_like(s) if times == "uniform" else 1 / (1.03 - s)
+    weight = weight / torch.trapezoid(weight, s)
+    least = torch.trapezoid(weight * std**2 / (s**2 * std**2 + (1 - s) ** 2), s).item()
     found = {}
     for shift in (-0.2, 0.0, 0.2):
         flow.bijector.field.mean = mean + shift
         torch.manual_seed(1)
-        found[shift] = FlowMatching()(flow, (data, None)).item()
+        found[shift] = FlowMatching(times=times)(flow, (data, None)).item()
     assert found[0.0] == pytest.approx(least, abs=0.02)
     assert found[0.0] < min(found[-0.2], found[0.2])
 
@@ -120,7 +130,8 @@ def test_minimiser_in_closed_form():
     m, v = 2.0, 0.25
     flow = Flow(solved(Line()))
     data = m + math.sqrt(v) * torch.randn(20_000, 1)
-    fit(flow, data, objective="flow_matching", steps=600, learning_rate=5e-2, progress=False)
+    goal = FlowMatching(times="uniform")
+    fit(flow, data, objective=goal, steps=600, learning_rate=5e-2, ema=0, progress=False)
     # s uniform, so E s² = 1/3: var x_s = E[(1-s)² + s² v] + m² var s, cov = E[s v - (1-s)].
     b = (v / 2 - 1 / 2) / ((1 + v) / 3 + m**2 / 12)
     a = m - b * m / 2
@@ -339,7 +350,7 @@ def test_fields_that_take_a_scalar_time(way, n):
     flow = Flow(solved(Scalar(4, way), end_time=1.5)).double()
     x = torch.randn(n, 4).double()
     torch.manual_seed(5)
-    loss = FlowMatching()(flow, (x, None))
+    loss = FlowMatching(times="uniform")(flow, (x, None))
     seen = flow.bijector.field.seen
     assert len(seen) == min(n, 16)
     assert all(t.dim() == 0 for t, *_ in seen)
@@ -358,14 +369,22 @@ def test_fields_that_take_a_scalar_time(way, n):
     assert flow.bijector.field.rate.grad != 0
 
 
-def test_times_of_a_batch_have_no_bias():
+@pytest.mark.parametrize(
+    ("times", "mean", "square"),
+    [
+        ("uniform", 1 / 2, 1 / 3),
+        # Of the density 1 / (1 + δ - s) / L, L = log((1 + δ) / δ): by s = (1 + δ) - (1 + δ - s).
+        ("likelihood", 1.03 - 1 / LOG, 1.03**2 - (2 * 1.03 - (1.03**2 - 0.03**2) / 2) / LOG),
+    ],
+)
+def test_times_of_a_batch_have_no_bias(times, mean, square):
     flow = Flow(solved(Scalar(1, "product")))
     x, field = torch.randn(37, 1), flow.bijector.field
     for _ in range(300):
-        FlowMatching()(flow, (x, None))
+        FlowMatching(times=times)(flow, (x, None))
     s = torch.cat([t.expand(len(part)) for t, part, _ in field.seen])
-    assert s.mean().item() == pytest.approx(0.5, abs=2e-3)
-    assert s.square().mean().item() == pytest.approx(1 / 3, abs=2e-3)
+    assert s.mean().item() == pytest.approx(mean, abs=2e-3)
+    assert s.square().mean().item() == pytest.approx(square, abs=2e-3)
     assert s.amin() >= 0
     assert s.amax() <= 1
 

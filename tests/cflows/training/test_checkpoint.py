@@ -34,6 +34,8 @@ def small(kind="maf"):
     torch.manual_seed(0)
     if kind == "maf":
         return MAF(2, layers=2, hidden=(8,), batch_norm=True)
+    if kind == "muon":
+        return MAF(2, layers=2, hidden=(8, 8))
     return FFJORD(2, hidden=(8,), divergence="hutchinson", training_solver=Lagged("bosh3", 1e-4))
 
 
@@ -231,14 +233,15 @@ import test_checkpoint as t
 log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 register_optimizer_step_post_hook(lambda *_: os.write(log, b"."))
 flow = t.small({kind!r})
-t.train(flow, {path!r}, steps=t.SWEPT)
+t.train(flow, {path!r}, steps=t.SWEPT, **t.OF_KIND.get({kind!r}, {{}}))
 torch.save(t.weights(flow), {out!r})
 """
 SWEPT = 160
+OF_KIND = {"muon": {"optimizer": "muon", "ema": 0.9}}
 KILLS = 3
 
 
-@pytest.mark.parametrize("kind", ["maf", "ffjord"])
+@pytest.mark.parametrize("kind", ["maf", "ffjord", "muon"])
 def test_kills_at_random_moments_cost_a_checkpoint_interval_each(kind, tmp_path):
     log, out = tmp_path / "log", tmp_path / "weights.pt"
     script = CHILD.format(
@@ -262,7 +265,7 @@ def test_kills_at_random_moments_cost_a_checkpoint_interval_each(kind, tmp_path)
         code = process.wait()
         assert code == (0 if leg == KILLS else -signal.SIGKILL)
     flow = small(kind)
-    train(flow, steps=SWEPT)
+    train(flow, steps=SWEPT, **OF_KIND.get(kind, {}))
     assert torch.equal(torch.load(out), weights(flow))
     assert SWEPT <= log.stat().st_size <= SWEPT + KILLS * SETTINGS["checkpoint_every"]
 

@@ -60,6 +60,7 @@ BUILDS = {
     "ffjord, probes": lambda: ffjord("hutchinson"),
     "ffjord, act norm": lambda: act_norm(ffjord("exact")),
     "maf": maf,
+    "maf, muon": lambda: MAF(2, layers=2, hidden=(8, 8)),
     "maf, batch norm": lambda: maf(batch_norm=True),
     "maf, act norm": lambda: act_norm(maf()),
 }
@@ -88,6 +89,8 @@ def trained(kind, steps, **settings):
     # Each process starts from weights of its own; what counts is the first one's.
     flow = built(kind, seed=rank())
     settings = {"batch_size": 32, "clip_norm": None, "validate_every": 5, **QUIET, **settings}
+    if "muon" in kind:
+        settings |= {"optimizer": "muon", "ema": 0.9}
     history = fit(flow, rows(), rows(17, seed=1), steps=steps, **settings)
     return flow, history
 
