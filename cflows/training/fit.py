@@ -58,7 +58,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     callbacks: Sequence[Callback] = (),
-    progress: bool = True,
+    progress: bool | range = True,
 ) -> History:
     """Train a flow with AdamW and leave it in evaluation mode, in its best state.
 
@@ -138,7 +138,8 @@ def fit(
         callbacks: each is called with the ``Record`` of each validation, before the checkpoint. One
             that returns True stops the run, and a run that was stopped so stays stopped. After a
             kill a record may come a second time.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar. Where this training is a part of a longer one, the
+            steps from its first to the last of all, which the bar then counts: range(200, 2200).
 
     Returns:
         The history of the run.
@@ -227,7 +228,7 @@ def fit(
     with (
         interruptible(checkpoint is not None) as signals,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        _bar(progress and collectives.leads(), steps) as show,
+        _bar(progress if collectives.leads() else False, steps) as show,
     ):
         torch.manual_seed(collectives.own_seed(seed))
         if checkpoint is not None and any(collectives.largest(exists(checkpoint))):
@@ -292,16 +293,19 @@ def _objective(objective: str | nn.Module, penalties: Mapping[str, float] | None
 
 
 @contextmanager
-def _bar(progress: bool, steps: int | None) -> Iterator[Callable[[Run, float | None], None]]:
-    if not progress:
+def _bar(
+    progress: bool | range, steps: int | None
+) -> Iterator[Callable[[Run, float | None], None]]:
+    if progress is False:
         yield lambda *_: None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
+    first, total = (0, steps) if progress is True else (progress.start, progress.stop)
+    with tqdm(total=total, initial=first, unit="step", dynamic_ncols=True) as bar:
 
         def show(run: Run, loss: float | None) -> None:
-            bar.update(run.step - bar.n)
+            bar.update(first + run.step - bar.n)
             figures = {"loss": loss, "val": run.history.best_validation}
             shown = {name: f"{value:.3f}" for name, value in figures.items() if value is not None}
             if run.nfe():

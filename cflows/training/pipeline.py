@@ -140,6 +140,7 @@ def fit_behind(
     rows = train[0] if isinstance(train, tuple) else train
     fits = {name: inside(bounds, fit_map) for name, fit_map in maps.items()}
     data_end, name, chosen_in = bounds, preprocess, 0.0
+    own = dict(own or {})
     if preprocess in fits:
         data_end = fits[preprocess](rows)
     elif preprocess != "none":
@@ -147,6 +148,9 @@ def fit_behind(
         usual = steps if usual_steps is None else usual_steps
         share = PART / len(fits)
         few = 10**9 if usual is None else min(usual, max(LEAST, math.ceil(share * usual)))
+        if steps is not None and settings.get("progress", True):
+            own["progress"] = range(len(fits) * few, len(fits) * few + steps)
+            settings["progress"] = range(own["progress"].stop)
         with together():
             kept = None if choice_file is None else _kept(choice_file, run, fits, rows)
         choice = kept or choose(
@@ -167,7 +171,7 @@ def fit_behind(
         tell(choice)
     flow = build(data_end)
     left = None if seconds is None else max(seconds - chosen_in, 1e-9)
-    history = fit(flow, train, validation, steps=steps, seconds=left, **{**settings, **(own or {})})
+    history = fit(flow, train, validation, steps=steps, seconds=left, **{**settings, **own})
     return Fitted(flow, history, name, chosen_in)
 
 
@@ -219,7 +223,9 @@ def choose(
     failure: Exception = ValueError("maps is empty: give one at least")
     seconds = 0.0
     warned: dict[str, list[warnings.WarningMessage]] = {}
-    for name, fit_map in maps.items():
+    whole = settings.pop("progress", True)
+    for number, (name, fit_map) in enumerate(maps.items()):
+        progress = range(number * steps, whole.stop) if isinstance(whole, range) else whole
         scores[name] = float("-inf")
         kept = None if checkpoint is None else companion(checkpoint, f".{name}")
         started = time.perf_counter()
@@ -228,7 +234,13 @@ def choose(
                 warnings.simplefilter("always")
                 data_end = fit_map(rows)
             history = fit(
-                build(data_end), train, validation, steps=steps, checkpoint=kept, **settings
+                build(data_end),
+                train,
+                validation,
+                steps=steps,
+                checkpoint=kept,
+                progress=progress,
+                **settings,
             )
             best = history.best_validation
             seconds += max(history.seconds, time.perf_counter() - started)

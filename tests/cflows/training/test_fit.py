@@ -334,6 +334,13 @@ def test_progress_goes_to_the_terminal(capsys):
     assert "40/40" in capsys.readouterr().err
 
 
+def test_a_bar_counts_the_steps_of_a_longer_training(capsys):
+    fit(small(), rows(), steps=2, progress=range(30, 40))
+    shown = capsys.readouterr().err
+    assert "30/40" in shown
+    assert "32/40" in shown
+
+
 def test_preprocessing_maps():
     train = rows(4000).double()
     for fitted in (standardise(train), whiten(train)):

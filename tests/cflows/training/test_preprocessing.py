@@ -189,6 +189,19 @@ def test_a_warm_up_is_no_more_than_a_tenth_of_the_few_steps(monkeypatch):
     assert taken == [2, 1, 0]
 
 
+def test_a_bar_counts_the_choice_and_the_training_together(capsys):
+    rows, settings = correlated(), {"steps": 50, "batch_size": 8, "device": "cpu"}
+    whole = 50 * (len(pipeline.MAPS) + 1)
+    for preprocess, shown, rest in (
+        ("auto", f"{whole}/{whole}", "/50 "),
+        ("whiten", "50/50", "/2"),
+    ):
+        pipeline.fit_behind(build_double, rows, rows, preprocess, **settings)
+        bars = capsys.readouterr().err
+        assert shown in bars
+        assert rest not in bars
+
+
 def build_double(data_end: cflows.Bijector) -> Flow:
     return build(data_end).double()
 
