@@ -20,6 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from baselines.models.model import Goal, Model
 from baselines.models.registry import find
 from cflows.bijectors.bounded import Bounded
 from cflows.core.arguments import as_numbers
@@ -157,7 +158,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         rows, validation = x[kept], None if held_out is None else x[held_out]
         of_rows = None if weights is None else weights[kept]
         least = 1 if validation is None else LEAST
-        core, steps, learning_rate = self._resolved(seed, len(rows), least)
+        core, steps, learning_rate, goal = self._resolved(seed, len(rows), least)
 
         def build(data_end: Bijector | None) -> TableFlow:
             flow = behind(core().to(dtype), data_end)
@@ -186,6 +187,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             device=self.device,
             progress=self.progress,
             weights=of_rows,
+            **goal,
             validation_weights=None if weights is None or held_out is None else weights[held_out],
         )
         self.preprocess_, self.history_ = done.name, done.history
@@ -259,25 +261,29 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if self.depth is not None and self.depth < 1:
             raise ValueError(f"depth must be at least 1, got {self.depth}")
 
-    def _resolved(self, seed: int, rows: int, least: int) -> tuple[Callable[[], Flow], int, float]:
-        """A maker of the flow for white data, the same each time; its steps and learning rate."""
-        depth, steps, learning_rate = self.depth, 2000, 1e-3
-        make = self.model
-        if isinstance(make, str):
-            model = find(make)
+    def _resolved(
+        self, seed: int, rows: int, least: int
+    ) -> tuple[Callable[[], Flow], int, float, Goal]:
+        """A maker of the flow for white data, the same each time; and how it is trained."""
+        depth = self.depth
+        if isinstance(self.model, str):
+            model = find(self.model)
             depth = max(model.depths) if depth is None else depth
-            make, steps, learning_rate = model.core, model.steps, model.learning_rate
+        else:
+            model = Model("", self.model, learning_rate=1e-3)
 
         def core() -> Flow:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                return make(self.n_features_in_, depth)
+                flow: Flow = model.core(self.n_features_in_, depth)
+                return flow
 
-        steps, learning_rate = for_few_rows(steps, learning_rate, rows, least)
+        steps, learning_rate = for_few_rows(model.steps, model.learning_rate, rows, least)
         return (
             core,
             steps if self.steps is None else self.steps,
             learning_rate if self.learning_rate is None else self.learning_rate,
+            model.goal,
         )
 
     def _bounded(self) -> Bounded | None:

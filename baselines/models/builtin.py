@@ -14,11 +14,12 @@ from baselines.flows.coupling import NICE, RealNVP
 from baselines.flows.nsf import NSF
 from baselines.flows.planar import PlanarFlow
 from baselines.models.model import HIDDEN, Model
-from cflows import FFJORD, FixedGrid, Flow, Lagged
+from cflows import FFJORD, MLP, FixedGrid, Flow, Lagged, ODEBijector, ResidualField
 
 __all__ = ["MODELS"]
 
 
+FEW = 16  # columns, whose trace by one tangent each is no great price
 _SOLVER = Lagged("rk4", 1e-2)
 
 
@@ -26,20 +27,22 @@ def _ffjord(features: int, depth: int, hidden: Sequence[int] = (64, 64)) -> Flow
     return FFJORD(features, blocks=depth, hidden=hidden, training_solver=_SOLVER)
 
 
-def _matching(features: int, depth: int, hidden: Sequence[int] = (256, 256)) -> Flow:
-    """Two wide layers with film gates: smooth paths, which a fixed grid follows."""
+def _matching(features: int, depth: int, hidden: Sequence[int] | None = None) -> Flow:
+    """Residual blocks for few columns; else two wide layers, whose trace has a closed form.
+
+    Film gates make smooth paths, which a fixed grid follows. Widths that are given are those of two
+    layers.
+    """
     if depth > 1:
         raise ValueError("flow matching trains one block: leave the depth at 1")
+    field: ResidualField | MLP
+    if hidden is None and features <= FEW:
+        field = ResidualField(features, width=128)
+    else:
+        hidden = hidden or (384, 384)
+        field = MLP(features, hidden=hidden, layer="film", activation="silu", time_frequencies=8)
     grid = FixedGrid("dopri5", 16)
-    return FFJORD(
-        features,
-        hidden=hidden,
-        layer="film",
-        activation="silu",
-        field={"time_frequencies": 8},
-        training_solver=grid,
-        evaluation_solver=grid,
-    )
+    return Flow(ODEBijector(field, training_solver=grid, evaluation_solver=grid))
 
 
 def _spline(features: int, depth: int, hidden: Sequence[int] = HIDDEN) -> Flow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -34,6 +34,14 @@ CLOSED_FORM = {
 """What nothing is trained of: rows of every table, which a flow must beat."""
 
 
+class Goal(TypedDict):
+    """What is minimised, and how."""
+
+    objective: str
+    optimizer: str | None
+    ema: float | None
+
+
 @dataclass(frozen=True)
 class Model:
     """A model that can be asked for by name.
@@ -52,6 +60,8 @@ class Model:
         text: what else decides how it computes: a hash of the file of a user's function.
         patience: validations without a better one after which training stops.
         validations: how often validation rows choose the best state; None for that of all cells.
+        optimizer: as ``fit`` takes it; None for the objective's usual one.
+        ema: likewise.
         warmup: steps over which the learning rate rises, a tenth of a training's steps at most.
 
     """
@@ -69,6 +79,13 @@ class Model:
     patience: int | None = None
     warmup: int = 0
     validations: int | None = None
+    optimizer: str | None = None
+    ema: float | None = None
+
+    @property
+    def goal(self) -> Goal:
+        """The arguments of ``fit`` that no cell and no command changes."""
+        return {"objective": self.objective, "optimizer": self.optimizer, "ema": self.ema}
 
     def counted(self, depth: int) -> str:
         """A depth with its unit: 1 layer, 2 layers."""

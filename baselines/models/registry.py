@@ -115,7 +115,7 @@ def configuration(
         # passes its own defaults on to its parts.
         calls = [configuration_of(part) for part in (core, core.bijector, core.base)]
         model = find(name)
-        calls += [model.objective, model.text]
+        calls += [str(model.goal), model.text]
         if model.patience is not None:
             calls.append(f"patience {model.patience}")
         return hashlib.sha256("\n".join(calls).encode()).hexdigest()

@@ -118,7 +118,8 @@ def fit_behind(
         validation: likewise; None where the map is not chosen.
         preprocess: a name of ``maps``; ``"none"``; or ``"auto"``, which takes a tenth of the steps
             or the seconds to train the flow behind each of ``maps`` for as long, and keeps the one
-            of the highest validation log-likelihood.
+            of the highest validation log-likelihood. Of weighted rows ``gaussianise`` counts each
+            once, and is none of these.
         maps: as ``choose`` takes them.
         bounds: a map behind that one, such as a ``Bounded``.
         steps: optimiser steps at most, or None; see ``fit``.
@@ -145,6 +146,8 @@ def fit_behind(
         data_end = fits[preprocess](rows)
     elif preprocess != "none":
         assert validation is not None
+        if settings.get("weights") is not None:
+            fits.pop("gaussianise", None)
         usual = steps if usual_steps is None else usual_steps
         share = PART / len(fits)
         few = 10**9 if usual is None else min(usual, max(LEAST, math.ceil(share * usual)))

@@ -81,7 +81,7 @@ def test_patience_ends_a_cell(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: seen.append(fit(*a, **k)) or seen[-1])
     cell = of_model(plan_cells(plan(tmp_path, patience=2, models=["nice"]), sets), "nice")[0]
     assert runner.cells.run(cell, tmp_path)["stopped"] == "patience"
-    _, _, history = seen  # behind each map first, to choose one
+    *_, history = seen  # behind each map first, to choose one
     assert history.steps - history.best_step == 2 * cell.validate_every
 
 

@@ -183,7 +183,7 @@ def train(task: Task) -> None:
             "validate_every": None if steps is None else max(1, steps // VALIDATIONS),
             "checkpoint": task.checkpoint,
         },
-        objective=model.objective,
+        **model.goal,
         patience=model.patience,
         learning_rate=learning_rate,
         warmup=model.warmup_of(steps),

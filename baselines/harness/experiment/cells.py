@@ -370,7 +370,7 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
             "schedule": cell.schedule,
             "checkpoint": folder / layout.CHECKPOINT,
         },
-        objective=model.objective,
+        **model.goal,
         batch_size=cell.batch_size,
         learning_rate=cell.learning_rate,
         warmup=cell.warmup,

@@ -21,6 +21,7 @@ from baselines.models import registry
 from baselines.models.model import CLOSED_FORM
 from cflows import Lagged, ODEBijector, inside, log_likelihood, whiten
 from cflows.objectives import OBJECTIVES
+from cflows.training.optimizers import named_optimizer
 from cflows.training.pipeline import PART
 
 __all__ = ["Forecast", "predicted"]
@@ -122,11 +123,14 @@ def _tried(cell: Cell, rows: Dataset) -> tuple[float, float]:
     flow = registry.build(cell.located, cell.depth, data_end, cell.seed, cell.hidden)
     flow.to(cell.device)
     loss = OBJECTIVES[registered.objective]()
+    named = registered.optimizer or loss.usual.get("optimizer", "adamw")
+    optimizer = named_optimizer(named, [flow], list(flow.parameters()), cell.learning_rate, 0.0)
     batch = train.repeat(-(-cell.batch_size // len(train)), 1)[: cell.batch_size], None
 
     def step() -> None:
         loss(flow.train(), batch).backward()
         flow.review()
+        optimizer.step()
 
     devices = [cell.device] if cell.device == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
