@@ -49,7 +49,7 @@ def test_keys_are_readable_and_tell_cells_apart():
     for name, value in (("checksum", "ac"), ("depth", 3), ("seed", 1), ("steps", 101),
                         ("seconds", 1.0), ("learning_rate", 1.0), ("configuration", "c"),
                         ("batch_size", 7), ("validation_rows", 7), ("validations", 7),
-                        ("warmup", 7), ("version", "0.0.0")):  # fmt: skip
+                        ("warmup", 7), ("version", "0.0.0"), ("quick", True)):  # fmt: skip
         assert dataclasses.replace(first, **{name: value}).key != first.key
 
 

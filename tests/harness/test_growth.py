@@ -55,6 +55,15 @@ def test_a_call_that_takes_long_is_made_once(monkeypatch):
     assert (made, density["repeats"], density["memory_mb"]) == ([5], 1, None)
 
 
+@pytest.mark.parametrize(("longest", "repeats"), [(60.0, 3), (-1.0, 1)])
+def test_a_quick_timing_has_quartiles_where_it_was_repeated(longest, repeats, monkeypatch):
+    monkeypatch.setitem(timing.LIMITS, True, Limits(3, longest=longest))
+    cost = timing.measure(Flow(Affine([0.0], [1.0])).eval(), torch.randn(5, 1), quick=True)
+    assert cost["repeats"] == repeats
+    assert (cost["density_ms_quartiles"] is None) == (repeats == 1)
+    assert (cost["sample_ms_quartiles"] is None) == (repeats == 1)
+
+
 def test_the_sequential_way_costs_d_passes_and_the_setting_is_put_back():
     flow = MAF(6, layers=2, hidden=(8,)).eval()
     found = {(r["way"], r["what"], r["rows"]): r for r in scaling.by_rows(flow, torch.randn(7, 6))}

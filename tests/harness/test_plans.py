@@ -73,6 +73,7 @@ def test_likelihood_trains_until_patience_ends_it(sets, tmp_path):
     for changes in ({"comparison": "compare"}, {"quick": True}, {"steps": 40}):
         for cell in of_model(plan_cells(plan(tmp_path, **changes), sets)):
             assert (cell.validate_every, cell.schedule) == (None, "cosine")
+            assert (cell.quick, cell.validation_rows == 500) == (("quick" in changes),) * 2
 
 
 def test_patience_ends_a_cell(sets, tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines.harness.experiment import progress
+from baselines.harness.data import Dataset
+from baselines.harness.experiment import forecast, progress
 from baselines.harness.experiment.cells import Cell
 from baselines.harness.experiment.forecast import Forecast
 from baselines.harness.experiment.progress import Progress
@@ -91,6 +92,21 @@ def test_from_the_first_quarter_on_the_forecast_of_a_recorded_run_is_near_the_tr
             assert forecast.left() == pytest.approx(record["end"] - clock.now, rel=0.3)
             looked_at += 1
     assert looked_at > 15
+
+
+def test_only_a_choice_that_is_made_is_predicted(monkeypatch):
+    """A step and the scoring of all rows take a second each, a row so 1 / 250 of one."""
+    monkeypatch.setattr(forecast, "timeit", lambda *_, **__: 1.0)
+    parts = (np.random.default_rng(0).normal(size=(n, 3)) for n in (9, 250, 250))
+    rows = Dataset("rows", *parts, columns=tuple("abc"), source="", licence="", kind="toy")
+    whitened, chosen = (
+        forecast.predicted(replace(cell(0), preprocess=name), rows)[0]
+        for name in ("whiten", "auto")
+    )
+    assert chosen - whitened == pytest.approx(0.1 * 10)
+    quick, timing = forecast.predicted(replace(cell(0), preprocess="whiten", quick=True), rows)
+    assert timing < forecast.predicted(cell(0), rows)[1]
+    assert quick < whitened
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,16 @@ def test_units_do_not_matter_and_a_seed_repeats_the_figures():
     assert other == pytest.approx(first, abs=2e-3)
 
 
+def test_a_first_look_draws_and_compares_fewer_rows(monkeypatch):
+    drawn, flow = [], Flow(Affine([0.0] * 2, [1.0] * 2))
+    sample = flow.sample
+    monkeypatch.setattr(flow, "sample", lambda n: drawn.append(n) or sample(n))
+    rows = torch.randn(1200, 2)
+    quick, full = (sample_quality.evaluate(flow, rows, quick=quick) for quick in (True, False))
+    assert drawn == [500, 600]
+    assert all(quick[name] != full[name] for name in quick)  # the nulls are kept apart too
+
+
 def test_draws_that_are_not_finite_are_far_off():
     class Broken(Flow):
         def sample(self, sample_shape=(), context=None):

@@ -163,6 +163,15 @@ def test_columns_come_in_order_and_rows_as_the_manifest_says(directory):
         assert [(row["model"], row["depth"]) for row in part] == order
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_first_look_says_how_little_was_compared_and_timed(quick, directory):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    save(directory / "manifest.json", {**manifest, "quick": quick})
+    contents.write(directory)
+    said = "at most 500 draws compared" in (directory / "report.md").read_text().replace("\n", " ")
+    assert said == quick
+
+
 def test_models_come_by_alphabet_where_the_manifest_names_none(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["models"]

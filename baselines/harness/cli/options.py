@@ -67,7 +67,7 @@ COMPARE: Options = {
     "(default) tries the first two on validation rows, and whitens with --quick; gaussianise also "
     "makes columns and lengths of rows normal, in closed form",
     "--out DIR": "default: results/COMMAND, with -quick for --quick",
-    "--quick": "few steps: a first look in about two minutes",
+    "--quick": "few steps: a first look in about a minute",
     "--jobs N": "cells trained at a time, one thread each (default: the processors)",
     "--executor local|slurm": "slurm: each cell a job of a cluster, by submitit",
     "--slurm KEY=VALUE ...": "of its jobs: partition=gpu time=600 account=...",

@@ -211,7 +211,7 @@ def train(task: Task) -> None:
     )
     if history.gain == 0:
         print(f"cflows: {NO_GAIN}", file=sys.stderr)
-    _print_scores(flow, rows)
+    _print_scores(flow, rows, task.quick)
     _print_draws(flow, rows, task.seed, task.device)
     print(f"the model: {task.out}")
 
@@ -221,7 +221,7 @@ def goes_on(checkpoint: Path) -> bool:
     return exists(checkpoint) or begun(_choice_beside(checkpoint))
 
 
-def _print_scores(flow: Flow, rows: Source) -> None:
+def _print_scores(flow: Flow, rows: Source, quick: bool) -> None:
     """The log-likelihood of the three parts, and the solver's gap."""
     print("log-likelihood of a row in nats, ± 2 standard errors:")
     dtype = dtype_of(flow)  # a model of one's own may be in float64
@@ -238,7 +238,7 @@ def _print_scores(flow: Flow, rows: Source) -> None:
         label = name.replace("train", "training")
         bits = _bits(rows, log_prob, x)
         print(f"  {label:10} {float(mean):10.3f} ± {error:.3f}   {len(x):,} rows{bits}")
-    checked = slice(likelihood.CHECKED_ROWS)
+    checked = slice(likelihood.CHECKED_ROWS[quick])
     context = None if context is None else context[checked]
     gap = likelihood.solver_gap(flow, x[checked], log_prob[checked], context)
     if gap is not None:

@@ -96,6 +96,7 @@ class Cell:
         origin: what ``registry.find`` knows a model of the user's own by, or ""; no part of the
             key, since the configuration holds its text.
         bounds: of each column, or None where none has any; then no part of the key.
+        quick: fewer rows drawn and checked, fewer calls timed; likewise, where it is False.
 
     """
 
@@ -127,6 +128,7 @@ class Cell:
     warmup: int = 0
     origin: str = ""
     bounds: tuple[Pair, ...] | None = None
+    quick: bool = False
 
     @property
     def located(self) -> str:
@@ -137,7 +139,7 @@ class Cell:
     def key(self) -> str:
         """The folder's name: readable, and unique by a hash of the configuration."""
         left_out = ["source", "dequantise", "pixels", "origin"]
-        left_out += [name for name in ("bounds", "columns") if getattr(self, name) is None]
+        left_out += [n for n in ("bounds", "columns", "quick") if not getattr(self, n)]
         decisive = {name: value for name, value in asdict(self).items() if name not in left_out}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name, model = (
@@ -237,7 +239,8 @@ def cost_of(cell: Cell, out: Path) -> timing.Cost | Failure:
             return cost
     torch.set_num_threads(1)
     try:
-        cost = {**timing.measure(flow_of(cell, out), cell.rows()[2]), "processor": processor}
+        cost = timing.measure(flow_of(cell, out), cell.rows()[2], cell.quick)
+        cost["processor"] = processor
     except Exception as error:  # as in run
         return _fail_with(cell, out, error, "timing: ")
     _write_json(path, cost)
@@ -304,7 +307,7 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
         flow, training = _trained(cell, folder, train, validation[::stride])
         parameters = sum(p.numel() for p in flow.parameters())
     flow.eval()
-    scores, log_prob = likelihood.evaluate(flow, test)
+    scores, log_prob = likelihood.evaluate(flow, test, cell.quick)
     if lost := int((~log_prob.isfinite()).sum()):
         raise ArithmeticError(f"log p of {lost} of {len(test)} test rows is not a finite number")
     vector = log_prob.cpu().numpy()
@@ -318,7 +321,6 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
         arrays = likelihood.picture(flow, test)
         _write(folder / layout.PICTURE, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     _save(flow, folder)
-    quality = sample_quality.evaluate(flow, test)
     return {
         "status": "ok",
         "error": "",
@@ -326,7 +328,7 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
         "parameters": parameters,
         **bits,
         **scores,
-        **quality,
+        **sample_quality.evaluate(flow, test, quick=cell.quick),
     }
 
 

@@ -17,6 +17,7 @@ import torch
 from baselines.harness.data import Dataset
 from baselines.harness.data.bounds import bounded
 from baselines.harness.experiment.cells import Cell
+from baselines.harness.metrics import likelihood
 from baselines.models import registry
 from baselines.models.model import CLOSED_FORM
 from cflows import Lagged, ODEBijector, inside, log_likelihood, whiten
@@ -28,9 +29,9 @@ __all__ = ["Forecast", "predicted"]
 
 ROWS = 500  # that are scored for a prediction
 FEW = 256  # that a step is timed on, and a map fitted to
-QUALITY = 2.0  # seconds that the draws of a cell take to compare
-CALLS = 16  # of timing a model, each of 1000 rows
-LONGEST = 3.0  # seconds that timing a model takes, about, at most
+QUALITY = {False: 2.0, True: 0.5}  # seconds that a cell's draws take to compare, if it is quick
+CALLS = {False: 16, True: 8}  # of timing a model, each of 1000 rows, likewise
+LONGEST = {False: 3.0, True: 1.0}  # seconds that timing a model takes, about, at most, likewise
 GROWTH = 2.5  # of a step, where its solver takes more steps as the field bends
 LEAST = 0.1  # of a cell's expected seconds, what is left of one that takes longer
 
@@ -107,7 +108,7 @@ def predicted(cell: Cell, rows: Dataset) -> tuple[float, float]:
     A model that cannot be built or trained counts as nothing: its cell says why.
     """
     if cell.model in CLOSED_FORM:
-        return QUALITY, 0.0
+        return QUALITY[cell.quick], 0.0
     with suppress(Exception):
         return _tried(cell, rows)
     return 0.0, 0.0
@@ -147,7 +148,14 @@ def _tried(cell: Cell, rows: Dataset) -> tuple[float, float]:
     if cell.steps is not None and cell.validate_every is not None:
         validations = cell.steps // cell.validate_every
     seconds = math.inf if cell.seconds is None else cell.seconds
-    steps = math.inf if cell.steps is None else (1 + PART) * cell.steps * of_step
+    steps = math.inf if cell.steps is None else cell.steps * of_step
+    if cell.preprocess == "auto":
+        steps *= 1 + PART
     validating = validations * min(cell.validation_rows, len(rows.validation))
     training = min(seconds, steps + of_row * validating)
-    return training + of_row * len(rows.test) + QUALITY, min(1000 * of_row * CALLS, LONGEST)
+    # The solver's gap is dearer than the likelihood, the round trip of two passes cheaper.
+    scored = len(rows.test) + 3 * min(likelihood.CHECKED_ROWS[cell.quick], len(rows.test))
+    if rows.features == 2:
+        scored += likelihood.GRID**2 // 4
+    timing = min(1000 * of_row * CALLS[cell.quick], LONGEST[cell.quick])
+    return training + of_row * scored + QUALITY[cell.quick], timing

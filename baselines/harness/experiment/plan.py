@@ -44,7 +44,7 @@ Sets = dict[str, tuple[str, data.Dataset]]
 WORK = {"ffjord": 16, "ffjord-matching": 16, "iaf": 8}  # roughly, for order and time left alone
 COMPARISONS = ("compare", "likelihood", "sampling", "depth")
 SEEDS = (0, 1, 2)
-QUICK_VALIDATIONS = 5  # one of a continuous flow takes as long as dozens of its steps
+QUICK_VALIDATIONS, QUICK_ROWS = 5, 500  # one takes as long as dozens of a continuous flow's steps
 EPOCH = 200  # steps between two validations at most, where patience ends a training
 EQUAL = "equal"
 MOST = 50  # of a model's own steps, beyond which no patience goes
@@ -162,6 +162,8 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
             bounds=within(rows, rows.columns, plan.bounds),
             columns=rows.columns if plan.columns is not None or plan.drop else None,
             validations=QUICK_VALIDATIONS if plan.quick else cells.VALIDATIONS,
+            validation_rows=QUICK_ROWS if plan.quick else cells.VALIDATION_ROWS,
+            quick=plan.quick,
             pixels=(pixels.levels, pixels.alpha) if (pixels := rows.pixels) else None,
         )
         parameters = _parameters(plan, rows.features)

@@ -22,7 +22,7 @@ from cflows.objectives.ipm import median_distance, mmd, sliced_wasserstein
 
 __all__ = ["Distances", "Quality", "c2st", "compare", "evaluate", "ks"]
 
-MOST_ROWS = 2000
+MOST_ROWS = {False: 2000, True: 500}  # by whether it is quick
 MMD_ROWS = 1000  # the kernels cost the square of it
 LEAST_ROWS = 20
 PROJECTIONS = 128
@@ -30,7 +30,7 @@ FACTORS = (0.5, 1.0, 2.0)
 FOLDS = 5
 MOST_UNITS = 200
 EPOCHS = (10, 100)  # of the classifier, where work allows no more and where it does
-WORK = 4 * 10**8  # rows times weights times epochs: a second for the five folds
+WORK = {False: 4 * 10**8, True: 10**8}  # rows times weights times epochs: a second at most
 OVERHEAD = 3000  # what a row costs a small network beside its weights, counted in weights
 FAR = 1e4  # where a draw that is not finite is taken to lie, in standard deviations
 
@@ -53,12 +53,12 @@ class Quality(Distances, total=False):
     c2st_null: float | None
 
 
-_NULLS: MutableMapping[Tensor, dict[tuple[int, int], Distances]] = WeakIdKeyDictionary()
-"""By the test rows, then by the seed and the rows' version."""
+_NULLS: MutableMapping[Tensor, dict[tuple[int, int, bool], Distances]] = WeakIdKeyDictionary()
+"""By the test rows, then by the seed, the rows' version and whether it is quick."""
 
 
 @torch.no_grad()
-def evaluate(flow: Flow, test: Tensor, seed: int = 0) -> Quality:
+def evaluate(flow: Flow, test: Tensor, seed: int = 0, quick: bool = False) -> Quality:
     """Compare draws of a flow with test rows; the same seed gives the same figures.
 
     Empty for fewer than 40 rows, which tell nothing.
@@ -67,9 +67,10 @@ def evaluate(flow: Flow, test: Tensor, seed: int = 0) -> Quality:
         flow: in evaluation mode.
         test: (N, D). At most 2000 rows are drawn and compared, half of N if that is fewer.
         seed: of the halves, the draws, the directions and the classifier, within this call only.
+        quick: a quarter of the rows, and of the classifier's work.
 
     """
-    size = min(MOST_ROWS, len(test) // 2)
+    size = min(MOST_ROWS[quick], len(test) // 2)
     if size < LEAST_ROWS:
         return {}
     exact = test.double()
@@ -85,12 +86,12 @@ def evaluate(flow: Flow, test: Tensor, seed: int = 0) -> Quality:
     )
     drawn = drawn.nan_to_num(nan=FAR, posinf=FAR, neginf=-FAR).clamp(-FAR, FAR)
     # The same for all models of a data set, and as dear as a model's own distances.
-    nulls, state = _NULLS.setdefault(test, {}), (seed, test._version)
+    nulls, state = _NULLS.setdefault(test, {}), (seed, test._version, quick)
     if state not in nulls:
-        nulls[state] = compare(second, first, seed)
+        nulls[state] = compare(second, first, seed, quick)
     null = nulls[state]
     return {
-        **compare(drawn, first, seed),
+        **compare(drawn, first, seed, quick),
         "sw_null": null["sw"],
         "mmd_null": null["mmd"],
         "ks_null": null["ks"],
@@ -98,7 +99,7 @@ def evaluate(flow: Flow, test: Tensor, seed: int = 0) -> Quality:
     }
 
 
-def compare(x: Tensor, y: Tensor, seed: int = 0) -> Distances:
+def compare(x: Tensor, y: Tensor, seed: int = 0, quick: bool = False) -> Distances:
     """Four distances of two samples of N rows each, (N, D) and (N, D).
 
     ``sw``: sliced Wasserstein distance of order 2 over 128 directions, in the rows' units; above
@@ -123,7 +124,7 @@ def compare(x: Tensor, y: Tensor, seed: int = 0) -> Distances:
         "sw": math.sqrt(float(sliced_wasserstein(x, y, directions))),
         "mmd": float(mmd(x[:MMD_ROWS], few, widths)),
         "ks": ks(x, y),
-        "c2st": c2st(y, x, seed),
+        "c2st": c2st(y, x, seed, quick),
     }
 
 
@@ -137,7 +138,7 @@ def ks(x: Tensor, y: Tensor) -> float | None:
     return float(np.mean([ks_2samp(*pair, method="asymp").statistic for pair in columns]))
 
 
-def c2st(x: Tensor, y: Tensor, seed: int = 0) -> float | None:
+def c2st(x: Tensor, y: Tensor, seed: int = 0, quick: bool = False) -> float | None:
     """Held-out accuracy of a classifier that tells x from y; None without scikit-learn.
 
     The classifier two-sample test (Lopez-Paz and Oquab 2017) as sbibm has it (Lueckmann et al.
@@ -155,6 +156,7 @@ def c2st(x: Tensor, y: Tensor, seed: int = 0) -> float | None:
         x: (N, D).
         y: (N, D).
         seed: of the folds and the first weights.
+        quick: a quarter of ``WORK``.
 
     """
     try:
@@ -164,7 +166,7 @@ def c2st(x: Tensor, y: Tensor, seed: int = 0) -> float | None:
     except ImportError:
         return None
     units = min(10 * x.shape[1], MOST_UNITS)
-    work = WORK // (units * (x.shape[1] + units) + OVERHEAD)
+    work = WORK[quick] // (units * (x.shape[1] + units) + OVERHEAD)
     few = max(2 * FOLDS, work // EPOCHS[0])
     x, y = x[:few], y[:few]
     scale = x.std(0)

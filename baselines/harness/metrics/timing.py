@@ -51,10 +51,10 @@ class Cost(TypedDict, total=False):
     repeats: int
     nfe_density: int
     density_ms_per_1000: float
-    density_ms_quartiles: list[float]
+    density_ms_quartiles: list[float] | None
     nfe_sample: int
     sample_ms_per_1000: float
-    sample_ms_quartiles: list[float]
+    sample_ms_quartiles: list[float] | None
     processor: str
 
 
@@ -69,6 +69,10 @@ class Limits:
     repeats: int = 7
     patience: float = 2.0
     longest: float = 5.0
+
+
+LIMITS = {False: Limits(patience=1.5, longest=math.inf), True: Limits(3, longest=0.3)}
+"""Of ``measure``, by whether it is quick."""
 
 
 @torch.no_grad()
@@ -107,25 +111,27 @@ def both(flow: Flow, x: Tensor, limits: Limits, *, with_memory: bool = True) -> 
     )
 
 
-def measure(flow: Flow, rows: Tensor) -> Cost:
+def measure(flow: Flow, rows: Tensor, quick: bool = False) -> Cost:
     """Time densities and samples of 1000 rows, as ``both`` does; however long they take.
+
+    A call that is not repeated has no quartiles.
 
     Args:
         flow: in evaluation mode.
         rows: at least one row of data, (N, D); the first 1000 are scored, repeated if fewer.
+        quick: fewer repeats, and none of a call that takes long.
 
     """
     x = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS]
-    limits = Limits(patience=1.5, longest=math.inf)
-    density, sample = both(flow, x, limits, with_memory=False)
+    density, sample = both(flow, x, LIMITS[quick], with_memory=False)
     return {
         "repeats": min(density["repeats"], sample["repeats"]),
         "nfe_density": density["nfe_call"],
         "density_ms_per_1000": density["ms"],
-        "density_ms_quartiles": [density["ms_q1"], density["ms_q3"]],
+        "density_ms_quartiles": _quartiles(density),
         "nfe_sample": sample["nfe_call"],
         "sample_ms_per_1000": sample["ms"],
-        "sample_ms_quartiles": [sample["ms_q1"], sample["ms_q3"]],
+        "sample_ms_quartiles": _quartiles(sample),
     }
 
 
@@ -137,6 +143,10 @@ def processor(device: str = "cpu") -> str:
         if named := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
             return named[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _quartiles(call: Call) -> list[float] | None:
+    return [call["ms_q1"], call["ms_q3"]] if call["repeats"] > 1 else None
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

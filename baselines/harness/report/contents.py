@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from baselines.harness.metrics import scaling
+from baselines.harness.metrics import likelihood, sample_quality, scaling, timing
 from baselines.harness.report import gallery, tables
 from baselines.harness.report.difference_table import difference_table, leader
 from baselines.harness.report.gallery import Picture
@@ -51,6 +51,14 @@ _SEEDS = (
     " Values are averages over seeds, except that the solver gap's maximum and the round-trip error"
     " are the largest of all seeds. ± 2 s.e. is over test points, of that average; the spread over"
     " seeds is one standard deviation, and the gain's is the same: the Gaussian has no seed."
+)
+
+
+_QUICK = (
+    " This is a first look (--quick): few steps of training; at most"
+    f" {sample_quality.MOST_ROWS[True]} draws compared with as many test rows, solver gap and"
+    f" round-trip error of {likelihood.CHECKED_ROWS[True]}; {timing.LIMITS[True].repeats} calls"
+    f" timed, of more than {timing.LIMITS[True].longest} s one."
 )
 
 
@@ -129,7 +137,9 @@ def _content(results: Results, pictures: Sequence[Picture]) -> dict[str, object]
         machine.append("versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
     return {
         "title": _TITLES.get(str(manifest.get("comparison")), _TITLES["compare"]),
-        "introduction": _HOW_TO_READ + (_SEEDS if several else ""),
+        "introduction": _HOW_TO_READ
+        + (_SEEDS if several else "")
+        + (_QUICK if manifest.get("quick") else ""),
         "front": [picture for picture in pictures if picture.leads == ""],
         "sections": list(_sections(results, pictures)),
         "pictures": [picture for picture in pictures if picture.leads is None],
