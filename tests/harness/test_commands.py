@@ -204,7 +204,9 @@ def test_seeds_repeat_and_quick_and_seconds_end_the_training(table, tmp_path, ca
     capsys.readouterr()
     command = "fit --model nice --preprocess none --data", table, "--out", tmp_path / "c"
     assert run(*command, "--seconds", 0.3) == 0
-    assert "ended by seconds" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "takes 0.3 s at most" in said
+    assert "ended by seconds" in said
     assert run(*command, "--quick", "--depth", 1) == 0
     assert f": {builtin.MODELS['nice'].quick_steps} steps" in capsys.readouterr().out
 

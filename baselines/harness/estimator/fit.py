@@ -147,6 +147,8 @@ def train(task: Task) -> None:
             print(f"cflows: {note}", file=sys.stderr)
         if isinstance(rows.rows, Dataset) and rows.rows.note:
             print(rows.rows.note)
+        if task.seconds is not None:
+            print(f"training takes {task.seconds:g} s at most, the choice of a map included")
 
     def seldom(n: int) -> int:
         return max(1, n // VALIDATION_ROWS)

@@ -83,8 +83,7 @@ class Cell:
         validation_rows: about how many of the validation rows choose the best state.
         validations: how often they do in a run of known steps.
         version: of this package, so that another one's results are not taken for its own.
-        dequantise: noise for quantised columns of a file, as ``data.load`` takes it; no part of the
-            key, since the checksum is that of the rows with their noise.
+        dequantise: as ``data.load`` takes it; not in the key: the checksum is of rows with noise.
         columns: those of a file that were chosen, or None; part of the key where they were.
         pixels: levels and alpha of rows that are made of pixels, else None; likewise.
         view: in which sense the models are compared as equals, one of ``VIEWS``.
@@ -93,8 +92,7 @@ class Cell:
         validate_every: steps between two validations, in place of ``validations``.
         schedule: of the learning rate, as ``fit`` takes it.
         warmup: steps over which the learning rate rises.
-        origin: what ``registry.find`` knows a model of the user's own by, or ""; no part of the
-            key, since the configuration holds its text.
+        origin: what finds a user's own model, or ""; not in the key: the configuration has it.
         bounds: of each column, or None where none has any; then no part of the key.
         quick: fewer rows drawn and checked, fewer calls timed; likewise, where it is False.
 
