@@ -143,7 +143,7 @@ def run(name: str, seed: int, options: Namespace) -> Outcome:
         options.validate_seconds,
         options.target,
     )
-    matching = FlowMatching(options.coupling)
+    matching = FlowMatching(options.coupling, "uniform")
     training.phase(matching, options.seconds, options.lr, options.warmup)
     before = after = log_likelihood(flow, test).double()
     if options.finish:

@@ -45,8 +45,8 @@ from cflows.objectives.kl import ForwardKL, ReverseKL
 from cflows.training.fit import fit
 from cflows.training.gaussianisation import gaussianise
 from cflows.training.history import History, Record
-from cflows.training.pipeline import behind, choose, inside
-from cflows.training.preprocessing import standardise, whiten
+from cflows.training.pipeline import behind, choose
+from cflows.training.preprocessing import inside, standardise, whiten
 from cflows.training.schedules import Constant, Cosine, Plateau, Schedule
 from cflows.training.trainer import TrainingError
 

@@ -16,9 +16,9 @@ from cflows import FFJORD, Affine, Flow, Lagged, StudentT
                                        "hidden=(8,)", "inputs=4, outputs=8")),
         (lambda: RealNVP(4), ("alternate, sizes=[2, 2]", "networks='shared'")),
         (lambda: NSF(4), ("RationalQuadratic(bins=8, bound=3.0)",)),
-        (lambda: FFJORD(3, training_solver=Lagged("rk4", 1e-2)), (
+        (lambda: FFJORD(3, hidden=(64, 64), training_solver=Lagged("rk4", 1e-2)), (
             "Lagged(method='rk4', tolerance=0.01)", "probe='rademacher'",
-            "layer='concatsquash'", "hidden=(64, 64)", "frequencies=0")),
+            "hidden=(64, 64)", "frequencies=0")),
         (lambda: Flow(Affine(torch.zeros(3), torch.ones(3)), StudentT(3, df=4.0)),
          ("loc=tensor(3,)", "StudentT(features=3, df=4.0)")),
     ],

@@ -14,12 +14,11 @@ from baselines.flows.coupling import NICE, RealNVP
 from baselines.flows.nsf import NSF
 from baselines.flows.planar import PlanarFlow
 from baselines.models.model import HIDDEN, Model
-from cflows import FFJORD, MLP, FixedGrid, Flow, Lagged, ODEBijector, ResidualField
+from cflows import FFJORD, FixedGrid, Flow, Lagged
 
 __all__ = ["MODELS"]
 
 
-FEW = 16  # columns, whose trace by one tangent each is no great price
 _SOLVER = Lagged("rk4", 1e-2)
 
 
@@ -28,21 +27,21 @@ def _ffjord(features: int, depth: int, hidden: Sequence[int] = (64, 64)) -> Flow
 
 
 def _matching(features: int, depth: int, hidden: Sequence[int] | None = None) -> Flow:
-    """Residual blocks for few columns; else two wide layers, whose trace has a closed form.
-
-    Film gates make smooth paths, which a fixed grid follows. Widths that are given are those of two
-    layers.
-    """
+    """FFJORD's usual field; with widths, of two layers with film gates, whose paths are smooth."""
     if depth > 1:
         raise ValueError("flow matching trains one block: leave the depth at 1")
-    field: ResidualField | MLP
-    if hidden is None and features <= FEW:
-        field = ResidualField(features, width=128)
-    else:
-        hidden = hidden or (384, 384)
-        field = MLP(features, hidden=hidden, layer="film", activation="silu", time_frequencies=8)
-    grid = FixedGrid("dopri5", 16)
-    return Flow(ODEBijector(field, training_solver=grid, evaluation_solver=grid))
+    grid = FixedGrid("dopri5", 12)
+    if hidden is None:
+        return FFJORD(features, training_solver=grid, evaluation_solver=grid)
+    return FFJORD(
+        features,
+        hidden=hidden,
+        layer="film",
+        activation="silu",
+        field={"time_frequencies": 8},
+        training_solver=grid,
+        evaluation_solver=grid,
+    )
 
 
 def _spline(features: int, depth: int, hidden: Sequence[int] = HIDDEN) -> Flow:

@@ -59,7 +59,7 @@ class ResidualField(Pickled):
         features: int,
         *,
         context_features: int = 0,
-        width: int = 192,
+        width: int = 128,
         blocks: int = 2,
         time_frequencies: int = 8,
     ) -> None:

@@ -135,6 +135,8 @@ def shown(module: nn.Module) -> Iterator[str]:
     """The arguments that an instance of a registered class was built with, its parts left out."""
     for name, value in getattr(module, ARGUMENTS, {}).items():
         items = value if isinstance(value, list | tuple) else [value]
+        if value is None:
+            continue
         if isinstance(value, Tensor):
             yield f"{name}=tensor{tuple(value.shape)}"
         elif len(items) > 8:
@@ -214,7 +216,8 @@ def decode(value: Any, classes: Mapping[str, type], path: object) -> Any:
         return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
     arguments = {name: decode(item, classes, path) for name, item in value["arguments"].items()}
     positional = arguments.pop("*", [])
-    return _resolve(value["class"], classes, path)(*positional, **arguments)
+    cls = _resolve(value["class"], classes, path)
+    return cls(*positional, **{**vars(cls).get("ABSENT", {}), **arguments})
 
 
 def rebuilt(configuration: str, classes: Mapping[str, type], path: object) -> object:

@@ -6,8 +6,10 @@ They are fitted in double precision, whatever the rows are in.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,10 +17,15 @@ from torch import Tensor
 
 from cflows.bijectors.elementwise import Affine
 from cflows.bijectors.whitening import Whitening
+from cflows.core.arguments import Array
+from cflows.core.bijector import Bijector, Chain
 from cflows.training.rows import Part, Weights, check_resolution, finite, weights_for
 from cflows.training.sources import drop_pages
 
-__all__ = ["extent", "standardise", "whiten"]
+__all__ = ["Fit", "extent", "inside", "standardise", "whiten"]
+
+Fit = Callable[..., Bijector]
+"""Training rows, and held-out ones for some -> the map that is fitted to them."""
 
 NO_DIRECTION = 1e-8  # an eigenvalue below this, relative to the largest, is rounding
 CHUNK = 2**22  # numbers that are read at a time
@@ -118,6 +125,38 @@ def whiten(
     )
 
 
+def inside(bounds: Bijector | None, fit_map: Fit) -> Fit:
+    """The same map, fitted to the rows as they are behind their bounds: x = bounds(map(z)).
+
+    Args:
+        bounds: such as a ``Bounded``; None leaves the map as it is.
+        fit_map: ``standardise``, ``whiten``, or another function rows -> map.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Bounded, inside, standardise
+        >>> waiting = torch.tensor([[1.0], [4.0]])
+        >>> end = inside(Bounded([0.0], [None]), standardise)(waiting)
+        >>> round(end(torch.zeros(1, 1)).item(), 3)  # exp of the mean logarithm
+        2.0
+
+    """
+    if bounds is None:
+        return fit_map
+
+    def behind_them(rows: Part) -> Part:
+        exact = copy.deepcopy(bounds).double().eval()
+        if isinstance(rows, Tensor):
+            return exact.to(rows.device).inverse(rows.double()).to(rows.dtype)
+        return _Unbounded(rows, exact)
+
+    def fitted(rows: Part, *held_out: Part) -> Bijector:
+        data_end = fit_map(*map(behind_them, (rows, *held_out)))
+        return Chain(data_end, copy.deepcopy(bounds).to(map_dtype(rows)))
+
+    return fitted
+
+
 def extent(rows: Part) -> Tensor:
     """The lowest and the highest value of each column and its standard deviation, (3, D).
 
@@ -201,3 +240,25 @@ def _refuse_constant(std: Tensor) -> None:
     bad = (~(std.isfinite() & (std > 0))).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"column {bad[0]} of the rows is constant or not finite: drop it")
+
+
+@dataclass(frozen=True)
+class _Unbounded:
+    """Rows on the disk, seen through the inverse of their bounds."""
+
+    rows: Part
+    bounds: Bijector
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: slice | Array) -> Array:
+        values = torch.from_numpy(np.array(self.rows[chosen], dtype=np.float64))
+        drop_pages(self.rows)
+        numbers = range(len(self))[chosen] if isinstance(chosen, slice) else chosen
+        finite("the table", values, numbers)
+        return self.bounds.inverse(values).numpy()

@@ -10,7 +10,7 @@ from zoo import perturbed
 
 import cflows
 from baselines import MAF
-from cflows import Affine, Chain, Flow, LoadError, ODEBijector
+from cflows import FFJORD, MLP, Affine, Chain, Flow, LoadError, ODEBijector, ResidualField
 from cflows.core import registry
 
 
@@ -54,6 +54,23 @@ def test_a_file_is_what_the_module_says(saved):
     configuration = json.loads(content["configuration"])
     assert configuration["class"] == "baselines.MAF"
     assert configuration["arguments"]["hidden"] == [8]
+
+
+def test_a_file_from_before_ffjords_defaults_keeps_its_field(tmp_path):
+    before = FFJORD(2, hidden=(64, 64)).eval()
+    before.save(tmp_path / "flow.pt")
+    configuration = json.loads(torch.load(tmp_path / "flow.pt")["configuration"])
+    del configuration["arguments"]["hidden"]
+    rewritten(tmp_path / "flow.pt", configuration=json.dumps(configuration))
+    x = torch.randn(5, 2)
+    assert torch.equal(cflows.load(tmp_path / "flow.pt").log_prob(x), before.log_prob(x))
+    for flow in (FFJORD(2), FFJORD(17)):
+        flow.save(tmp_path / "flow.pt")
+        again = cflows.load(tmp_path / "flow.pt")
+        assert [*again.state_dict()] == [*flow.state_dict()]
+    assert isinstance(FFJORD(16).bijector.parts[0].field, ResidualField)
+    assert isinstance(FFJORD(17).bijector.parts[0].field, MLP)
+    assert FFJORD(2, layer="film").bijector.parts[0].field.hidden == (64, 64)
 
 
 def test_registered_parts_of_the_users_own(tmp_path):
