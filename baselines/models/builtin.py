@@ -38,7 +38,7 @@ def _matching(features: int, depth: int, hidden: Sequence[int] | None = None) ->
         hidden=hidden,
         layer="film",
         activation="silu",
-        field={"time_frequencies": 8},
+        field={"time_frequencies": 8, "residual": "normal"},
         training_solver=grid,
         evaluation_solver=grid,
     )

@@ -155,4 +155,5 @@ def _usual_field(features: int, context_features: int) -> MLP | ResidualField:
         layer="film",
         activation="silu",
         time_frequencies=8,
+        residual="normal",
     )

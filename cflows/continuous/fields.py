@@ -39,6 +39,21 @@ CHUNK = 2**24
 """Numbers that one chunk of tangents may hold."""
 
 
+def normal_rate(t: Tensor) -> Tensor:
+    """c(t) = (2t - 1) / (t² + (1 - t)²): E[x₁ - x₀ | x_t] = c(t) x_t for independent N(0, 1).
+
+    x_t = (1 - t) x₀ + t x₁. Its integral over [0, 1] is zero: the flow of c(t) x is the identity.
+
+    Example:
+        >>> import torch
+        >>> from cflows.continuous.fields import normal_rate
+        >>> normal_rate(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([-1.,  0.,  1.])
+
+    """
+    return (2 * t - 1) / (t.square() + (1 - t).square())
+
+
 class MLP(Pickled):
     """A multilayer perceptron whose layers see the time (Grathwohl et al. 2019, section 4.1).
 
@@ -57,7 +72,9 @@ class MLP(Pickled):
         time_frequencies: K; the layers see t and sin kπt, cos kπt for k = 1..K.
         context_mode: ``"additive"``, U c into the first layer; ``"gate"``, each hidden layer
             becomes (1 + G c) layer(t, h) + U c.
-        residual: whether f is the perceptron less x.
+        residual: True, where f is the perceptron less x; ``"normal"``, where it is the perceptron
+            plus ``normal_rate(t)`` x, the velocity of flow matching from a standard normal to
+            itself: what is left to learn vanishes where the data are normal.
         spectral: whether the weights are divided by their largest singular value, estimated by
             power iteration (Miyato et al. 2018).
 
@@ -83,7 +100,7 @@ class MLP(Pickled):
         activation: str = "tanh",
         time_frequencies: int = 0,
         context_mode: str = "additive",
-        residual: bool = False,
+        residual: bool | str = False,
         spectral: bool = False,
     ) -> None:
         super().__init__()
@@ -137,7 +154,15 @@ class MLP(Pickled):
                 activation = self.activations[index]
                 slope = activation.beta if isinstance(activation, Silu) else None
                 h = activation(h) if slope is None else activation(slope * h) / slope
-        return h - x if self.residual else h
+        taken = self._taken(t)
+        return h if taken is None else h - taken * x
+
+    def _taken(self, t: Tensor) -> Tensor | None:
+        """r(t) in f = perceptron - r x, (*T,) or (*T, 1) where t has one time a row."""
+        if self.residual is False:
+            return None
+        taken = torch.ones_like(t) if self.residual is True else -normal_rate(t)
+        return taken.unsqueeze(-1) if t.dim() > 1 else taken
 
     def frozen(self, t: Tensor, context: Tensor | None = None) -> FrozenMLP:
         """The field as a function of x alone, at t, a scalar or (*B,)."""
@@ -182,7 +207,9 @@ class MLP(Pickled):
             None if layer.varies else _divided(layer.weight, slope)
             for layer, slope in zip(layers, behind, strict=True)
         ]
-        one = times.new_ones(()) if scale is None else scale
+        taken = self._taken(times)
+        if taken is not None and scale is not None:
+            taken = scale * taken
         for stage in range(len(times)):
             weights = [
                 _divided(layer.weight_at(phi[stage]), slope) if weight is None else weight
@@ -195,7 +222,8 @@ class MLP(Pickled):
                 shift[index] = shift[index] * factor
             for index, term in enumerate(added):
                 shift[index] = shift[index] + term
-            yield FrozenMLP(weights, gate, shift, activations, one if self.residual else None)
+            less = None if taken is None else taken[stage]
+            yield FrozenMLP(weights, gate, shift, activations, less)
 
 
 @dataclass(frozen=True)
