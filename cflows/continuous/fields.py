@@ -154,8 +154,8 @@ class MLP(Pickled):
                 activation = self.activations[index]
                 slope = activation.beta if isinstance(activation, Silu) else None
                 h = activation(h) if slope is None else activation(slope * h) / slope
-        taken = self._taken(t)
-        return h if taken is None else h - taken * x
+        taken = self._taken(t.unsqueeze(0))
+        return h if taken is None else h - taken[0] * x
 
     def _taken(self, t: Tensor) -> Tensor | None:
         """r(t) in f = perceptron - r x, (*T,) or (*T, 1) where t has one time a row."""
@@ -356,7 +356,8 @@ class Linearized(Local):
             trace = _diagonal(*turned, self.value.shape[0]).sum(-1)
         if self.residual is None:
             return trace
-        return trace - self.value.shape[-1] * self.residual
+        by_row = self.residual.squeeze(-1) if self.residual.dim() else self.residual
+        return trace - self.value.shape[-1] * by_row
 
 
 def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: Tensor) -> Tensor:
