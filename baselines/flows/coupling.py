@@ -26,7 +26,7 @@ from baselines.networks.mask_split import MaskSplit, coupling_mask
 from baselines.transforms.univariate import Additive, AffineScale, UnivariateTransform
 from cflows import Bijector, Chain, DiagonalScale, Flow
 from cflows.core.arguments import known
-from cflows.core.bijector import Mapped, may_be_read
+from cflows.core.bijector import Mapped, inner_weights, may_be_read
 from cflows.core.pickling import Pickled
 
 __all__ = ["NETWORKS", "NICE", "Conditioner", "Coupling", "RealNVP"]
@@ -72,8 +72,7 @@ class Conditioner(Pickled):
 
     def hidden_weights(self) -> list[Tensor]:
         """The matrices between two hidden layers, for an optimiser that treats these apart."""
-        inner = self.layers[1:-1].named_parameters()
-        return [weight for name, weight in inner if name.endswith(".weight")]
+        return inner_weights(self.layers)
 
     def forward(self, passive: Tensor, context: Tensor | None = None) -> Tensor:
         """(*B, inputs) and (*B, C) -> (*B, size, P)."""

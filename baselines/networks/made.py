@@ -26,7 +26,7 @@ from baselines.networks.activations import FUSED_ACTIVATIONS
 from baselines.networks.fused_mlp import by_calls, perceptron
 from baselines.networks.masked_linear import MaskedLinear, Staircase, staircase_of
 from cflows.core.arguments import known
-from cflows.core.bijector import may_be_read, plain, unwatched
+from cflows.core.bijector import inner_weights, may_be_read, plain, unwatched
 from cflows.core.pickling import Pickled
 
 __all__ = ["MADE", "ORDERS", "MADESettings", "Plan", "input_degrees"]
@@ -169,8 +169,7 @@ class MADE(Pickled):
 
     def hidden_weights(self) -> list[Tensor]:
         """The matrices between two hidden layers, for an optimiser that treats these apart."""
-        inner = self.layers[1:-1].named_parameters()
-        return [weight for name, weight in inner if name.endswith(".weight")]
+        return inner_weights(self.layers)
 
     def weights(self) -> list[Tensor] | None:
         """M ∘ W of each layer, for several passes of one call; None where layers are called."""

@@ -27,31 +27,16 @@ from cflows.continuous.layers import (
     TimeFeatures,
     TimeLayer,
     matvec,
+    normal_rate,
 )
 from cflows.core.arguments import known
-from cflows.core.bijector import may_be_read, unwatched
+from cflows.core.bijector import inner_weights, may_be_read, unwatched
 from cflows.core.pickling import Pickled
 
 __all__ = ["CONTEXTS", "MLP", "FrozenMLP", "Linearized", "Local", "pushforward", "recomputed"]
 
-CONTEXTS = ("additive", "gate")
-CHUNK = 2**24
-"""Numbers that one chunk of tangents may hold."""
-
-
-def normal_rate(t: Tensor) -> Tensor:
-    """c(t) = (2t - 1) / (t² + (1 - t)²): E[x₁ - x₀ | x_t] = c(t) x_t for independent N(0, 1).
-
-    x_t = (1 - t) x₀ + t x₁. Its integral over [0, 1] is zero: the flow of c(t) x is the identity.
-
-    Example:
-        >>> import torch
-        >>> from cflows.continuous.fields import normal_rate
-        >>> normal_rate(torch.tensor([0.0, 0.5, 1.0]))
-        tensor([-1.,  0.,  1.])
-
-    """
-    return (2 * t - 1) / (t.square() + (1 - t).square())
+CONTEXTS, RESIDUALS = ("additive", "gate"), ("False", "True", "normal")
+CHUNK = 2**24  # numbers that one chunk of tangents may hold
 
 
 class MLP(Pickled):
@@ -73,8 +58,7 @@ class MLP(Pickled):
         context_mode: ``"additive"``, U c into the first layer; ``"gate"``, each hidden layer
             becomes (1 + G c) layer(t, h) + U c.
         residual: True, where f is the perceptron less x; ``"normal"``, where it is the perceptron
-            plus ``normal_rate(t)`` x, the velocity of flow matching from a standard normal to
-            itself: what is left to learn vanishes where the data are normal.
+            plus ``layers.normal_rate(t)`` x: nothing is left to learn where the data are normal.
         spectral: whether the weights are divided by their largest singular value, estimated by
             power iteration (Miyato et al. 2018).
 
@@ -107,6 +91,7 @@ class MLP(Pickled):
         known("layer", layer, LAYERS)
         known("activation", activation, ACTIVATIONS)
         known("context_mode", context_mode, CONTEXTS)
+        known("residual", str(residual), RESIDUALS)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden must list at least one width of at least 1, got {hidden}")
         self.features = features
@@ -133,8 +118,7 @@ class MLP(Pickled):
 
     def hidden_weights(self) -> list[Tensor]:
         """The matrices between two hidden layers, for an optimiser that treats these apart."""
-        inner = self.layers[1:-1].named_parameters()
-        return [weight for name, weight in inner if name.endswith(".weight")]
+        return inner_weights(self.layers)
 
     @property
     def is_readable(self) -> bool:
@@ -154,15 +138,12 @@ class MLP(Pickled):
                 activation = self.activations[index]
                 slope = activation.beta if isinstance(activation, Silu) else None
                 h = activation(h) if slope is None else activation(slope * h) / slope
-        taken = self._taken(t.unsqueeze(0))
-        return h if taken is None else h - taken[0] * x
+        return h - self._taken(t.unsqueeze(0))[0] * x if self.residual else h
 
-    def _taken(self, t: Tensor) -> Tensor | None:
-        """r(t) in f = perceptron - r x, (*T,) or (*T, 1) where t has one time a row."""
-        if self.residual is False:
-            return None
-        taken = torch.ones_like(t) if self.residual is True else -normal_rate(t)
-        return taken.unsqueeze(-1) if t.dim() > 1 else taken
+    def _taken(self, times: Tensor) -> Tensor:
+        """r in f = perceptron - r x, (S,), or (S, *B, 1) for times (S, *B)."""
+        taken = torch.ones_like(times) if self.residual is True else -normal_rate(times)
+        return taken.unsqueeze(-1) if times.dim() > 1 else taken
 
     def frozen(self, t: Tensor, context: Tensor | None = None) -> FrozenMLP:
         """The field as a function of x alone, at t, a scalar or (*B,)."""
@@ -207,9 +188,9 @@ class MLP(Pickled):
             None if layer.varies else _divided(layer.weight, slope)
             for layer, slope in zip(layers, behind, strict=True)
         ]
-        taken = self._taken(times)
-        if taken is not None and scale is not None:
-            taken = scale * taken
+        taken: Sequence[Tensor | None] = [None] * len(times)
+        if self.residual:
+            taken = (self._taken(times) * (1 if scale is None else scale)).unbind()
         for stage in range(len(times)):
             weights = [
                 _divided(layer.weight_at(phi[stage]), slope) if weight is None else weight
@@ -222,8 +203,7 @@ class MLP(Pickled):
                 shift[index] = shift[index] * factor
             for index, term in enumerate(added):
                 shift[index] = shift[index] + term
-            less = None if taken is None else taken[stage]
-            yield FrozenMLP(weights, gate, shift, activations, less)
+            yield FrozenMLP(weights, gate, shift, activations, taken[stage])
 
 
 @dataclass(frozen=True)
@@ -235,7 +215,7 @@ class FrozenMLP:
         gates: None for one, (H_l,) where all rows share it, else (*B, H_l).
         shifts: (H_l,) or (*B, H_l).
         activations: s_l of the hidden layers.
-        residual: r in f = a_L - r x, or None for zero.
+        residual: r in f = a_L - r x, a scalar or (*B, 1), or None for zero.
 
     """
 
@@ -356,8 +336,7 @@ class Linearized(Local):
             trace = _diagonal(*turned, self.value.shape[0]).sum(-1)
         if self.residual is None:
             return trace
-        by_row = self.residual.squeeze(-1) if self.residual.dim() else self.residual
-        return trace - self.value.shape[-1] * by_row
+        return trace - self.value.shape[-1] * self.residual.squeeze(-1)
 
 
 def pushforward(weights: list[Tensor], diagonals: list[Tensor | None], tangent: Tensor) -> Tensor:

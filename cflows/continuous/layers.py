@@ -30,6 +30,7 @@ __all__ = [
     "TimeLayer",
     "computed_once",
     "matvec",
+    "normal_rate",
 ]
 
 _KEPT = threading.local()
@@ -148,6 +149,21 @@ class TimeFeatures(nn.Module):
             return t
         angle = t * self.angular
         return torch.cat([t, torch.sin(angle), torch.cos(angle)], dim=-1)
+
+
+def normal_rate(t: Tensor) -> Tensor:
+    """c(t) = (2t - 1) / (t² + (1 - t)²): E[x₁ - x₀ | x_t] = c(t) x_t for independent N(0, 1).
+
+    x_t = (1 - t) x₀ + t x₁. Its integral over [0, 1] is zero: the flow of c(t) x is the identity.
+
+    Example:
+        >>> import torch
+        >>> from cflows.continuous.layers import normal_rate
+        >>> normal_rate(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([-1.,  0.,  1.])
+
+    """
+    return (2 * t - 1) / (t.square() + (1 - t).square())
 
 
 class TimeLayer(Pickled):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cflows.continuous.fields import Local, diagonal_of, normal_rate
-from cflows.continuous.layers import Silu, TimeFeatures
+from cflows.continuous.fields import Local, diagonal_of
+from cflows.continuous.layers import Silu, TimeFeatures, normal_rate
 from cflows.core.bijector import may_be_read, unwatched
 from cflows.core.pickling import Pickled
 
@@ -26,7 +26,7 @@ class ResidualField(Pickled):
 
     with s = silu, and a_k and b_k linear in the time's Fourier features (∗ elementwise; blocks as
     of He et al. 2016, "Identity Mappings in Deep Residual Networks", with the modulation of Perez
-    et al. 2018, "FiLM"). W_out and b_out start at zero, and c(t) is ``fields.normal_rate``: the
+    et al. 2018, "FiLM"). W_out and b_out start at zero, and c(t) is ``layers.normal_rate``: the
     velocity of flow matching from a standard normal to itself, whose flow over [0, 1] is the
     identity. What is left to learn vanishes where the data are normal.
 

@@ -32,6 +32,7 @@ __all__ = [
     "bounded",
     "exported",
     "fusible",
+    "inner_weights",
     "may_be_read",
     "may_read",
     "plain",
@@ -329,6 +330,12 @@ def fusible(x: Tensor) -> bool:
 def plain(x: Tensor) -> bool:
     """Whether neither autocast nor a transform asks for torch's own operations."""
     return fusible(x) and not torch.is_autocast_enabled(x.device.type)
+
+
+def inner_weights(layers: nn.ModuleList) -> list[Tensor]:
+    """The weights of all layers but the first and the last: from hidden units to hidden units."""
+    inner = layers[1:-1].named_parameters()
+    return [weight for name, weight in inner if name.endswith(".weight")]
 
 
 def may_be_read(layers: Iterable[nn.Module], kind: type[nn.Module]) -> bool:

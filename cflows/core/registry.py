@@ -134,9 +134,9 @@ def again(module: T, **changes: object) -> T:
 def shown(module: nn.Module) -> Iterator[str]:
     """The arguments that an instance of a registered class was built with, its parts left out."""
     for name, value in getattr(module, ARGUMENTS, {}).items():
-        items = value if isinstance(value, list | tuple) else [value]
         if value is None:
             continue
+        items = value if isinstance(value, list | tuple) else [value]
         if isinstance(value, Tensor):
             yield f"{name}=tensor{tuple(value.shape)}"
         elif len(items) > 8:

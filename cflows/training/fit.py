@@ -60,7 +60,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     progress: bool | range = True,
 ) -> History:
-    """Train a flow with AdamW and leave it in evaluation mode, in its best state.
+    """Train a flow with AdamW or Muon and leave it in evaluation mode, in its best state.
 
     The best state is the one of the highest validation log-likelihood, or the last one without
     validation rows. The state that the flow came in counts: a second fit, such as maximum

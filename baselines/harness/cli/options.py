@@ -64,8 +64,8 @@ COMPARE: Options = {
     "ends it)",
     "--patience N": "validations without a better one that end a training (default: 30)",
     "--preprocess {auto,standardise,whiten,gaussianise}": "the map behind each model; auto "
-    "(default) tries the first two on validation rows, and whitens with --quick; gaussianise also "
-    "makes columns and lengths of rows normal, in closed form",
+    "(default) tries the likeliest two on validation rows, and whitens with --quick; gaussianise "
+    "also makes columns and lengths of rows normal, in closed form",
     "--out DIR": "default: results/COMMAND, with -quick for --quick",
     "--quick": "few steps: a first look in about a minute",
     "--jobs N": "cells trained at a time, one thread each (default: the processors)",
@@ -88,8 +88,8 @@ FIT: Options = {
     "takes a tenth",
     "--seed N": "default: 0",
     "--preprocess {auto,standardise,whiten,gaussianise,none}": "the map of the rows; auto "
-    "(default) tries the first two on validation rows; gaussianise also makes columns and lengths "
-    "of rows normal, in closed form",
+    "(default) tries the likeliest two on validation rows; gaussianise also makes columns and "
+    "lengths of rows normal, in closed form",
     "--checkpoint PATH": "kept while training, the choice of the map beside it in PATH.map; where "
     "they are, the same command goes on",
     "--quick": "few steps: a first look",

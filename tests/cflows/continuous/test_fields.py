@@ -241,6 +241,7 @@ def test_when_the_exact_trace_is_cheap():
     [
         {"time_frequencies": 2},
         {"residual": True},
+        {"residual": "normal", "time_frequencies": 1},
         {"context": C, "context_mode": "gate"},
         {"context": C, "context_mode": "gate", "residual": True, "time_frequencies": 1},
         {"spectral": True},
@@ -263,6 +264,23 @@ def test_options_of_the_field(layer, hidden, more):
         torch.testing.assert_close(local.diagonal(), jacobian.diagonal(dim1=1, dim2=2))
     if c is not None:
         assert (f(t, x, c) - f(t, x, 2 * c)).abs().min() > 0
+
+
+def test_the_linear_part_takes_a_normal_to_itself(dtype):
+    """E[x₁ - x₀ | x_t] of independent normals, whose flow over [0, 1] is the identity."""
+    flow = ODEBijector(MLP(2, hidden=(4,), residual="normal")).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in flow.field.layers[-1].parameters():
+            parameter.zero_()
+    x = torch.randn(5, 2, dtype=dtype)
+    z, log_det = flow.inverse_and_log_det(x)
+    torch.testing.assert_close(z, x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(log_det, torch.zeros_like(log_det), rtol=0, atol=1e-4)
+    t = torch.tensor([0.0, 0.3, 0.5, 0.8, 1.0], dtype=dtype)
+    covariance, variance = 2 * t - 1, t**2 + (1 - t) ** 2
+    torch.testing.assert_close(flow.field(t, x), (covariance / variance)[:, None] * x)
+    with pytest.raises(ValueError, match="residual"):
+        MLP(2, residual="linear")
 
 
 def test_residual_subtracts_the_state():
