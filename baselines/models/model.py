@@ -10,8 +10,9 @@ from typing import NamedTuple, TypedDict
 from torch import Tensor
 
 from cflows import Bijector, Flow, gaussianise, whiten
+from cflows.training import pipeline
 
-__all__ = ["CLOSED_FORM", "GAUSSIAN", "ClosedForm", "Model", "ModelError"]
+__all__ = ["CLOSED_FORM", "GAUSSIAN", "MAPS", "ClosedForm", "Model", "ModelError"]
 
 GAUSSIAN = "gaussian"
 HIDDEN = (128, 128)
@@ -28,12 +29,14 @@ class ClosedForm(NamedTuple):
     fit: Callable[[Tensor, Tensor], Bijector]
 
 
-def _gaussianised(train: Tensor, validation: Tensor) -> Bijector:
+def _gaussianised(train: Tensor, validation: Tensor | None = None) -> Bijector:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the command has said which columns have steps
         return gaussianise(train, validation)
 
 
+MAPS = {**pipeline.MAPS, "gaussianise": _gaussianised}
+"""What the map of a cell is chosen among."""
 CLOSED_FORM = {
     GAUSSIAN: ClosedForm("Gaussian", lambda train, validation: whiten(train)),
     "gaussianised": ClosedForm("Gaussianised", _gaussianised),

@@ -212,10 +212,11 @@ def choose(
 
     Example:
         >>> import torch
-        >>> from cflows import FFJORD, behind, choose
+        >>> from cflows import FFJORD, behind, choose, standardise, whiten
         >>> x = torch.randn(200, 1) @ torch.ones(1, 2) + 0.1 * torch.randn(200, 2)
         >>> build = lambda end: behind(FFJORD(2, hidden=(8,)), end)
-        >>> choose(build, x[:150], x[150:], steps=1, progress=False).name
+        >>> maps = {"standardise": standardise, "whiten": whiten}
+        >>> choose(build, x[:150], x[150:], maps, steps=1, progress=False).name
         'whiten'
 
     """

@@ -257,7 +257,7 @@ def test_an_interrupted_choice_of_a_map_goes_on(table, tmp_path, monkeypatch, ca
             raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
-    for left in (["c.pt.map.whiten"], ["c.pt.map.standardise", "c.pt.map.whiten"]):
+    for left in (["c.pt.map.whiten"], ["c.pt.map.gaussianise", "c.pt.map.whiten"]):
         assert run(*kept) == 130
         assert sorted(p.name for p in tmp_path.glob("c.pt*") if p.suffix != ".previous") == left
         assert "nothing is lost" in capsys.readouterr().err
@@ -493,7 +493,7 @@ def test_seconds_bound_the_choice_too(table, tmp_path, monkeypatch, capsys):
         return cflows.fit(*args, **settings)
 
     def chosen(*args, **settings):
-        given["each"] = settings["seconds"]
+        given["choice"] = settings["seconds"]
         return choose(*args, **settings)._replace(seconds=0.5)
 
     choose = cflows.choose
@@ -501,7 +501,7 @@ def test_seconds_bound_the_choice_too(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "choose", chosen)
     fit = "fit --model nice --depth 1 --seconds 2 --data"
     assert run(fit, table, "--out", tmp_path / "m") == 0
-    assert given == {"each": 0.1, "main": 1.5}
+    assert given == {"choice": 0.2, "main": 1.5}
 
 
 def small_table(path: Path, n: int = 120) -> Path:

@@ -34,10 +34,10 @@ from baselines.harness.metrics.bootstrap import mean_and_error
 from baselines.harness.results import layout
 from baselines.harness.results.records import HELD, VIEW, Bits, Failure, Outcome, Result, Training
 from baselines.models import registry
-from baselines.models.model import CLOSED_FORM
+from baselines.models.model import CLOSED_FORM, MAPS
 from cflows import Bijector, Flow, __version__, inside, load
 from cflows.core.atomic_write import write_whole
-from cflows.training.pipeline import MAPS, fit_behind
+from cflows.training.pipeline import fit_behind
 
 __all__ = [
     "HELD",
@@ -357,6 +357,7 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
         train,
         validation,
         cell.preprocess,
+        maps=MAPS,
         bounds=bounded(cell.bounds),
         steps=cell.steps,
         seconds=cell.seconds,
