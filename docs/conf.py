@@ -45,7 +45,10 @@ nitpick_ignore_regex = [
         r"(sklearn|abc|dataclasses|importlib|Tensor|Module|Any|Array|Matrix|Figure|Axes|Picture|optional)(\..*)?",
     ),
     # Type variables, aliases, and bases that are not public.
-    (r"py:.*", r"(cflows|baselines)\..*\.(T|Class|Linearized|LocationScale|AnyFlow|Stepped|_\w+)"),
+    (
+        r"py:.*",
+        r"(cflows|baselines)\..*\.(T|Class|Linearized|LocationScale|AnyFlow|Goal|Stepped|_\w+)",
+    ),
     (r"py:class", r"\w+|baselines\.harness\..*"),
 ]
 suppress_warnings = ["mystnb.unknown_mime_type"]
