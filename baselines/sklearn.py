@@ -61,7 +61,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         steps: optimiser steps at most; None for the model's own number, or fewer below 5000 rows,
             see ``schedules.for_few_rows``.
         learning_rate: Adam's; None for the model's own, or a lower one, likewise.
-        batch_size: rows a step.
+        batch_size: rows a step; None for the model's own number, 512 or, matching, 1024.
         preprocess: the map in front of X, ``"whiten"`` (by correlation, with a floor),
             ``"standardise"``, ``"gaussianise"`` (which counts each row once, whatever its weight),
             ``"auto"`` for the one that does best on validation rows, or ``"none"``.
@@ -102,7 +102,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         depth: int | None = None,
         steps: int | None = None,
         learning_rate: float | None = None,
-        batch_size: int = 512,
+        batch_size: int | None = None,
         preprocess: str = "whiten",
         bounds: Bounds | None = None,
         validation_fraction: float = 0.1,
@@ -181,7 +181,6 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             bounds=bounds,
             steps=steps,
             own={"validate_every": max(1, steps // 20)},
-            batch_size=self.batch_size,
             learning_rate=learning_rate,
             seed=seed,
             device=self.device,
@@ -283,7 +282,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             core,
             steps if self.steps is None else self.steps,
             learning_rate if self.learning_rate is None else self.learning_rate,
-            model.goal,
+            {**model.goal, "batch_size": self.batch_size or model.batch_size},
         )
 
     def _bounded(self) -> Bounded | None:

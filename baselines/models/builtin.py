@@ -72,10 +72,11 @@ MODELS: dict[str, Model] = {
         _matching,
         depths=(1,),
         unit="block",
-        quick_steps=100,
-        learning_rate=8e-3,
+        steps=1000,
+        quick_steps=60,
         warmup=200,
         objective="flow_matching",
+        batch_size=1024,
         patience=5,  # its loss does not see that small data are overfitted, the likelihood does
         validations=10,  # one takes as long as a hundred steps
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypedDict
 
 from torch import Tensor
@@ -29,17 +30,19 @@ class ClosedForm(NamedTuple):
     fit: Callable[[Tensor, Tensor], Bijector]
 
 
-def _gaussianised(train: Tensor, validation: Tensor | None = None) -> Bijector:
+def _gaussianised(
+    train: Tensor, validation: Tensor | None = None, *, gain: float = 0.05
+) -> Bijector:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the command has said which columns have steps
-        return gaussianise(train, validation)
+        return gaussianise(train, validation, gain=gain)
 
 
 MAPS = {**pipeline.MAPS, "gaussianise": _gaussianised}
 """What the map of a cell is chosen among."""
 CLOSED_FORM = {
     GAUSSIAN: ClosedForm("Gaussian", lambda train, validation: whiten(train)),
-    "gaussianised": ClosedForm("Gaussianised", _gaussianised),
+    "gaussianised": ClosedForm("Gaussianised", partial(_gaussianised, gain=0.005)),
 }
 """What nothing is trained of: rows of every table, which a flow must beat."""
 
@@ -50,6 +53,7 @@ class Goal(TypedDict):
     objective: str
     optimizer: str | None
     ema: float | None
+    batch_size: int | None
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,13 @@ class Model:
 
     @property
     def goal(self) -> Goal:
-        """The arguments of ``fit`` that no cell and no command changes."""
-        return {"objective": self.objective, "optimizer": self.optimizer, "ema": self.ema}
+        """Arguments of ``fit``."""
+        return {
+            "objective": self.objective,
+            "optimizer": self.optimizer,
+            "ema": self.ema,
+            "batch_size": self.batch_size,
+        }
 
     def counted(self, depth: int) -> str:
         """A depth with its unit: 1 layer, 2 layers."""

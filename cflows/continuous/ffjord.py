@@ -47,7 +47,7 @@ class FFJORD(Flow):
 
     Where ``hidden``, ``layer``, ``activation`` and ``field`` are left out, its field is one that
     flow matching trains well: a ``ResidualField`` for up to 16 columns, and for more, whose trace
-    by a tangent each would be dear, an ``MLP`` of two hidden layers of 384 with film gates and
+    by a tangent each would be dear, an ``MLP`` of two hidden layers of 256 with film gates and
     silu, whose trace has a closed form. Else it is an ``MLP`` of these settings.
 
     Args:
@@ -151,7 +151,7 @@ def _usual_field(features: int, context_features: int) -> MLP | ResidualField:
     return MLP(
         features,
         context_features=context_features,
-        hidden=(384, 384),
+        hidden=(256, 256),
         layer="film",
         activation="silu",
         time_frequencies=8,

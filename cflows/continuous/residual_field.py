@@ -87,7 +87,8 @@ class ResidualField(Pickled):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """f(t, x, context): t a scalar or (*B,), x (*B, D), context (*B, C) -> (*B, D)."""
-        (frozen,) = self.at(t.unsqueeze(0), context)
+        rate = normal_rate(t).unsqueeze(-1)
+        frozen = FrozenResidual(self, self._added(context), *self._modulated(t), rate, None)
         return frozen(x)
 
     def hidden_weights(self) -> list[Tensor]:
@@ -113,22 +114,29 @@ class ResidualField(Pickled):
             scale: a factor of the velocity, such as dt/ds.
 
         """
-        blocks = len(self.inner)
-        modulations = self.modulation(self.time(times)).chunk(2 * blocks, dim=-1)
-        added = None if self.context_shift is None else self.context_shift(context)
-        gates = [(1 + gate).unbind() for gate in modulations[:blocks]]
-        shifts = [shift.unbind() for shift in modulations[blocks:]]
-        rates = normal_rate(times)
-        rates = rates.unsqueeze(-1) if times.dim() > 1 else rates
-        for stage in range(len(times)):
+        added = self._added(context)
+        gates, shifts = ([part.unbind() for part in parts] for parts in self._modulated(times))
+        for stage, rate in enumerate(normal_rate(times).unsqueeze(-1)):
             yield FrozenResidual(
                 self,
                 added,
                 [gate[stage] for gate in gates],
                 [shift[stage] for shift in shifts],
-                rates[stage],
+                rate,
                 scale,
             )
+
+    def _added(self, context: Tensor | None) -> Tensor | None:
+        if self.context_shift is None:
+            return None
+        added: Tensor = self.context_shift(context)
+        return added
+
+    def _modulated(self, times: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """1 + a_k(t) and b_k(t) of the blocks, (*T, H) each."""
+        blocks = len(self.inner)
+        parts = self.modulation(self.time(times)).chunk(2 * blocks, dim=-1)
+        return [1 + gate for gate in parts[:blocks]], list(parts[blocks:])
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class FrozenResidual:
         added: U c, (*B, H), or None.
         gates: 1 + a_k(t), (H,) or (*B, H).
         shifts: b_k(t), likewise.
-        rate: c(t), a scalar or (*B, 1).
+        rate: c(t), (1,) or (*B, 1).
         scale: a factor of the velocity, or None.
 
     """

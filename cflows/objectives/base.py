@@ -32,7 +32,7 @@ class Objective(nn.Module):
         additive: whether the loss is a mean over rows or draws, so that several processes can share
             it; what does not say so trains in one.
         usual: settings of ``fit`` where the caller gives none, by name: of ``learning_rate``,
-            ``optimizer``, ``warmup`` and ``ema``.
+            ``optimizer``, ``warmup``, ``ema`` and ``batch_size``.
 
     """
 

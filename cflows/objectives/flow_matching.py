@@ -97,7 +97,12 @@ class FlowMatching(Objective):
 
     """
 
-    usual: ClassVar = {"learning_rate": 5e-3, "optimizer": "muon", "ema": 0.999}
+    usual: ClassVar = {
+        "learning_rate": 5e-3,
+        "optimizer": "muon",
+        "ema": 0.999,
+        "batch_size": 1024,  # noise, time and row vary from term to term of the mean
+    }
 
     def __init__(self, coupling: str = "independent", times: str = "likelihood") -> None:
         super().__init__()

@@ -26,7 +26,13 @@ from cflows.training.trainer import Run, TrainingError
 
 __all__ = ["fit"]
 
-USUAL: dict[str, Any] = {"learning_rate": 1e-3, "optimizer": "adamw", "warmup": 0, "ema": 0.0}
+USUAL: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "optimizer": "adamw",
+    "warmup": 0,
+    "ema": 0.0,
+    "batch_size": 512,
+}
 
 
 @torch.inference_mode(False)  # within a block of either kind gradients are taken too
@@ -41,7 +47,7 @@ def fit(
     objective: str | nn.Module = "forward_kl",
     steps: int | None = None,
     seconds: float | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     learning_rate: float | None = None,
     optimizer: str | None = None,
     schedule: str | Schedule = "cosine",
@@ -99,17 +105,18 @@ def fit(
             One with ``needs_data = False`` may train without rows, on batches of ``rows`` zeros.
         steps: optimiser steps at most; 2000 where neither steps nor seconds is given.
         seconds: training seconds at most, validation included, added up across resumes.
-        batch_size: rows a step, of all processes together.
-        learning_rate: the optimiser's, in front of the schedule. This, ``optimizer``, ``warmup``
-            and ``ema`` are by default the objective's usual ones: for flow matching 5e-3, Muon, 0
-            and .999; for others 1e-3, AdamW, 0 and 0.
+        batch_size: rows a step, of all processes together. This, ``learning_rate``, ``optimizer``,
+            ``warmup`` and ``ema`` are by default the objective's usual ones: for flow matching
+            1024, 5e-3, Muon, 0 and .999; for others 512, 1e-3, AdamW, 0 and 0.
+        learning_rate: the optimiser's, in front of the schedule.
         optimizer: ``"adamw"``; or ``"muon"``, which orthogonalises the momentum of the networks'
             matrices between hidden layers and leaves the rest to AdamW, at the same learning rate.
             It takes fewer steps, each dearer by some products of these matrices, whatever the
             batch. A network of one's own names these matrices in a method ``hidden_weights()``.
         schedule: ``"cosine"`` (to zero at the end of the steps or seconds), ``"constant"``,
             ``"plateau"`` (a tenth after ten validations without a better one), or a ``Schedule``.
-        warmup: steps over which the learning rate rises linearly, on top of the schedule.
+        warmup: steps over which the learning rate rises linearly, on top of the schedule; a tenth
+            of the seconds at most.
         weight_decay: λ, of weight matrices: w <- (1 - learning rate λ) w at each step, beside
             Adam's own (Loshchilov and Hutter 2019). Biases, scales and the like do not decay.
         clip_norm: gradients of a larger norm are scaled down to it; None leaves them.
@@ -182,6 +189,7 @@ def fit(
     learning_rate = usual["learning_rate"] if learning_rate is None else learning_rate
     warmup = usual["warmup"] if warmup is None else warmup
     ema = usual["ema"] if ema is None else ema
+    size: int = usual["batch_size"] if batch_size is None else batch_size
     if optimizer is None:
         optimizer = usual["optimizer"] if hidden_weights([flow]) else "adamw"
     if device == "auto":
@@ -196,7 +204,7 @@ def fit(
     rows = held_out = None
     if train is not None:
         rows = rows_for(flow, train, "train", weights)
-        batch_size = distributed.batch_size_for(batch_size, len(rows))
+        size = distributed.batch_size_for(size, len(rows))
     if validation is not None:
         held_out = rows_for(flow, validation, "validation", validation_weights)
     if weights is not None:
@@ -207,7 +215,7 @@ def fit(
         rows=rows,
         held_out=held_out,
         device=device,
-        batch_size=batch_size,
+        batch_size=size,
         steps=math.inf if steps is None else steps,
         seconds=math.inf if seconds is None else seconds,
         learning_rate=learning_rate,

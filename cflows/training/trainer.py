@@ -81,7 +81,9 @@ class Run(RunState):
 
     def rate(self) -> float:
         """The learning rate of the next step."""
-        warm = min(1.0, (self.step + 1) / self.warmup) if self.warmup else 1.0
+        warm = 1.0
+        if self.warmup:
+            warm = min(1.0, max((self.step + 1) / self.warmup, 10 * self.elapsed / self.seconds))
         return self.learning_rate * warm * self.schedule.factor(self.done(), self.decays)
 
     def done(self) -> float:

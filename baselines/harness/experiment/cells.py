@@ -346,6 +346,8 @@ def _built(cell: Cell, end: Bijector | None) -> Flow:
 def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tuple[Flow, Training]:
     """Choose the map, train behind it; the flow, and what the result says of both."""
     model = registry.find(cell.located)
+    goal = model.goal
+    goal["batch_size"] = cell.batch_size
     every, usual_steps = cell.validate_every, cell.steps
     if cell.steps is not None:
         if every is None:
@@ -368,8 +370,7 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
             "schedule": cell.schedule,
             "checkpoint": folder / layout.CHECKPOINT,
         },
-        **model.goal,
-        batch_size=cell.batch_size,
+        **goal,
         learning_rate=cell.learning_rate,
         warmup=cell.warmup,
         patience=min(cell.patience, model.patience or cell.patience),

@@ -82,6 +82,13 @@ def test_a_warm_up_rises_linearly_in_front_of_the_schedule():
     assert history.columns()["learning_rate"] == [0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
 
 
+def test_a_warm_up_ends_with_a_tenth_of_the_seconds():
+    settings = {"schedule": "constant", "learning_rate": 1e-3, "warmup": 10**9}
+    assert fit(small(), rows(), seconds=0.5, **settings, **QUIET).records[-1].learning_rate == 1e-3
+    few = fit(small(), rows(), steps=2, seconds=1e9, **settings, **QUIET)
+    assert few.records[-1].learning_rate < 1e-9
+
+
 def test_weight_decay_decays_weights_and_none_is_adam(monkeypatch):
     class Silent(nn.Module):
         def forward(self, flow, batch):

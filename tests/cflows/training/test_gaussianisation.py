@@ -55,6 +55,15 @@ def test_a_radial_map_undoes_elliptical_tails():
     assert gap.mean() < 0.03
 
 
+def test_a_part_must_win_what_is_asked():
+    """Elliptical tails: the radial map wins much a column, what comes behind it next to nothing."""
+    rows = elliptical(4000)
+    some, many = (gaussianise(rows, gain=gain).parts for gain in (0.05, 0.0005))
+    assert [type(part) for part in some] == [cflows.Radial, cflows.Whitening]
+    assert len(many) > 2
+    assert not any(isinstance(part, cflows.Radial) for part in gaussianise(rows, gain=5.0).parts)
+
+
 @pytest.mark.parametrize("make", [skewed, elliptical])
 def test_both_ways_meet_in_double_precision(make):
     rows = make(2000)

@@ -170,6 +170,21 @@ def test_choose_takes_the_map_of_the_higher_validation_likelihood():
     assert -math.inf < only.scores["standardise"] < choice.scores["whiten"]
 
 
+@pytest.mark.parametrize(("apart", "taken"), [(0.05, "standardise"), (0.2, "whiten")])
+def test_among_equals_the_map_wins_behind_which_more_was_learnt(monkeypatch, apart, taken):
+    """Rows of spread 1: of 400 of them a mean is known to .1 at two standard errors."""
+    rows = correlated(2000)
+    noise = torch.randn(400, dtype=torch.float64)
+    noise = (noise - noise.mean()) / noise.std()
+    of_rows = iter([apart + noise, torch.zeros(400, dtype=torch.float64)])
+    monkeypatch.setattr(pipeline, "_row_scores", lambda flow, validation: next(of_rows))
+    maps = {"standardise": standardise, "whiten": whiten}
+    settings = {"steps": 3, "progress": False, "device": "cpu"}
+    choice = choose(build_double, rows[:1600], rows[1600:], maps, **settings)
+    assert choice.scores["whiten"] > choice.scores["standardise"]
+    assert choice.name == taken
+
+
 def test_a_warm_up_is_no_more_than_a_tenth_of_the_few_steps(monkeypatch):
     rows, taken = correlated(), []
 
