@@ -23,6 +23,7 @@ from cflows import (
     whiten,
 )
 from cflows.training import pipeline
+from cflows.training.history import History, Record
 from cflows.training.preprocessing import extent
 
 KINDS = ["zca", "pca"]
@@ -170,18 +171,31 @@ def test_choose_takes_the_map_of_the_higher_validation_likelihood():
     assert -math.inf < only.scores["standardise"] < choice.scores["whiten"]
 
 
-@pytest.mark.parametrize(("apart", "taken"), [(0.05, "standardise"), (0.2, "whiten")])
-def test_among_equals_the_map_wins_behind_which_more_was_learnt(monkeypatch, apart, taken):
-    """Rows of spread 1: of 400 of them a mean is known to .1 at two standard errors."""
-    rows = correlated(2000)
-    noise = torch.randn(400, dtype=torch.float64)
-    noise = (noise - noise.mean()) / noise.std()
-    of_rows = iter([apart + noise, torch.zeros(400, dtype=torch.float64)])
-    monkeypatch.setattr(pipeline, "_row_scores", lambda flow, validation: next(of_rows))
+@pytest.mark.parametrize(
+    ("course", "taken"),
+    [
+        ([3.0, 3.0, 3.0, 3.0, 3.1], "standardise"),  # has come to its end, just below
+        ([-9.0, 0.0, 1.0, 2.0, 3.0], "whiten"),  # still wins one nat a doubling
+        ([-9.0, 0.0, 2.9, 2.9, 2.9], "standardise"),  # has won nothing of late
+    ],
+)
+def test_the_map_is_taken_whose_course_leads_higher(monkeypatch, course, taken):
+    """Validations at steps 0, 10, 20, 40 and 80, behind whiten; behind standardise always 3.2."""
+    rows, fit = correlated(), pipeline.fit
+    steps = [0, 10, 20, 40, 80]
+    courses = {"Whitening": course, "Affine": [3.2] * 5}
+
+    def recorded(flow, *given, **settings):
+        fit(flow, *given, **settings)
+        values = courses[type(flow.bijector.parts[-1]).__name__]
+        lines = [
+            Record(step, 0.0, None, v, 0.0, 0.0) for step, v in zip(steps, values, strict=True)
+        ]
+        return History(lines, best_validation=max(values))
+
+    monkeypatch.setattr(pipeline, "fit", recorded)
     maps = {"standardise": standardise, "whiten": whiten}
-    settings = {"steps": 3, "progress": False, "device": "cpu"}
-    choice = choose(build_double, rows[:1600], rows[1600:], maps, **settings)
-    assert choice.scores["whiten"] > choice.scores["standardise"]
+    choice = choose(build_double, rows, rows, maps, steps=1, progress=False, device="cpu")
     assert choice.name == taken
 
 
