@@ -23,6 +23,7 @@ from cflows.bijectors.marginals import Margins, Radial
 from cflows.bijectors.normalization import ActNorm, BatchNorm
 from cflows.bijectors.squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from cflows.bijectors.whitening import Whitening
+from cflows.continuous.bespoke import Bespoke
 from cflows.continuous.divergence import value_and_divergence
 from cflows.continuous.ffjord import FFJORD
 from cflows.continuous.fields import MLP
@@ -30,6 +31,7 @@ from cflows.continuous.ode_bijector import ODEBijector
 from cflows.continuous.residual_field import ResidualField
 from cflows.continuous.solvers import Adaptive, FixedGrid, Lagged
 from cflows.continuous.stages import SolverError, SolveStats
+from cflows.continuous.tuning import Tuning, tune_solver
 from cflows.core.base import Base, Normal
 from cflows.core.bijector import Bijector, Chain
 from cflows.core.collectives import ProcessError
@@ -62,6 +64,7 @@ __all__ = [
     "AlphaDivergence",
     "Base",
     "BatchNorm",
+    "Bespoke",
     "Bijector",
     "Bounded",
     "Chain",
@@ -108,6 +111,7 @@ __all__ = [
     "Tanh",
     "TorchBase",
     "TrainingError",
+    "Tuning",
     "Whitening",
     "__version__",
     "as_transform",
@@ -120,6 +124,7 @@ __all__ = [
     "log_likelihood",
     "register",
     "standardise",
+    "tune_solver",
     "value_and_divergence",
     "whiten",
 ]

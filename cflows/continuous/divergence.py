@@ -34,13 +34,14 @@ from cflows.continuous.foreign import ForeignField, ModuleLocal, TransformedLoca
 from cflows.continuous.penalties import rates
 from cflows.continuous.residual_field import FrozenResidual, ResidualField
 from cflows.continuous.stages import Slope
-from cflows.core.bijector import recorded, transformed, unwatched
+from cflows.core.bijector import exported, recorded, transformed, unwatched
 
 __all__ = [
     "draw_probes",
     "exact_is_cheap",
     "linearize",
     "orthonormal_probes",
+    "probes_for",
     "value_and_divergence",
 ]
 
@@ -191,6 +192,36 @@ def orthonormal_probes(
     loose = draw_probes(x, kind, rest).movedim(0, -1)
     loose = loose - span @ (span.mT @ loose)
     return torch.cat([span, loose], dim=-1).movedim(-1, 0).contiguous()
+
+
+def probes_for(
+    scheme: str,
+    field: nn.Module,
+    x: Tensor,
+    first: Callable[[], Callable[[Tensor], Tensor]],
+    kind: str,
+    count: int,
+) -> Tensor | None:
+    """Probes (k, N, D) for a solve that begins at x with ``first()``; None: the exact trace.
+
+    Args:
+        scheme: a name in ``DIVERGENCES``.
+        field: whose trace it is.
+        x: (N, D).
+        first: makes the field at the start of the solve, a function of the states.
+        kind: ``"rademacher"`` or ``"gaussian"``.
+        count: products that an estimate takes.
+
+    """
+    if scheme == "auto":
+        # Of one row among many, or of a program for any number, nobody knows the batch.
+        rows = None if transformed() or exported() else x.shape[0]
+        scheme = "exact" if exact_is_cheap(field, rows, count) else "hutchinson"
+    if scheme == "exact":
+        return None
+    if scheme == "hutch++":
+        return orthonormal_probes(first(), x, kind, max(2, count))
+    return draw_probes(x, kind, count)
 
 
 def exact_is_cheap(field: nn.Module, rows: int | None, probes: int = 1) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -18,22 +17,21 @@ from cflows.continuous.divergence import (
     PROBES,
     at_stages,
     draw_probes,
-    exact_is_cheap,
-    orthonormal_probes,
+    probes_for,
     slope,
 )
 from cflows.continuous.layers import computed_once
 from cflows.continuous.penalties import PENALTIES
-from cflows.continuous.solvers import GRADIENTS, SIZES, Adaptive, FixedGrid, Lagged, Solver, solve
+from cflows.continuous.solved import SolvedBijector
+from cflows.continuous.solvers import GRADIENTS, Adaptive, Bespoke, FixedGrid, Lagged, Solver, solve
 from cflows.continuous.stages import RightHandSide, Slope, SolveStats, Stage
 from cflows.core.arguments import known
-from cflows.core.bijector import Bijector, exported, may_read, recorded, transformed
-from cflows.core.modes import claimed
+from cflows.core.bijector import exported, may_read, recorded, transformed
 
 __all__ = ["ODEBijector"]
 
 
-class ODEBijector(Bijector):
+class ODEBijector(SolvedBijector):
     """The flow map of a vector field: x = z + ∫_0^T f(t, x(t), context) dt.
 
     log|det dx/dz| = ∫_0^T tr(∂f/∂x) dt along the path, and the inverse runs the same path from T to
@@ -42,7 +40,8 @@ class ODEBijector(Bijector):
 
     Training and evaluation are specified apart: ``.training`` picks ``training_solver`` and
     ``divergence``, or ``evaluation_solver`` and ``evaluation_divergence``. ``override`` changes
-    both.
+    both. A solver that ``tune`` was given stands in for the ``evaluation_solver`` as long as the
+    weights stay as they are.
 
     Args:
         field: f(t, x, context), an ``MLP`` or any module; ``features`` and ``context_features`` are
@@ -109,7 +108,7 @@ class ODEBijector(Bijector):
         bfloat16: bool = False,
         compiled: bool = False,
     ) -> None:
-        super().__init__(*_sizes(field))
+        super().__init__(*_sizes(field), training_solver, evaluation_solver)
         if not 0 < end_time < math.inf:
             raise ValueError(f"end_time must be positive and finite, got {end_time}")
         if not 0 <= steer < end_time:
@@ -135,31 +134,18 @@ class ODEBijector(Bijector):
         )
         self.probe = known("probe", probe, PROBES)
         self.probes, self.evaluation_probes = probes, evaluation_probes
-        self.training_solver, self.evaluation_solver = training_solver, evaluation_solver
         self.gradient = known("gradient", gradient, GRADIENTS)
         self.penalties = tuple(known("penalties", name, PENALTIES) for name in penalties)
         self.steer = steer
         self.low_precision = bfloat16
-        self.stats = SolveStats()
-        self.evaluations_made = 0
-        self.steps = SIZES[3]
         self._is_compiled = compiled
         self._slope = torch.compile(slope) if compiled else slope
-        self._reviewed = True
-        self._warned = False
-        self._override: tuple[Solver | None, str | None] = (None, None)
         self._collected: dict[int, dict[str, Tensor]] = {}  # by thread
 
     @property
     def end_time(self) -> Tensor:
         """T, with gradient where it is trained."""
         return self.log_end_time.exp()
-
-    @property
-    def solver(self) -> Solver:
-        """The solver in force."""
-        default = self.training_solver if self.training else self.evaluation_solver
-        return self._override[0] or default
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Noise to data; no divergence is computed."""
@@ -198,20 +184,11 @@ class ODEBijector(Bijector):
         """
         start, context = self.broadcast(start, context)
         states = [start]
-        for ends in pairwise(times):
-            states.append(self._flow(states[-1], context, ends, traced=False)[0])
+        part = self.evaluation_solver if isinstance(self.solver, Bespoke) else None
+        with self.override(solver=part):
+            for ends in pairwise(times):
+                states.append(self._flow(states[-1], context, ends, traced=False)[0])
         return torch.stack(states)
-
-    @contextmanager
-    def override(
-        self, *, solver: Solver | None = None, divergence: str | None = None
-    ) -> Iterator[None]:
-        """Use this solver and this divergence within a block, in training and in evaluation."""
-        if divergence is not None:
-            known("divergence", divergence, DIVERGENCES)
-        before = self._override
-        with claimed([self], "_override", (solver or before[0], divergence or before[1])):
-            yield
 
     @contextmanager
     def collecting(self, totals: dict[str, Tensor]) -> Iterator[None]:
@@ -226,36 +203,16 @@ class ODEBijector(Bijector):
             if before is not None:
                 self._collected[thread] = before
 
-    def review(self) -> bool:
-        """Read the error of the last ``Lagged`` solve and choose the steps of the next.
+    def slopes(self, x: Tensor, context: Tensor | None, start: float) -> RightHandSide:
+        """The velocity and the rate of log|det| as a solver that begins at s = start asks for them.
 
-        One host synchronisation, outside of the solve. Called at the next solve if not before. Of
-        several processes each chooses its own steps here; ``Flow.review`` gives them the same.
-
-        Returns:
-            whether the error was within ten times the tolerance; if not, the batch should be
-            solved again before the optimiser uses it.
+        Args:
+            x: the states there, (N, D), for which probes are drawn where the trace is estimated.
+            context: (N, C) or None.
+            start: 0 at the noise, 1 at the data.
 
         """
-        solver, stats = self.solver, self.stats
-        if self._reviewed or not isinstance(solver, Lagged):
-            return True
-        self._reviewed = True
-        if stats.status == "adaptive":
-            self.steps = solver.steps_for(0.0, 0)
-        if stats.error is None:  # adaptive, or a batch without rows: there is nothing to learn
-            return True
-        value = float(stats.error)
-        self.steps = solver.steps_for(value, stats.accepted)
-        if self.steps == 0 and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{solver} cannot keep its tolerance on {SIZES[-1]} steps (error {value:.1e}): "
-                "such solves are adaptive, and slower; a penalty or a smaller learning rate keeps "
-                "fields smooth",
-                stacklevel=2,
-            )
-        return value <= 10 * solver.tolerance
+        return self._right_hand_side(x, context, start, True, ())
 
     def __getstate__(self) -> dict[str, object]:
         # What torch compiled is no function that an unpickler could find.
@@ -266,18 +223,10 @@ class ODEBijector(Bijector):
         if self._is_compiled:
             self._slope = torch.compile(slope)
 
-    def get_extra_state(self) -> Tensor:
-        """The steps of the next ``Lagged`` solve."""
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take over the steps."""
-        self.steps = int(state)
-
     def _flow(
         self, start: Tensor, context: Tensor | None, span: tuple[float, float], *, traced: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if recorded() and not (exported() or isinstance(self.solver, FixedGrid)):
+        if recorded() and not (exported() or isinstance(self.solver, Bespoke | FixedGrid)):
             # Steps that follow the values are no graph: such a solve is left as it is.
             solved: Callable[..., tuple[Tensor, Tensor | None]]
             solved = torch.compiler.disable(self._solved)  # type: ignore[no-untyped-call]
@@ -296,6 +245,9 @@ class ODEBijector(Bijector):
             self.review()
         batch = start.shape[:-1]
         x = start.reshape(-1, self.features)
+        watched = may_read(x)
+        if watched:
+            self.drop_stale()
         solver = self.solver
         adaptive = isinstance(solver, Adaptive) or (isinstance(solver, Lagged) and not self.steps)
         parameters: list[tuple[Tensor, Tensor]] = []
@@ -309,7 +261,6 @@ class ODEBijector(Bijector):
             parameters.append((outer, context))
         collected = self._collected.get(threading.get_ident()) if self._collected else None
         penalties = self.penalties if traced and collected is not None else ()
-        watched = may_read(x)
         stats = SolveStats()
         if watched:
             self.stats = stats
@@ -378,16 +329,7 @@ class ODEBijector(Bijector):
         scheme, count = self.evaluation_divergence, self.evaluation_probes
         if self.training:
             scheme, count = self.divergence, self.probes
-        scheme = self._override[1] or scheme
-        if scheme == "auto":
-            # Of one row among many, or of a program for any number, nobody knows the batch.
-            rows = None if transformed() or exported() else x.shape[0]
-            scheme = "exact" if exact_is_cheap(self.field, rows, count) else "hutchinson"
-        if scheme == "exact":
-            return None
-        if scheme == "hutch++":
-            return orthonormal_probes(first(), x, self.probe, max(2, count))
-        return draw_probes(x, self.probe, count)
+        return probes_for(self._override[1] or scheme, self.field, x, first, self.probe, count)
 
 
 def _sizes(field: nn.Module) -> tuple[int, int]:

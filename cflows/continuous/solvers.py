@@ -1,13 +1,14 @@
 r"""Solving dx/ds = f(s, x) over s in [0, 1], with integrals along the path.
 
 The state of a solve is x (N, D) together with integrals q (N, m), dq/ds = g(s, x), which do not
-feed back: the log-determinant is one of them. Three specifications say how:
+feed back: the log-determinant is one of them. Four specifications say how:
 
 ``Adaptive`` hands the system to torchdiffeq, whose step control holds a tolerance at every step.
 ``FixedGrid`` is a short loop of its own: in training, the Python and the host synchronisations of
 an adaptive step cost more than the network. A fixed grid says nothing of its error, though, and a
 field that learns grows stiff. So ``Lagged`` runs the same loop, keeps the embedded estimate of its
-error on the device, and lets it choose the number of steps of the next solve.
+error on the device, and lets it choose the number of steps of the next solve. ``Bespoke`` runs the
+loop once, on stages that were fitted to the paths of one field.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cflows.continuous.adaptive import Adaptive, System
+from cflows.continuous.bespoke import Bespoke
 from cflows.continuous.stages import RightHandSide, Slope, SolverError, SolveStats, Stage
 from cflows.continuous.tableaus import TABLEAUS, Tableau
 from cflows.core.arguments import known
@@ -31,6 +33,7 @@ __all__ = [
     "GRADIENTS",
     "SIZES",
     "Adaptive",
+    "Bespoke",
     "FixedGrid",
     "Lagged",
     "Solver",
@@ -127,7 +130,7 @@ class Lagged:
         return 0
 
 
-Solver = Adaptive | FixedGrid | Lagged
+Solver = Adaptive | Bespoke | FixedGrid | Lagged
 
 
 def solve(
@@ -186,9 +189,13 @@ def solve(
         return y[:, : x.shape[1]], y[:, x.shape[1] :] if integrals else None, stats
     # What estimates the error of many solves at once would outlive the transform.
     estimates = isinstance(solver, Lagged) and not (transformed() or exported())
-    steps = solver.steps if isinstance(solver, FixedGrid) else steps
+    if isinstance(solver, Bespoke):
+        tableau, steps = solver.scheme(span).tableau, 1
+    else:
+        tableau = TABLEAUS[solver.method]
+        steps = solver.steps if isinstance(solver, FixedGrid) else steps
     recompute = gradient == "checkpoint" and torch.is_grad_enabled()
-    x, total = _on_grid(rhs, x, TABLEAUS[solver.method], steps, span, stats, estimates, recompute)
+    x, total = _on_grid(rhs, x, tableau, steps, span, stats, estimates, recompute)
     return x, total, stats
 
 
@@ -239,7 +246,8 @@ def _stepped(
     slopes: list[Slope] = []
     for stage, earlier in zip(stages, tableau.a, strict=True):
         slopes.append(stage(_advanced(x, slopes, earlier, h)))
-    gained = _combined([rate for _, rate in slopes if rate is not None], tableau.b, h)
+    rates = [rate for _, rate in slopes if rate is not None]
+    gained = _combined(rates, tableau.w or tableau.b, h)
     return _advanced(x, slopes, tableau.b, h), gained, slopes
 
 

@@ -23,6 +23,7 @@ class Tableau:
         b: weights.
         e: weights of the error's estimate, one longer than b; empty where there is none.
         estimate: order of the lower method that x' is compared with.
+        w: weights of the integrals; empty where they are b.
 
     """
 
@@ -32,6 +33,7 @@ class Tableau:
     b: tuple[float, ...]
     e: tuple[float, ...] = ()
     estimate: int = 0
+    w: tuple[float, ...] = ()
 
 
 TABLEAUS = {

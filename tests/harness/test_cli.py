@@ -22,7 +22,7 @@ import cflows
 from baselines.harness.executors.process_pool import Killed
 from baselines.harness.experiment import cells
 from baselines.harness.experiment import run as runner
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 from baselines.models import builtin, registry
 from baselines.models.model import Model
 

@@ -11,7 +11,7 @@ import torch
 
 from baselines.harness import cli, data
 from baselines.harness.experiment import cells
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import likelihood
 from cflows.training import pipeline
 

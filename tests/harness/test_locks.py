@@ -15,7 +15,7 @@ import pytest
 
 from baselines.harness import data
 from baselines.harness.experiment import cells
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 from baselines.harness.experiment.locks import claimed, is_free
 
 ROOT = str(Path(__file__).parents[2])

@@ -18,7 +18,7 @@ from command_line import refused, run
 
 import cflows
 from baselines.harness.experiment import cells
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 
 FIT = "fit --model nice --depth 1 --steps 2 --preprocess standardise --data"
 

@@ -16,7 +16,7 @@ import pytest
 
 from baselines.harness.data import Dataset
 from baselines.harness.experiment import forecast, progress
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 from baselines.harness.experiment.forecast import Forecast
 from baselines.harness.experiment.progress import Progress
 from cflows.core.saving import read

@@ -18,8 +18,8 @@ import cflows
 from baselines import NICE
 from baselines.harness import cli, data
 from baselines.harness.data import DataError, files, load
-from baselines.harness.experiment import cells
 from baselines.harness.experiment import run as runner
+from baselines.harness.experiment.cell import Cell
 
 pandas = pytest.importorskip("pandas")
 N = 60
@@ -384,5 +384,5 @@ def test_a_comparison_keeps_the_choice_in_its_cells(mixed, tmp_path, monkeypatch
         assert json.loads((tmp_path / "o" / "manifest.json").read_text())["drop"] == drop
         keys.append({p.parent.name for p in (tmp_path / "o").glob("cells/*/result.json")})
     assert keys[0] < keys[1]
-    cell = cells.Cell("t", "t", "0", "nice", 1, 0, 1, None, 0.1, columns=("a", "b"))
-    assert cell.key != cells.Cell("t", "t", "0", "nice", 1, 0, 1, None, 0.1).key
+    cell = Cell("t", "t", "0", "nice", 1, 0, 1, None, 0.1, columns=("a", "b"))
+    assert cell.key != Cell("t", "t", "0", "nice", 1, 0, 1, None, 0.1).key

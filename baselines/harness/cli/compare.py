@@ -17,7 +17,7 @@ __all__ = ["compare", "report"]
 
 def compare(options: argparse.Namespace) -> int:
     """Train the cells of a comparison that are not there yet, and report; the exit status."""
-    from baselines.harness.experiment.cells import PATIENCE
+    from baselines.harness.experiment.cell import PATIENCE
     from baselines.harness.experiment.plan import default_seeds
     from baselines.harness.experiment.run import Plan, execute
 

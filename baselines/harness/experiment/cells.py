@@ -1,6 +1,6 @@
-"""Cells: one (data, model, depth, seed) at a time, each in a folder of its own.
+"""The work of cells: one (data, model, depth, seed) at a time, each in a folder of its own.
 
-A cell's key is a hash of its configuration. What is in its folder is written beside and renamed,
+What is in a cell's folder is written beside and renamed,
 ``result.json`` last: a cell that has it is finished, and is not done again. One that was killed
 goes on from its ``checkpoint.pt``. Whoever works on it holds the lock of its folder.
 """
@@ -8,15 +8,13 @@ goes on from its ``checkpoint.pt``. Whoever works on it holds the lock of its fo
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import io
 import json
-import re
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -24,137 +22,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.harness import data
-from baselines.harness.data import Width
-from baselines.harness.data.bounds import Pair, bounded
+from baselines.harness.data.bounds import bounded
 from baselines.harness.data.pixels import Pixels
 from baselines.harness.experiment import locks
+from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import likelihood, memory, sample_quality, timing
 from baselines.harness.metrics.bootstrap import mean_and_error
 from baselines.harness.results import layout
-from baselines.harness.results.records import HELD, VIEW, Bits, Failure, Outcome, Result, Training
+from baselines.harness.results.records import HELD, Bits, Failure, Outcome, Result, Training
 from baselines.models import registry
 from baselines.models.model import CLOSED_FORM, MAPS
-from cflows import Bijector, Flow, __version__, inside, load
+from cflows import Bijector, Flow, SolverError, inside, load, standardise, tune_solver
 from cflows.core.atomic_write import write_whole
 from cflows.training.pipeline import fit_behind
 
 __all__ = [
     "HELD",
-    "VIEWS",
-    "Cell",
     "attempt",
     "cost_of",
     "fail",
     "finished",
     "flow_of",
     "is_free",
-    "rows_of",
     "run",
 ]
 
-BATCH_SIZE = 512
-VALIDATION_ROWS = 2000
-VALIDATIONS = 20
-PATIENCE = 30  # validations without a better one, as in Papamakarios et al. 2017
-VIEWS = (VIEW, "parameters", "budget")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """All that decides a cell's result.
-
-    Attributes:
-        data: what tables call the data set.
-        source: its registered name, or the absolute path of its file; not part of the key, since
-            the checksum says which rows these are.
-        checksum: of its rows.
-        model: a model's name, or one of ``CLOSED_FORM``.
-        depth: layers or blocks; None for a closed form.
-        seed: of the first weights, the order of the rows and the probes.
-        steps: optimiser steps at most; None where only seconds end the training.
-        seconds: training seconds at most, or None.
-        learning_rate: Adam's.
-        device: ``"cpu"`` or ``"cuda"``.
-        dtype: of rows and weights.
-        preprocess: the map that the model ends in, ``"auto"`` or one of ``MAPS``, or ``"none"``.
-        configuration: a hash of the model's preset, see ``registry.configuration``.
-        batch_size: rows a step.
-        validation_rows: about how many of the validation rows choose the best state.
-        validations: how often they do in a run of known steps.
-        version: of this package, so that another one's results are not taken for its own.
-        dequantise: as ``data.load`` takes it; not in the key: the checksum is of rows with noise.
-        columns: those of a file that were chosen, or None; part of the key where they were.
-        pixels: levels and alpha of rows that are made of pixels, else None; likewise.
-        view: in which sense the models are compared as equals, one of ``VIEWS``.
-        hidden: widths of the hidden layers, or None for the model's own.
-        patience: validations without a better one after which training stops.
-        validate_every: steps between two validations, in place of ``validations``.
-        schedule: of the learning rate, as ``fit`` takes it.
-        warmup: steps over which the learning rate rises.
-        origin: what finds a user's own model, or ""; not in the key: the configuration has it.
-        bounds: of each column, or None where none has any; then no part of the key.
-        quick: fewer rows drawn and checked, fewer calls timed; likewise, where it is False.
-
-    """
-
-    data: str
-    source: str
-    checksum: str
-    model: str
-    depth: int | None
-    seed: int
-    steps: int | None
-    seconds: float | None
-    learning_rate: float
-    device: str = "cpu"
-    dtype: str = "float32"
-    preprocess: str = "auto"
-    configuration: str = ""
-    batch_size: int = BATCH_SIZE
-    validation_rows: int = VALIDATION_ROWS
-    validations: int = VALIDATIONS
-    version: str = __version__
-    dequantise: Width | None = None
-    columns: tuple[str, ...] | None = None
-    pixels: tuple[int, float] | None = None
-    view: str = VIEW
-    hidden: tuple[int, ...] | None = None
-    patience: int = PATIENCE
-    validate_every: int | None = None
-    schedule: str = "cosine"
-    warmup: int = 0
-    origin: str = ""
-    bounds: tuple[Pair, ...] | None = None
-    quick: bool = False
-
-    @property
-    def located(self) -> str:
-        """The name that ``registry.find`` knows the model by, from any folder."""
-        return self.origin or self.model
-
-    @property
-    def key(self) -> str:
-        """The folder's name: readable, and unique by a hash of the configuration."""
-        left_out = ["source", "dequantise", "pixels", "origin"]
-        left_out += [n for n in ("bounds", "columns", "quick") if not getattr(self, n)]
-        decisive = {name: value for name, value in asdict(self).items() if name not in left_out}
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-        name, model = (
-            re.sub(r"[^A-Za-z0-9_]+", "-", text)[:40] for text in (self.data, self.model)
-        )
-        depth = "" if self.depth is None else f"-{self.depth}"
-        return f"{name}-{model}{depth}-seed{self.seed}-{digest[:10]}"
-
-    def folder(self, out: Path) -> Path:
-        """Where the cell lives below DIR."""
-        return layout.cell(out, self.key)
-
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Training, validation and test rows, (N, D) each; raises as ``rows_of`` does."""
-        return rows_of(
-            self.source, self.checksum, self.dtype, self.device, self.dequantise, self.columns
-        )
+TUNING = 0.05  # of a continuous model's seconds, for its evaluation solver
+TUNED_ON = 400  # validation rows
+TOLERANCE = 0.01  # nats, mean gap of the solver
 
 
 def finished(cell: Cell, out: Path) -> Result | None:
@@ -258,31 +153,6 @@ def flow_of(cell: Cell, out: Path) -> Flow:
     return flow.to(cell.device).eval()
 
 
-@functools.lru_cache(maxsize=2)
-def rows_of(
-    source: str,
-    checksum: str,
-    dtype: str,
-    device: str,
-    dequantise: Width | None = None,
-    columns: tuple[str, ...] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, validation and test rows as tensors.
-
-    Raises:
-        DataError: the rows are not those of the checksum.
-
-    """
-    rows = data.load(source, dequantise=dequantise, columns=columns)
-    if rows.checksum != checksum:
-        raise data.DataError(f"{source} has changed since the command was planned: run it again")
-    train, validation, test = (
-        torch.from_numpy(part).to(device, getattr(torch, dtype))
-        for part in (rows.train, rows.validation, rows.test)
-    )
-    return train, validation, test
-
-
 def _fail_with(cell: Cell, out: Path, error: Exception, prefix: str = "") -> Failure:
     """Fail with an exception's text; the traceback stays beside the result."""
     with contextlib.suppress(OSError):  # a full disk: the reason itself is what counts
@@ -348,6 +218,7 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
     model = registry.find(cell.located)
     goal = model.goal
     goal["batch_size"] = cell.batch_size
+    share = TUNING if _built(cell, standardise(train)).is_continuous else 0.0
     every, usual_steps = cell.validate_every, cell.steps
     if cell.steps is not None:
         if every is None:
@@ -362,7 +233,7 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
         maps=MAPS,
         bounds=bounded(cell.bounds),
         steps=cell.steps,
-        seconds=cell.seconds,
+        seconds=None if cell.seconds is None else (1 - share) * cell.seconds,
         usual_steps=usual_steps,
         choice_file=folder / layout.MAP,
         own={
@@ -379,16 +250,33 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
         progress=False,
     )
     done.history.write(folder / layout.HISTORY)
+    seconds = done.history.seconds + done.chosen_in
+    if share:
+        seconds += _tuned(done.flow, validation, share / (1 - share) * seconds, folder)
     return done.flow, {
         "steps": done.history.steps,
-        "train_seconds": done.history.seconds + done.chosen_in,
+        "train_seconds": seconds,
         "view": cell.view,
         "stopped": done.history.stopped,
         "map": done.name,
     }
 
 
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
+def _tuned(flow: Flow, validation: Tensor, seconds: float, folder: Path) -> float:
+    """Let a flow evaluate with the cheapest solver that keeps TOLERANCE; the seconds it took.
+
+    What a table needs to know of it is the solver's gap, which it shows.
+    """
+    began = time.perf_counter()
+    with contextlib.suppress(ValueError, SolverError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        some = validation[:: -(-len(validation) // TUNED_ON)]
+        tuning = tune_solver(flow, some, tolerance=TOLERANCE, seconds=seconds)
+        _write_json(folder / layout.SOLVERS, tuning.records())
+    return time.perf_counter() - began
+
+
+def _write_json(path: Path, value: object) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 

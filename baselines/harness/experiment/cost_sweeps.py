@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from baselines.harness.experiment import cells
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import depth, scaling, timing
 from baselines.harness.metrics.scaling import Made
 from baselines.harness.results import layout

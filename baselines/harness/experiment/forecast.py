@@ -16,7 +16,7 @@ import torch
 
 from baselines.harness.data import Dataset
 from baselines.harness.data.bounds import bounded
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 from baselines.harness.metrics import likelihood
 from baselines.models import registry
 from baselines.models.model import CLOSED_FORM

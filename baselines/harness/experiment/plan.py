@@ -22,8 +22,13 @@ from statistics import median
 from baselines.harness import data
 from baselines.harness.data import Width
 from baselines.harness.data.bounds import Bounds, refuse_unknown, within
-from baselines.harness.experiment import cells
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import (
+    BATCH_SIZE,
+    PATIENCE,
+    VALIDATION_ROWS,
+    VALIDATIONS,
+    Cell,
+)
 from baselines.harness.metrics import depth
 from baselines.models import registry, widths
 from baselines.models.model import CLOSED_FORM, GAUSSIAN, ModelError
@@ -101,7 +106,7 @@ class Plan:
     columns: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
     parameters: int | str | None = None
-    patience: int = cells.PATIENCE
+    patience: int = PATIENCE
     executor: str = "local"
     cluster: Mapping[str, str | int] = field(default_factory=dict)
 
@@ -161,8 +166,8 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
             dequantise=plan.dequantise if rows.kind == "file" else None,
             bounds=within(rows, rows.columns, plan.bounds),
             columns=rows.columns if plan.columns is not None or plan.drop else None,
-            validations=QUICK_VALIDATIONS if plan.quick else cells.VALIDATIONS,
-            validation_rows=QUICK_ROWS if plan.quick else cells.VALIDATION_ROWS,
+            validations=QUICK_VALIDATIONS if plan.quick else VALIDATIONS,
+            validation_rows=QUICK_ROWS if plan.quick else VALIDATION_ROWS,
             quick=plan.quick,
             pixels=(pixels.levels, pixels.alpha) if (pixels := rows.pixels) else None,
         )
@@ -174,7 +179,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
                 model=model_name,
                 origin="" if origin == model_name else origin,
                 learning_rate=model.learning_rate,
-                batch_size=model.batch_size or cells.BATCH_SIZE,
+                batch_size=model.batch_size or BATCH_SIZE,
                 patience=plan.patience,
                 preprocess=preprocess,
                 validations=gaussian.validations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 from baselines.harness.experiment.forecast import Forecast
 from baselines.harness.results.records import Failure, Result
 from baselines.models import registry

@@ -27,7 +27,7 @@ from baselines.harness.data.sources import is_once
 from baselines.harness.executors import slurm
 from baselines.harness.executors.process_pool import Killed, side_by_side
 from baselines.harness.experiment import cells, checks, cost_sweeps
-from baselines.harness.experiment.cells import Cell
+from baselines.harness.experiment.cell import Cell
 from baselines.harness.experiment.forecast import Forecast, predicted
 from baselines.harness.experiment.locks import claimed
 from baselines.harness.experiment.plan import Plan, Sets, model_names, plan_cells

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from baselines.harness.metrics.depth import END_TIME
 from baselines.harness.plots import curves, likelihood_cost
 from baselines.harness.plots.curves import Line
+from baselines.harness.plots.evaluations import evaluations
 from baselines.harness.plots.style import encode
 from baselines.harness.report.scaling_tables import per_1000
 from baselines.harness.results import layout, load
@@ -84,6 +85,14 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None, str | 
         "nfe",
         "Network evaluations an optimiser step of the continuous flows, while training.",
         curves.nfe_in_training(named, histories),
+        None,
+    )
+    yield (
+        "evaluations",
+        "How far log-densities are from those of a fine solve, against the network evaluations of a"
+        " solve, on validation rows: grids dashed, schemes that were fitted to the field solid, "
+        "ringed the one that the model evaluates with.",
+        evaluations(load.measured(results, layout.SOLVERS)),
         None,
     )
     for name, axis in _AXES.items():

@@ -17,6 +17,7 @@ RESULT, COST = "result.json", "cost.json"
 LOG_PROB = "test_log_prob.npy"
 PICTURE = "picture.npz"
 ROWS, STEPS = "sizes.json", "solver_steps.json"
+SOLVERS = "solvers.json"  # what was tried where a continuous flow's solver was tuned
 LOCK, TRACEBACK = "lock", "traceback.txt"
 
 

@@ -1,0 +1,194 @@
+"""What a solver does to a trained flow, on rows that it was not fitted to, beside a fine solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cflows.continuous.bespoke import Bespoke, Scheme
+from cflows.continuous.layers import computed_once
+from cflows.continuous.ode_bijector import ODEBijector
+from cflows.continuous.schemes import FINE, Paths, fit_scheme
+from cflows.continuous.solvers import FixedGrid, Solver
+from cflows.continuous.tableaus import TABLEAUS
+from cflows.continuous.tuned import fingerprint
+from cflows.core.bijector import Bijector, Chain
+from cflows.core.flow import Flow
+from cflows.core.trajectory import flattened, through
+
+__all__ = ["Bench", "Trial", "evaluations_of"]
+
+FINEST = 256  # steps of dopri5 that the truth takes at most
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a solver does in one direction, over rows that it was not fitted to.
+
+    Attributes:
+        direction: ``"density"``, data to noise, or ``"sampling"``, noise to data.
+        solver: a grid, or a scheme that was fitted.
+        evaluations: of the field, a solve.
+        gap: mean |log p - fine log p| in nats; of samples, between what was told of a sample and
+            the fine log-density there.
+        gap_99: the 99 % quantile.
+        bias: the mean without absolute values.
+        end: root mean square error of the end of the path, in standard deviations of the ends.
+
+    """
+
+    direction: str
+    solver: FixedGrid | Scheme
+    evaluations: int
+    gap: float
+    gap_99: float
+    bias: float
+    end: float
+
+    @property
+    def label(self) -> str:
+        """The method and its steps, or "fitted"."""
+        solver = self.solver
+        return "fitted" if isinstance(solver, Scheme) else f"{solver.method} × {solver.steps}"
+
+    def keeps(self, tolerance: float) -> bool:
+        """Whether mean gap and end are within the tolerance, and 99 % of gaps within ten times."""
+        return max(self.gap, self.end, self.gap_99 / 10) <= tolerance
+
+
+def evaluations_of(solver: FixedGrid | Scheme) -> int:
+    """Of a solve."""
+    if isinstance(solver, Scheme):
+        return len(solver.c)
+    return solver.steps * len(TABLEAUS[solver.method].c)
+
+
+class Bench:
+    """A flow up to its one continuous part, or whole; rows for both directions, and the truth.
+
+    Every second row judges, the others are for fitting.
+
+    Attributes:
+        reference_gap: mean |log p| by which the fine solve moved when its steps were doubled last.
+
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        blocks: list[ODEBijector],
+        rows: Tensor,
+        context: Tensor | None,
+        tolerance: float,
+    ) -> None:
+        parts = list(flattened(flow.bijector))
+        self.flow, self.context, self.block = flow, context, None
+        self.before: list[Bijector] = []
+        if len(blocks) == 1 and blocks[0] in parts:
+            self.block, at = blocks[0], parts.index(blocks[0])
+            rows = through(parts[at + 1 :], rows, context, upwards=False)
+            self.before = parts[:at]
+            self.flow = Flow(Chain(*parts[: at + 1]), flow.base).eval()
+        with torch.random.fork_rng(devices=[rows.device] if rows.is_cuda else []):
+            torch.manual_seed(0)
+            draws = flow.base.sample((len(rows),) if context is None else (), context)
+        self.starts: dict[str, Tensor] = {"density": rows, "sampling": draws.to(rows)}
+        self.fine, self.reference_gap = self._reference(rows, tolerance)
+        with torch.no_grad(), self.flow.using(solver=self.fine):
+            z, log_det = self.flow.bijector.inverse_and_log_det(rows, context)
+            x = self.flow.bijector(self.starts["sampling"], context)
+            log_prob = flow.base.log_prob(z, context) + log_det
+            with torch.enable_grad():
+                there = self.flow.log_prob(x.requires_grad_(), context)
+                (self.score,) = torch.autograd.grad(there.sum(), x)
+        self.ends: dict[str, Tensor] = {"density": z, "sampling": x.detach()}
+        self.log_prob: dict[str, Tensor] = {"density": log_prob, "sampling": there.detach()}
+
+    @torch.no_grad()
+    def judged(self, direction: str, solver: FixedGrid | Scheme) -> Trial:
+        """What a solver does to the rows that judge."""
+        rows, context = slice(0, None, 2), self._contexts(slice(0, None, 2))
+        start, end = self.starts[direction][rows], self.ends[direction][rows]
+        whole: Solver | None = None
+        if isinstance(solver, Scheme):
+            assert self.block is not None
+            whole = Bespoke(solver, solver, fingerprint(self.block))
+        with self.flow.using(solver=whole or solver):
+            if direction == "density":
+                reached, log_det = self.flow.bijector.inverse_and_log_det(start, context)
+                told = self.flow.base.log_prob(reached, context) + log_det
+                true = self.log_prob[direction][rows]
+            else:
+                reached, log_det = self.flow.bijector.forward_and_log_det(start, context)
+                told = self.flow.base.log_prob(start, context) - log_det
+                true = self._log_prob_near(reached, rows)
+        gap = (told - true).double()
+        size, spread = gap.abs(), end.std(0).double()
+        return Trial(
+            direction,
+            solver,
+            evaluations_of(solver),
+            float(size.mean()),
+            float(size.quantile(0.99)),
+            float(gap.mean()),
+            float(((reached - end).double() / spread).square().mean().sqrt()),
+        )
+
+    def fitted(self, block: ODEBijector, direction: str, stages: int) -> Scheme:
+        """A scheme for the paths of the rows that are for fitting."""
+        every = slice(1, None, 2)
+        of_flow = self._contexts(every)
+        context = of_flow if block.context_features else None
+        start, log_prob = self.starts[direction][every], self.log_prob[direction][every]
+        span, ends, score = (1.0, 0.0), self.ends[direction][every], self.score[every]
+        if direction == "sampling":
+            span, start = (0.0, 1.0), through(self.before, start, of_flow, upwards=True)
+        times = [span[0] + (span[1] - span[0]) * part / FINE for part in range(FINE + 1)]
+        with torch.no_grad(), block.override(solver=FixedGrid("dopri5", 1)):
+            states = block.trajectory(start, times, context)
+            begun = self._begun(start, of_flow) if span[0] == 0 else None
+
+        def told(end: Tensor) -> Tensor:
+            if begun is None:
+                return log_prob - self._begun(end, of_flow)
+            near: Tensor = (score * (end - ends)).sum(-1)
+            return begun - log_prob - near
+
+        with torch.no_grad(), computed_once(block.field):
+            field = block.slopes(start, context, span[0])
+            return fit_scheme(Paths(field, states, span, told), stages)
+
+    def _begun(self, state: Tensor, context: Tensor | None) -> Tensor:
+        """The log-density of a state where the continuous part begins."""
+        if self.before:
+            return Flow(Chain(*self.before), self.flow.base).eval().log_prob(state, context)
+        log_prob: Tensor = self.flow.base.log_prob(state, context)
+        return log_prob
+
+    def _log_prob_near(self, x: Tensor, rows: slice) -> Tensor:
+        """The fine log-density of draws, to first order about where their paths should end."""
+        moved = x - self.ends["sampling"][rows]
+        near: Tensor = self.log_prob["sampling"][rows] + (self.score[rows] * moved).sum(-1)
+        return near
+
+    def _contexts(self, rows: slice) -> Tensor | None:
+        return None if self.context is None else self.context[rows]
+
+    def _reference(self, rows: Tensor, tolerance: float) -> tuple[FixedGrid, float]:
+        """A grid of dopri5 whose densities move by less than a tenth of the tolerance."""
+        before, steps = self._log_prob(rows, FixedGrid("dopri5", 8)), 16
+        while True:
+            solver = FixedGrid("dopri5", steps)
+            now = self._log_prob(rows, solver)
+            gap = float((now - before).abs().mean())
+            if gap < tolerance / 10 or steps >= FINEST:
+                return solver, gap
+            before, steps = now, 2 * steps
+
+    @torch.no_grad()
+    def _log_prob(self, rows: Tensor, solver: FixedGrid) -> Tensor:
+        with self.flow.using(solver=solver):
+            log_prob: Tensor = self.flow.log_prob(rows, self.context)
+        return log_prob.double()

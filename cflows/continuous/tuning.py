@@ -1,0 +1,245 @@
+r"""The cheapest solver that keeps what was asked of a trained flow.
+
+A continuous flow's price is its evaluations of the network. How many it needs, its own paths say:
+``tune_solver`` measures, on rows that nothing was fitted to, how far log-densities and samples are
+from those of a fine solve, for grids of the known methods and for schemes that were fitted to the
+field (``schemes.fit_scheme``), cheapest first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from cflows.continuous.bespoke import Bespoke, Scheme
+from cflows.continuous.ode_bijector import ODEBijector
+from cflows.continuous.solvers import FixedGrid, Solver
+from cflows.continuous.trials import Bench, Trial, evaluations_of
+from cflows.continuous.tuned import fingerprint
+from cflows.core.flow import Flow
+
+__all__ = ["Trial", "Tuning", "tune_solver"]
+
+METHODS = ("midpoint", "bosh3", "rk4", "dopri5")
+FITTED = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)  # stages of the schemes that are tried
+MOST = 96  # evaluations of a solve, where no number is given
+ROWS = 1000  # half of them to fit to, half to judge by
+GRID_STEPS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What ``tune_solver`` tried and took.
+
+    Attributes:
+        solver: that the flow evaluates with from now on.
+        density: the trial that was taken.
+        sampling: likewise.
+        trials: all of them.
+        reference_gap: mean |log p| by which the fine solve moved when its steps were halved.
+        kept: whether the tolerance is kept in both directions.
+
+    """
+
+    solver: Solver
+    density: Trial
+    sampling: Trial
+    trials: tuple[Trial, ...]
+    reference_gap: float
+    kept: bool
+
+    def records(self) -> list[dict[str, str | float | bool]]:
+        """The trials as plain values, each with whether it was taken."""
+        return [
+            {
+                "direction": trial.direction,
+                "solver": trial.label,
+                "evaluations": trial.evaluations,
+                "gap": trial.gap,
+                "gap_99": trial.gap_99,
+                "bias": trial.bias,
+                "end": trial.end,
+                "taken": trial in (self.density, self.sampling),
+            }
+            for trial in self.trials
+        ]
+
+    def __str__(self) -> str:
+        """A table of the trials."""
+        lines = [f"{'':10}{'solver':>14}{'evaluations':>13}{'gap':>10}{'99 %':>10}{'end':>10}"]
+        for trial in self.trials:
+            mark = " <" if trial in (self.density, self.sampling) else ""
+            lines.append(
+                f"{trial.direction:10}{trial.label:>14}{trial.evaluations:>13}"
+                f"{trial.gap:>10.2g}{trial.gap_99:>10.2g}{trial.end:>10.2g}{mark}"
+            )
+        return "\n".join(lines)
+
+
+def tune_solver(
+    flow: Flow,
+    rows: Tensor,
+    context: Tensor | None = None,
+    *,
+    evaluations: int | None = None,
+    tolerance: float | None = None,
+    fitted: bool = True,
+    seconds: float | None = None,
+) -> Tuning:
+    r"""Find the cheapest evaluation solver of a trained flow, and let the flow evaluate with it.
+
+    For each direction, densities and samples, grids of midpoint, bosh3, rk4 and dopri5 are tried,
+    and schemes that are fitted to the field's paths (``cflows.continuous.bespoke.Scheme``), by the
+    number of their evaluations. What counts, on rows that nothing was fitted to:
+
+    - the mean of |log p - fine log p|, at most ``tolerance``, and its 99 % quantile, at most ten
+      times as much. For samples, log p is what ``sample_and_log_prob`` tells of them.
+    - the end of the path, whose root mean square error is at most ``tolerance`` standard
+      deviations.
+
+    The fine solve is dopri5 on steps that are doubled until they move log p by less than a tenth of
+    the tolerance. The flow keeps the solver, ``save`` writes it, ``flow.using(solver=...)`` still
+    overrides it, and a flow whose weights change drops it with a warning.
+
+    Args:
+        flow: with one continuous part or several, trained.
+        rows: validation rows, (N, D), of which at most 1000 are used.
+        context: (N, C), where the flow takes one.
+        evaluations: of a solve, at most; without a tolerance, the best within these.
+        tolerance: as above; .01 where neither is given.
+        fitted: whether schemes are fitted, for a flow with one continuous part in a chain.
+        seconds: after which no further solver is tried.
+
+    Returns:
+        what was tried and taken. Where nothing keeps the tolerance, the best is taken, with a
+        warning.
+
+    Raises:
+        TypeError: the flow has no continuous part.
+        ValueError: fewer than 20 rows, or a number that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from cflows import FFJORD, tune_solver
+        >>> flow = FFJORD(2, hidden=(16,)).eval()
+        >>> tuning = tune_solver(flow, torch.randn(100, 2), tolerance=0.01)
+        >>> tuning.density.evaluations < 10
+        True
+
+    """
+    if not flow.is_continuous:
+        raise TypeError("this flow has no continuous part: there is no solver to tune")
+    for name, value in (
+        ("evaluations", evaluations),
+        ("tolerance", tolerance),
+        ("seconds", seconds),
+    ):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if len(rows) < 20:
+        raise ValueError(f"tuning needs 20 rows at least, got {len(rows)}")
+    if tolerance is None and evaluations is None:
+        tolerance = 0.01
+    until = math.inf if seconds is None else time.perf_counter() + seconds
+    flow.eval()
+    blocks = [part for part in flow.modules() if isinstance(part, ODEBijector)]
+    for block in blocks:
+        block.tune(None)
+    every = -(-len(rows) // ROWS)
+    context = None if context is None else context.expand(len(rows), -1)[::every]
+    with _held(flow):
+        bench = Bench(flow, blocks, rows[::every].detach(), context, tolerance or 1e-3)
+        search = partial(_searched, bench, evaluations, tolerance, fitted, until)
+        (density, *others), (sampling, *more) = search("density"), search("sampling")
+    kept = tolerance is None or (density.keeps(tolerance) and sampling.keeps(tolerance))
+    if not kept:
+        warnings.warn(
+            f"no solver that was tried keeps a tolerance of {tolerance:g}: the best is taken, with "
+            f"gaps of {density.gap:.2g} nats (densities) and {sampling.gap:.2g} (samples)",
+            stacklevel=2,
+        )
+    for block in blocks:
+        solver = _solver(density, sampling, block)
+        block.tune(solver)
+    trials = tuple(sorted([density, *others], key=_price) + sorted([sampling, *more], key=_price))
+    return Tuning(solver, density, sampling, trials, bench.reference_gap, kept)
+
+
+def _price(trial: Trial) -> int:
+    return trial.evaluations
+
+
+def _solver(density: Trial, sampling: Trial, block: ODEBijector) -> Solver:
+    """One grid where both directions take the same, else a scheme for each."""
+    if density.solver == sampling.solver and isinstance(density.solver, FixedGrid):
+        return density.solver
+    return Bespoke(_scheme(sampling.solver), _scheme(density.solver), fingerprint(block))
+
+
+def _scheme(solver: FixedGrid | Scheme) -> Scheme:
+    return solver if isinstance(solver, Scheme) else Scheme.of(solver.method, solver.steps)
+
+
+def _searched(
+    bench: Bench,
+    evaluations: int | None,
+    tolerance: float | None,
+    fitted: bool,
+    until: float,
+    direction: str,
+) -> list[Trial]:
+    """The trial to take, and the others."""
+
+    def keeps(trial: Trial) -> bool:
+        return tolerance is not None and trial.keeps(tolerance)
+
+    trials: list[Trial] = []
+    for grid in _grids(MOST if evaluations is None else evaluations):
+        trials.append(bench.judged(direction, grid))
+        if keeps(trials[-1]) or time.perf_counter() > until:
+            break
+    most = evaluations or MOST
+    if keeps(trials[-1]):
+        most = trials[-1].evaluations - 1
+    sizes = [size for size in FITTED if size <= most]
+    if tolerance is None:
+        sizes = [most] if most <= FITTED[-1] else sizes[-1:]
+    # The more stages, the smaller the errors: of the sizes left the middle one halves them.
+    while fitted and bench.block is not None and sizes and time.perf_counter() < until:
+        size = sizes[len(sizes) // 2]
+        scheme = bench.fitted(bench.block, direction, size)
+        trials.append(bench.judged(direction, scheme))
+        sizes = [other for other in sizes if (other < size if keeps(trials[-1]) else other > size)]
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        return not keeps(trial), _price(trial) if keeps(trial) else max(trial.gap, trial.end)
+
+    taken = min(trials, key=rank)
+    return [taken, *(trial for trial in trials if trial is not taken)]
+
+
+def _grids(most: int) -> list[FixedGrid]:
+    """Grids of at most so many evaluations, in their order."""
+    grids = [FixedGrid(method, steps) for method in METHODS for steps in GRID_STEPS]
+    cheap = [grid for grid in grids if evaluations_of(grid) <= most]
+    return sorted(cheap, key=evaluations_of) or [FixedGrid("midpoint", 1)]
+
+
+@contextmanager
+def _held(flow: Flow) -> Iterator[None]:
+    """Parameters without gradients within a block, which is about solvers."""
+    trained = [parameter for parameter in flow.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

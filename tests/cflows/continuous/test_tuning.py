@@ -1,0 +1,210 @@
+"""Solvers that are chosen for, or fitted to, the paths of one field."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cflows import (
+    FFJORD,
+    Adaptive,
+    Bespoke,
+    Chain,
+    FixedGrid,
+    Flow,
+    Normal,
+    ODEBijector,
+    fit,
+    load,
+    register,
+    tune_solver,
+    whiten,
+)
+from cflows.continuous.bespoke import Scheme
+from cflows.continuous.schemes import Paths, fit_scheme
+from cflows.continuous.tuned import fingerprint
+
+
+@register
+class Linear(nn.Module):
+    """f = x A: x(1) = x(0) exp(A)."""
+
+    features = 2
+    context_features = 0
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.tensor([[0.8, -0.5], [0.5, 0.3]]))
+
+    def forward(self, t, x, context=None):
+        return x @ self.matrix
+
+
+def linear():
+    return Flow(ODEBijector(Linear()), Normal(2)).eval()
+
+
+def bent(seed=0, size=0.15, **settings):
+    """A field with random weights, whose size says how curved its paths are."""
+    torch.manual_seed(seed)
+    flow = FFJORD(2, hidden=(32, 32), activation="silu", **settings).eval()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return flow
+
+
+def apart(one, other):
+    """Mean distance."""
+    return float((one - other).detach().abs().mean())
+
+
+def block_of(flow):
+    return next(part for part in flow.modules() if isinstance(part, ODEBijector))
+
+
+@pytest.mark.parametrize(("method", "steps"), [("midpoint", 3), ("rk4", 2), ("dopri5", 2)])
+def test_a_grid_is_a_scheme_of_one_step(method, steps):
+    flow, x = bent(), torch.randn(20, 2)
+    block, scheme = block_of(flow), Scheme.of(method, steps)
+    with flow.using(solver=FixedGrid(method, steps)):
+        log_prob, sample = flow.log_prob(x), block(x)
+    with flow.using(solver=Bespoke(scheme, scheme, fingerprint(block))):
+        torch.testing.assert_close(flow.log_prob(x), log_prob)
+        torch.testing.assert_close(block(x), sample)
+        assert block.stats.nfe == len(scheme.c)
+
+
+def test_the_tuned_solver_of_a_linear_field_keeps_to_its_closed_form():
+    flow, rows = linear(), torch.randn(600, 2)
+    tuning = tune_solver(flow, rows, tolerance=1e-3)
+    assert tuning.kept
+    matrix, x = block_of(flow).field.matrix.detach(), torch.randn(500, 2)
+    z = torch.linalg.solve(torch.linalg.matrix_exp(matrix).mT, x.mT).mT
+    assert apart(flow.log_prob(x), Normal(2).log_prob(z) - matrix.trace()) < 3e-3
+    assert apart(flow.bijector(z), x) < 3e-3
+    assert max(tuning.density.evaluations, tuning.sampling.evaluations) <= 12
+
+
+def test_a_fitted_scheme_needs_fewer_evaluations_than_a_grid():
+    flow, rows = bent(1, size=0.45), torch.randn(800, 2)
+    grids = tune_solver(flow, rows, tolerance=1e-3, fitted=False)
+    tuning = tune_solver(flow, rows, tolerance=1e-3)
+    assert grids.kept
+    assert tuning.kept
+    assert tuning.density.evaluations < grids.density.evaluations
+    assert tuning.sampling.evaluations < grids.sampling.evaluations
+    assert isinstance(tuning.solver, Bespoke)
+    assert block_of(flow).solver == tuning.solver
+
+    fresh, log_prob = torch.randn(400, 2), flow.log_prob
+    with flow.using(solver=Adaptive(rtol=1e-7, atol=1e-7)):
+        fine = log_prob(fresh)
+    assert apart(log_prob(fresh), fine) < 3e-3
+
+
+def test_samples_are_told_the_density_that_they_have():
+    flow = bent(2)
+    tuning = tune_solver(flow, torch.randn(600, 2), tolerance=1e-3)
+    x, told = flow.sample_and_log_prob(500)
+    assert tuning.sampling.gap <= 1e-3
+    assert apart(flow.log_prob(x), told) < 3e-3
+
+
+def test_it_is_saved_with_the_flow(tmp_path):
+    flow, rows = bent(), torch.randn(100, 2)
+    tune_solver(flow, rows, evaluations=6)
+    flow.save(tmp_path / "tuned.flow")
+    again = load(tmp_path / "tuned.flow")
+    assert block_of(again).solver == block_of(flow).solver
+    assert torch.equal(again.log_prob(rows), flow.log_prob(rows))
+    copied = copy.deepcopy(flow)
+    assert torch.equal(copied.log_prob(rows), flow.log_prob(rows))
+
+
+def test_a_retrained_flow_drops_it_with_a_warning():
+    flow, rows = bent(), torch.randn(200, 2)
+    built = block_of(flow).solver
+    tune_solver(flow, rows, tolerance=0.01)
+    flow.log_prob(rows)
+    fit(flow, rows, steps=2, progress=False)
+    with pytest.warns(UserWarning, match="tuned for other weights"):
+        flow.log_prob(rows)
+    assert block_of(flow).solver == built
+
+
+def test_another_fields_solver_is_refused():
+    flow, other = bent(0), bent(1)
+    scheme = Scheme.of("rk4", 1)
+    solver = Bespoke(scheme, scheme, fingerprint(block_of(flow)))
+    block_of(flow).tune(solver)
+    with pytest.raises(ValueError, match="fitted to other weights"), other.using(solver=solver):
+        pass
+    with pytest.raises(ValueError, match="fitted to other weights"):
+        block_of(other).tune(solver)
+    with pytest.raises(ValueError, match="belongs to trained weights"):
+        FFJORD(2, evaluation_solver=solver)
+    with pytest.raises(ValueError, match="the whole way"):
+        solver.scheme((0.0, 0.5))
+
+
+def test_another_solver_overrides_it_and_paths_are_shown_by_the_one_it_was_built_with():
+    flow, rows = bent(evaluation_solver=FixedGrid("dopri5", 16)), torch.randn(100, 2)
+    fine = flow.log_prob(rows)
+    tune_solver(flow, rows, evaluations=4, fitted=False)
+    assert not torch.equal(flow.log_prob(rows), fine)
+    with flow.using(solver=FixedGrid("dopri5", 16)):
+        assert torch.equal(flow.log_prob(rows), fine)
+    assert flow.trajectory(rows, [0.0, 0.3, 1.0]).shape == (3, 100, 2)
+
+
+def test_what_cannot_be_kept_is_told():
+    flow, rows = bent(), torch.randn(100, 2)
+    with pytest.warns(UserWarning, match="no solver that was tried keeps"):
+        tuning = tune_solver(flow, rows, evaluations=2, tolerance=1e-9, fitted=False)
+    assert not tuning.kept
+    assert "midpoint × 1" in str(tuning)
+
+
+def test_contexts_blocks_and_maps_in_front():
+    torch.manual_seed(0)
+    rows, context = torch.randn(300, 2), torch.randn(300, 1)
+    conditional = bent(context_features=1)
+    assert tune_solver(conditional, rows, context, tolerance=0.01).kept
+    two = bent(blocks=2)
+    tuning = tune_solver(two, rows, tolerance=0.01)
+    assert tuning.kept
+    assert all(trial.label != "fitted" for trial in tuning.trials)
+    core = bent(3)
+    inner = Flow(Chain(whiten(rows), core.bijector, whiten(2 * rows + 1)), Normal(2)).eval()
+    assert tune_solver(inner, 2 * rows + 1, tolerance=1e-3).kept
+
+
+def test_wrong_arguments():
+    flow = bent()
+    with pytest.raises(TypeError, match="no continuous part"):
+        tune_solver(Flow(whiten(torch.randn(50, 2)), Normal(2)), torch.randn(50, 2))
+    with pytest.raises(ValueError, match="20 rows"):
+        tune_solver(flow, torch.randn(5, 2))
+    with pytest.raises(ValueError, match="tolerance must be positive"):
+        tune_solver(flow, torch.randn(50, 2), tolerance=0.0)
+    with pytest.raises(ValueError, match="finite"):
+        Scheme((0.0,), ((),), (float("nan"),), (1.0,))
+    with pytest.raises(ValueError, match="S stages"):
+        Scheme((0.0, 0.5), ((), ()), (1.0, 0.0), (1.0, 0.0))
+
+
+def test_the_first_numbers_of_a_scheme_are_those_of_least_squares():
+    """On straight paths one slope is the whole way, wherever the nodes stand."""
+    start = torch.randn(50, 3, dtype=torch.float64)
+    states = torch.stack([start + s * (2 - start) for s in torch.linspace(0, 1, 65).double()])
+
+    def field(times):
+        for t in times:
+            yield lambda x, t=t: ((2 - x) / (1 - t), -3 / (1 - t) * torch.ones(len(x), 1))
+
+    scheme = fit_scheme(Paths(field, states, (0.0, 1.0), lambda end: -3 * end[:, 0]), 1)
+    assert scheme.b[0] == pytest.approx(1.0, abs=1e-6)
