@@ -118,7 +118,8 @@ def tune_solver(
         seconds: after which no further solver is tried.
 
     Returns:
-        what was tried and taken. Where nothing keeps the tolerance, the best is taken, with a
+        what was tried and taken. Where nothing keeps the tolerance, the flow keeps the solver that
+        it was built with, or, where ``evaluations`` bounds the price, takes the best, with a
         warning.
 
     Raises:
@@ -161,13 +162,16 @@ def tune_solver(
     kept = tolerance is None or (density.keeps(tolerance) and sampling.keeps(tolerance))
     if not kept:
         warnings.warn(
-            f"no solver that was tried keeps a tolerance of {tolerance:g}: the best is taken, with "
-            f"gaps of {density.gap:.2g} nats (densities) and {sampling.gap:.2g} (samples)",
+            f"no solver that was tried keeps a tolerance of {tolerance:g}, the best has gaps of "
+            f"{density.gap:.2g} nats (densities) and {sampling.gap:.2g} (samples): the flow "
+            + ("takes that" if evaluations else "keeps the solver that it was built with"),
             stacklevel=2,
         )
+    solver: Solver = blocks[0].evaluation_solver
     for block in blocks:
-        solver = _solver(density, sampling, block)
-        block.tune(solver)
+        if kept or evaluations:
+            solver = _solver(density, sampling, block)
+            block.tune(solver)
     trials = tuple(sorted([density, *others], key=_price) + sorted([sampling, *more], key=_price))
     return Tuning(solver, density, sampling, trials, bench.reference_gap, kept)
 

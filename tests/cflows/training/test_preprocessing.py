@@ -155,9 +155,9 @@ def test_choose_takes_the_map_of_the_higher_validation_likelihood():
     assert choice.name == "whiten"
     assert isinstance(choice.map, Whitening)
     assert list(choice.scores) == ["whiten", "standardise", "gaussianise"]
-    assert choice.scores["whiten"] > -math.inf
-    # The least likely of the three under a normal alone is not trained.
-    assert choice.scores["standardise"] == -math.inf
+    assert choice.scores["whiten"] > choice.scores["standardise"] > -math.inf
+    # What does not make rows much likelier by itself is not trained.
+    assert choice.scores["gaussianise"] == -math.inf
     only = choose(
         build_double,
         rows[:800],
@@ -197,6 +197,14 @@ def test_the_map_is_taken_whose_course_leads_higher(monkeypatch, course, taken):
     maps = {"standardise": standardise, "whiten": whiten}
     choice = choose(build_double, rows, rows, maps, steps=1, progress=False, device="cpu")
     assert choice.name == taken
+
+
+def test_a_map_that_bends_is_tried_where_it_wins_much():
+    """Two columns in sixteen orders of magnitude: the least likely map is not trained."""
+    rows = (3 * torch.randn(1000, 2, dtype=torch.float64)).exp()
+    choice = choose(build_double, rows[:800], rows[800:], steps=3, progress=False, device="cpu")
+    assert choice.name == "gaussianise"
+    assert min(choice.scores.values()) == -math.inf
 
 
 def test_a_warm_up_is_no_more_than_a_tenth_of_the_few_steps(monkeypatch):
