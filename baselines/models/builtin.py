@@ -72,13 +72,13 @@ MODELS: dict[str, Model] = {
         _matching,
         depths=(1,),
         unit="block",
-        steps=1000,
+        steps=800,
         quick_steps=60,
         warmup=200,
         objective="flow_matching",
         batch_size=1024,
         patience=5,  # its loss does not see that small data are overfitted, the likelihood does
-        validations=10,  # one takes as long as a hundred steps
+        validations=5,  # one takes as long as a hundred steps
     ),
     "maf": Model("MAF", _layers(MAF), depths=(2, 5), steps=1200, learning_rate=7e-3, warmup=100),
     "iaf": Model("IAF", _layers(IAF), depths=(2, 5), steps=1000, quick_steps=100, warmup=100),

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 TUNING = 0.05  # of a continuous model's seconds, for its evaluation solver
-TUNED_ON = 200  # validation rows
+TUNED_ON = 128  # validation rows
 TOLERANCE = 0.01  # nats, mean gap of the solver
 
 
