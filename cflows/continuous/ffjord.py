@@ -39,14 +39,14 @@ from cflows.core.registry import ARGUMENTS
 
 __all__ = ["FFJORD"]
 
-FEW = 16  # columns, whose trace by a tangent each costs little
+FEW = 8  # columns, whose trace by a tangent each costs little
 
 
 class FFJORD(Flow):
     """A continuous normalizing flow.
 
     Where ``hidden``, ``layer``, ``activation`` and ``field`` are left out, its field is one that
-    flow matching trains well: a ``ResidualField`` for up to 16 columns, and for more, whose trace
+    flow matching trains well: a ``ResidualField`` for up to 8 columns, and for more, whose trace
     by a tangent each would be dear, an ``MLP`` of two hidden layers of 256 with film gates and
     silu, whose trace has a closed form. Else it is an ``MLP`` of these settings.
 

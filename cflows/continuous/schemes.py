@@ -30,8 +30,8 @@ __all__ = ["FINE", "Paths", "fit_scheme"]
 
 FINE = 64  # parts of the way at whose ends the true states are known
 RIDGE = 1e-7  # of the mean square of the slopes, which are nearly parallel on smooth paths
-BENDS = (1.0, 1.25, 1.5, 2.0)  # how much closer nodes stand at the start, with few slopes to go by
-LASTS = (1.0, 0.9, 0.8, 0.7)  # the last node
+BENDS = (1.0, 1.5)  # how much closer nodes stand at the start, with few slopes to go by
+LASTS = (1.0, 0.9, 0.8)  # the last node
 
 
 @dataclass(frozen=True)

@@ -205,22 +205,23 @@ def _searched(
         return tolerance is not None and trial.keeps(tolerance)
 
     trials: list[Trial] = []
-    for grid in _grids(MOST if evaluations is None else evaluations):
+    most = evaluations or MOST
+    sizes = [size for size in FITTED if size <= most] if fitted and bench.block else []
+    if tolerance is None:
+        sizes = [most] if sizes and most <= FITTED[-1] else sizes[-1:]
+    # The more stages, the smaller the errors: of the sizes left the middle one halves them.
+    while sizes and time.perf_counter() < until:
+        assert bench.block is not None
+        size = sizes[len(sizes) // 2]
+        trials.append(bench.judged(direction, bench.fitted(bench.block, direction, size)))
+        if keeps(trials[-1]):
+            most = size
+        sizes = [other for other in sizes if (other < size if keeps(trials[-1]) else other > size)]
+    # A grid is taken where it is as cheap as that.
+    for grid in _grids(most):
         trials.append(bench.judged(direction, grid))
         if keeps(trials[-1]) or time.perf_counter() > until:
             break
-    most = evaluations or MOST
-    if keeps(trials[-1]):
-        most = trials[-1].evaluations - 1
-    sizes = [size for size in FITTED if size <= most]
-    if tolerance is None:
-        sizes = [most] if most <= FITTED[-1] else sizes[-1:]
-    # The more stages, the smaller the errors: of the sizes left the middle one halves them.
-    while fitted and bench.block is not None and sizes and time.perf_counter() < until:
-        size = sizes[len(sizes) // 2]
-        scheme = bench.fitted(bench.block, direction, size)
-        trials.append(bench.judged(direction, scheme))
-        sizes = [other for other in sizes if (other < size if keeps(trials[-1]) else other > size)]
 
     def rank(trial: Trial) -> tuple[bool, float]:
         return not keeps(trial), _price(trial) if keeps(trial) else max(trial.gap, trial.end)

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 TUNING = 0.05  # of a continuous model's seconds, for its evaluation solver
+LEAST_TUNING = 4.0  # seconds, where only steps end the training
 TUNED_ON = 128  # validation rows
 TOLERANCE = 0.01  # nats, mean gap of the solver
 
@@ -252,7 +253,9 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
     done.history.write(folder / layout.HISTORY)
     seconds = done.history.seconds + done.chosen_in
     if share:
-        seconds += _tuned(done.flow, validation, share / (1 - share) * seconds, folder)
+        tuning = share / (1 - share) * seconds
+        tuning = max(tuning, LEAST_TUNING) if cell.seconds is None else tuning
+        seconds += _tuned(done.flow, validation, tuning, folder)
     return done.flow, {
         "steps": done.history.steps,
         "train_seconds": seconds,
