@@ -303,4 +303,4 @@ def _combined(slopes: list[Tensor], weights: tuple[float, ...], h: float) -> Ten
     for slope, weight in zip(slopes, weights, strict=bool(slopes)):
         if weight:
             total = slope * (h * weight) if total is None else total.add(slope, alpha=h * weight)
-    return total
+    return torch.zeros_like(slopes[0]) if total is None and slopes else total

@@ -46,6 +46,13 @@ class Tuning:
         reference_gap: mean |log p| by which the fine solve moved when its steps were halved.
         kept: whether the tolerance is kept in both directions.
 
+    Example:
+        >>> import torch
+        >>> from cflows import FFJORD, tune_solver
+        >>> tuning = tune_solver(FFJORD(2, hidden=(16,)), torch.randn(100, 2))
+        >>> tuning.kept, tuning.solver
+        (True, FixedGrid(method='midpoint', steps=1))
+
     """
 
     solver: Solver
@@ -223,8 +230,9 @@ def _searched(
         if keeps(trials[-1]) or time.perf_counter() > until:
             break
 
-    def rank(trial: Trial) -> tuple[bool, float]:
-        return not keeps(trial), _price(trial) if keeps(trial) else max(trial.gap, trial.end)
+    def rank(trial: Trial) -> tuple[bool, float, bool]:
+        price = _price(trial) if keeps(trial) else max(trial.gap, trial.end)
+        return not keeps(trial), price, isinstance(trial.solver, Scheme)
 
     taken = min(trials, key=rank)
     return [taken, *(trial for trial in trials if trial is not taken)]

@@ -200,7 +200,7 @@ def test_in_a_pipeline():
     [
         ("whiten", Whitening, "whiten"),
         ("standardise", Affine, "standardise"),
-        ("auto", Whitening, "gaussianise"),
+        ("auto", Whitening, "whiten"),
         ("none", None, "none"),
     ],
 )

@@ -257,7 +257,7 @@ def test_an_interrupted_choice_of_a_map_goes_on(table, tmp_path, monkeypatch, ca
             raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
-    for left in (["c.pt.map.whiten"], ["c.pt.map.gaussianise", "c.pt.map.whiten"]):
+    for left in (["c.pt.map.whiten"], ["c.pt.map.standardise", "c.pt.map.whiten"]):
         assert run(*kept) == 130
         assert sorted(p.name for p in tmp_path.glob("c.pt*") if p.suffix != ".previous") == left
         assert "nothing is lost" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from cflows import (
     load,
     log_likelihood,
 )
-from cflows.continuous import divergence, ode_bijector
+from cflows.continuous import divergence
 from cflows.continuous.foreign import ModuleLocal
 from cflows.continuous.solvers import solve
 from cflows.continuous.tableaus import TABLEAUS
@@ -125,13 +125,13 @@ def test_hutchinsons_log_density_is_unbiased():
 @pytest.mark.parametrize("foreign", [False, True])
 def test_the_probe_is_fixed_for_a_solve(monkeypatch, foreign):
     drawn = []
-    original = ode_bijector.draw_probes
+    original = divergence.draw_probes
 
     def counted(*arguments):
         drawn.append(original(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(ode_bijector, "draw_probes", counted)
+    monkeypatch.setattr(divergence, "draw_probes", counted)
     field = ForeignField(3, 0) if foreign else MLP(3, hidden=(8, 8))
     model = perturbed(Flow(ODEBijector(field, evaluation_solver=TIGHT)))
     x = torch.randn(5, 3, dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_sampling_computes_no_divergence(monkeypatch):
         raise AssertionError("a divergence was computed")
 
     monkeypatch.setattr(divergence, "linearize", refuse)
-    monkeypatch.setattr(ode_bijector, "draw_probes", refuse)
+    monkeypatch.setattr(divergence, "draw_probes", refuse)
     model = flow()
     model.sample(5)
     model.train().rsample((5,))
@@ -348,8 +348,8 @@ def test_evaluation_may_estimate(tmp_path, scheme):
 
 def test_probes_of_evaluation_are_those_of_training_unless_told_otherwise(monkeypatch):
     counts = []
-    original = ode_bijector.draw_probes
-    monkeypatch.setattr(ode_bijector, "draw_probes", lambda *a: counts.append(a[2]) or original(*a))
+    original = divergence.draw_probes
+    monkeypatch.setattr(divergence, "draw_probes", lambda *a: counts.append(a[2]) or original(*a))
     x = torch.randn(2, 3, dtype=torch.float64)
     for own, expected in ((None, 3), (5, 5)):
         model = flow(

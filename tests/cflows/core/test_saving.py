@@ -68,7 +68,7 @@ def test_a_file_from_before_ffjords_defaults_keeps_its_field(tmp_path):
         flow.save(tmp_path / "flow.pt")
         again = cflows.load(tmp_path / "flow.pt")
         assert [*again.state_dict()] == [*flow.state_dict()]
-    assert isinstance(FFJORD(16).bijector.parts[0].field, ResidualField)
+    assert isinstance(FFJORD(8).bijector.parts[0].field, ResidualField)
     assert isinstance(FFJORD(17).bijector.parts[0].field, MLP)
     assert FFJORD(2, layer="film").bijector.parts[0].field.hidden == (64, 64)
 
