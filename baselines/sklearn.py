@@ -278,11 +278,12 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 return flow
 
         steps, learning_rate = for_few_rows(model.steps, model.learning_rate, rows, least)
+        size = model.batch_size if self.batch_size is None else self.batch_size
         return (
             core,
             steps if self.steps is None else self.steps,
             learning_rate if self.learning_rate is None else self.learning_rate,
-            {**model.goal, "batch_size": self.batch_size or model.batch_size},
+            {**model.goal, "batch_size": size},
         )
 
     def _bounded(self) -> Bounded | None:

@@ -103,6 +103,8 @@ class Bench:
         with torch.enable_grad(), self.flow.using(solver=ROUGH):
             near = self.flow.log_prob(x.requires_grad_(), context)
             (self.score,) = torch.autograd.grad(near.sum(), x)
+        self._paths: dict[str, Paths] = {}  # the same for every number of stages
+        self.weights = None if self.block is None else fingerprint(self.block)
         self.ends: dict[str, Tensor] = {"density": z, "sampling": x.detach()}
         self.log_prob: dict[str, Tensor] = {"density": log_prob, "sampling": there.detach()}
 
@@ -113,8 +115,8 @@ class Bench:
         start, end = self.starts[direction][rows], self.ends[direction][rows]
         whole: Solver | None = None
         if isinstance(solver, Scheme):
-            assert self.block is not None
-            whole = Bespoke(solver, solver, fingerprint(self.block))
+            assert self.weights is not None
+            whole = Bespoke(solver, solver, self.weights)
         with self.flow.using(solver=whole or solver):
             if direction == "density":
                 reached, log_det = self.flow.bijector.inverse_and_log_det(start, context)
@@ -138,6 +140,13 @@ class Bench:
 
     def fitted(self, block: ODEBijector, direction: str, stages: int) -> Scheme:
         """A scheme for the paths of the rows that are for fitting."""
+        if direction not in self._paths:
+            self._paths[direction] = self._followed(block, direction)
+        with torch.no_grad(), computed_once(block.field):
+            return fit_scheme(self._paths[direction], stages)
+
+    def _followed(self, block: ODEBijector, direction: str) -> Paths:
+        """The true paths of these rows."""
         every = slice(1, None, 2)
         of_flow = self._contexts(every)
         context = of_flow if block.context_features else None
@@ -156,9 +165,7 @@ class Bench:
             near: Tensor = (score * (end - ends)).sum(-1)
             return begun - log_prob - near
 
-        with torch.no_grad(), computed_once(block.field):
-            field = block.slopes(start, context, span[0])
-            return fit_scheme(Paths(field, states, span, told), stages)
+        return Paths(block.slopes(start, context, span[0]), states, span, told)
 
     def _begun(self, state: Tensor, context: Tensor | None) -> Tensor:
         """The log-density of a state where the continuous part begins."""

@@ -329,3 +329,8 @@ def test_an_evaluation_by_probes_reaches_the_estimator():
     )
     scores = [estimator.score_samples(people(60)) for _ in range(2)]
     assert not np.array_equal(*scores)  # fresh probes
+
+
+def test_a_batch_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match="batch_size"):
+        DensityEstimator("maf", depth=1, steps=1, batch_size=0).fit(people())

@@ -1,8 +1,8 @@
 """The work of cells: one (data, model, depth, seed) at a time, each in a folder of its own.
 
-What is in a cell's folder is written beside and renamed,
-``result.json`` last: a cell that has it is finished, and is not done again. One that was killed
-goes on from its ``checkpoint.pt``. Whoever works on it holds the lock of its folder.
+What is in a cell's folder is written beside and renamed, ``result.json`` last: a cell that has it
+is finished, and is not done again. One that was killed goes on from its ``checkpoint.pt``. Whoever
+works on it holds the lock of its folder.
 """
 
 from __future__ import annotations
