@@ -2,6 +2,7 @@
 
     python benchmarks/continuous.py iteration --case pinwheel power bsds43
     python benchmarks/continuous.py trace
+    python benchmarks/continuous.py evaluation --runs 9
 
 Everything runs in one process on one thread and one core, in alternating runs; figures are medians
 with quartiles. The error of log p is measured on each arm's own integrand: the same weights, the
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from baselines.harness.data import toy
 from cflows import MLP, Adaptive, FixedGrid, Flow, Lagged, ODEBijector, value_and_divergence
-from cflows.continuous.divergence import draw_probes, exact_is_cheap
+from cflows.continuous.divergence import draw_probes, exact_is_cheap, slope
 from cflows.continuous.solvers import SIZES, Solver
 from cflows.continuous.tableaus import TABLEAUS
 
@@ -185,6 +186,36 @@ def traces(count: int, runs: int) -> tuple[object, ...]:
     return count, *map(spread, times.values()), *ratios, f"{difference:.1e}"
 
 
+@torch.no_grad()
+def evaluated(features: int, width: int, activation: str, runs: int) -> tuple[object, ...]:
+    """A row: an evaluation with its exact trace, 1000 rows, beside its matrix products alone."""
+    torch.manual_seed(0)
+    settings = {"layer": "film", "activation": activation, "time_frequencies": 8}
+    field = MLP(features, hidden=(width, width), **settings)
+    for parameter in field.parameters():
+        parameter.normal_().mul_(0.1)
+    x, h, c = torch.randn(1000, features), torch.randn(1000, width), torch.randn(width, width)
+    (frozen,) = field.at(torch.tensor([0.3]))
+    inner, middle, outer = frozen.weights
+
+    def often(call: Callable[[], object]) -> Callable[[], None]:
+        return lambda: [call() for _ in range(max(1, 2**21 // width**2))] and None
+
+    arms: Calls = {
+        "products": often(lambda: (x @ inner.mT, h @ middle.mT, h @ outer.mT, h @ c)),
+        "evaluation": often(lambda: slope(frozen, x, True, None, (), x, x)),
+    }
+    with torch.enable_grad():
+        (kept,) = field.at(torch.tensor([0.3]))
+    arms["evaluation with a graph"] = often(
+        torch.enable_grad()(lambda: slope(kept, x, True, None, (), x, x))
+    )
+    times = alternate(arms, runs=runs)
+    shape = f"{features}-{width}-{width}-{features}, {activation}"
+    over = (ratio(times, arm, "products") for arm in list(arms)[1:])
+    return shape, *map(spread, times.values()), *over
+
+
 def step(flow: Flow, x: Tensor) -> Callable[[], object]:
     """One training iteration, the review of its solves included."""
     return iteration(flow, lambda: -flow.log_prob(x).mean())
@@ -222,7 +253,7 @@ def main() -> None:
     """Run what the command line names; print the table and write it into results/."""
     parser = parser_of(__doc__)
     add = parser.add_argument
-    add("what", choices=["iteration", "trace"])
+    add("what", choices=["iteration", "trace", "evaluation"])
     add("--case", nargs="+", choices=list(CASES), default=list(CASES))
     add("--runs", type=int, default=7)
     add("--trained", type=int, default=300, help="iterations before measuring")
@@ -231,6 +262,12 @@ def main() -> None:
         costs = ("exact", "one probe", "D products", "exact / one probe", "D products / exact")
         header = ("batch", *costs, "largest difference, float32")
         report("continuous_trace", header, (traces(count, options.runs) for count in (1000, 100)))
+        return
+    if options.what == "evaluation":
+        header = ("field", "products", "evaluation", "with a graph", "over products", "of a graph")
+        sizes = ((2, 64), (6, 256), (63, 512))
+        kinds = ((*size, name) for name in ("silu", "tanh") for size in sizes)
+        report("continuous_evaluation", header, (evaluated(*kind, options.runs) for kind in kinds))
         return
     header = ("case", "arm", "solver", "NFE", "mean error", "max error", "time", "reference / arm")
     rows = (row for name in options.case for row in iterations(name, options.runs, options.trained))

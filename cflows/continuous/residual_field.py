@@ -163,14 +163,14 @@ class FrozenResidual:
     def __call__(self, x: Tensor) -> Tensor:
         """f(x), (*B, D) -> (*B, D)."""
         h = self._entered(x)
-        for inner, outer, gate, shift in self._blocks():
+        for inner, outer, gate, shift in self.blocks():
             h = h + outer(F.silu(torch.addcmul(shift, inner(F.silu(h)), gate)))
         return self._left(F.silu(h), x)
 
     def linearize(self, x: Tensor) -> ResidualLocal:
         """The value, with the slopes that tangents need."""
         h, slopes = self._entered(x), []
-        for inner, outer, gate, shift in self._blocks():
+        for inner, outer, gate, shift in self.blocks():
             first, before = _SILU.value_and_slope(h)
             second, within = _SILU.value_and_slope(torch.addcmul(shift, inner(first), gate))
             h = h + outer(second)
@@ -184,7 +184,7 @@ class FrozenResidual:
         """J v for v (k, *B, D)."""
         field = self.field
         h = F.linear(tangent, field.entrance.weight)
-        for (inner, outer, *_), (before, within) in zip(self._blocks(), slopes, strict=True):
+        for (inner, outer, *_), (before, within) in zip(self.blocks(), slopes, strict=True):
             h = h + F.linear(within * F.linear(before * h, inner.weight), outer.weight)
         return self._scaled(F.linear(behind * h, field.exit.weight) + self.rate * tangent)
 
@@ -198,7 +198,8 @@ class FrozenResidual:
     def _scaled(self, value: Tensor) -> Tensor:
         return value if self.scale is None else self.scale * value
 
-    def _blocks(self) -> Iterator[tuple[nn.Linear, nn.Linear, Tensor, Tensor]]:
+    def blocks(self) -> Iterator[tuple[nn.Linear, nn.Linear, Tensor, Tensor]]:
+        """A_k, B_k, gate and shift of each block."""
         inner, outer = (
             [layer for layer in layers if isinstance(layer, nn.Linear)]
             for layers in (self.field.inner, self.field.outer)
