@@ -91,6 +91,8 @@ class Bespoke:
         sampling: from noise to data.
         density: from data to noise.
         weights: what the field's weights were, see ``fingerprint``; other weights are refused.
+        bfloat16: whether the products of an exact trace run in bfloat16 where no gradient is asked
+            for; the path keeps its dtype.
 
     Example:
         >>> from cflows.continuous.bespoke import Bespoke, Scheme
@@ -102,6 +104,7 @@ class Bespoke:
     sampling: Scheme
     density: Scheme
     weights: str = ""
+    bfloat16: bool = False
 
     def scheme(self, span: tuple[float, float]) -> Scheme:
         """The one for a solve from one end of s to the other.
@@ -124,5 +127,5 @@ class Bespoke:
     def __repr__(self) -> str:
         return (
             f"Bespoke({len(self.sampling.c)} evaluations for samples, "
-            f"{len(self.density.c)} for densities)"
+            f"{len(self.density.c)} for densities{', traces in bfloat16' * self.bfloat16})"
         )

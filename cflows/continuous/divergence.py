@@ -105,10 +105,14 @@ def slope(
     penalties: tuple[str, ...],
     spare: Tensor,
     end_time: Tensor,
+    low: bool = False,
 ) -> Slope:
-    """Velocity (N, D) and rates (N, m) in the state's dtype; m = 0 gives None."""
+    """Velocity (N, D) and rates (N, m) in the state's dtype; m = 0 gives None.
+
+    Without gradients the products of an exact trace may run in bfloat16, where ``low`` is true.
+    """
     if probes is None and not penalties:
-        short = evaluated(field, x, traced)
+        short = evaluated(field, x, traced, low)
         if short is not None:
             return short
     if not traced:

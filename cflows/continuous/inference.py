@@ -4,6 +4,9 @@ The price of an evaluation should be that of its matrix products. A graph keeps 
 value; without one, an activation overwrites what it is given, a gate is multiplied into the weights
 once for all rows, and a block's sum is added by the product itself. Rows are taken in parts, so
 that what one product writes is still in the core's cache when the next reads it.
+
+The trace may be had in bfloat16. Its products have as many terms as there are units, whose rounding
+errors average out, and nothing feeds on it: the path, in full precision, stays where it is.
 """
 
 from __future__ import annotations
@@ -22,17 +25,20 @@ from cflows.core.bijector import recorded, transformed
 __all__ = ["evaluated"]
 
 LEAST = 64  # rows; of fewer the weights' share is the larger one
-HELD = 2**16  # numbers of a layer that a part of the rows may take, for each thread
+HELD = 2**17  # numbers of a layer that a part of the rows may take, for each thread
 SILU = Silu()
 
 
-def evaluated(field: Callable[[Tensor], Tensor], x: Tensor, traced: bool) -> Slope | None:
+def evaluated(
+    field: Callable[[Tensor], Tensor], x: Tensor, traced: bool, low: bool = False
+) -> Slope | None:
     """Velocity (N, D) and exact trace (N, 1) of a frozen field where no gradient is asked for.
 
     Args:
         field: an ``MLP`` or a ``ResidualField`` at one time.
         x: (N, D).
         traced: whether the trace is asked for.
+        low: whether the products that only the trace asks for run in bfloat16, of float32 rows.
 
     Returns:
         both, the trace None where it is not asked for; or None where there is no shorter way:
@@ -42,15 +48,15 @@ def evaluated(field: Callable[[Tensor], Tensor], x: Tensor, traced: bool) -> Slo
     """
     if (
         torch.is_grad_enabled()
-        or len(x) < LEAST
+        or (len(x) < LEAST and not low)
         or transformed()
         or recorded()
         or torch.is_autocast_enabled(x.device.type)
     ):
         return None
     if isinstance(field, FrozenMLP):
-        return _perceptron(field, x, traced)
-    return _residual(field, x, traced) if isinstance(field, FrozenResidual) else None
+        return _perceptron(field, x, traced, low)
+    return _residual(field, x, traced, low) if isinstance(field, FrozenResidual) else None
 
 
 def _parts(x: Tensor, width: int) -> Iterator[slice]:
@@ -60,7 +66,7 @@ def _parts(x: Tensor, width: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, len(x), size))
 
 
-def _perceptron(field: FrozenMLP, x: Tensor, traced: bool) -> Slope | None:
+def _perceptron(field: FrozenMLP, x: Tensor, traced: bool, low: bool) -> Slope | None:
     """a_l = W_l h_{l-1} + shift_l with the gates in W; tr J = s₂'ᵀ C s₁', see ``divergence``."""
     gates = field.gates
     if any(weight.dim() > 2 for weight in field.weights) or (traced and len(gates) > 3):
@@ -77,6 +83,8 @@ def _perceptron(field: FrozenMLP, x: Tensor, traced: bool) -> Slope | None:
     if traced:
         around = weights[0] @ weights[-1]
         pairing = around.diagonal() if len(weights) == 2 else weights[1] * around.mT
+    kind = torch.bfloat16 if low and x.dtype == torch.float32 and len(weights) > 2 else x.dtype
+    pairing = pairing.to(kind)
     values, traces = [], []
     for rows in _parts(x, max(weight.shape[0] for weight in weights)):
         shifts = [shift if shift.dim() == 1 else shift[rows] for shift in field.shifts]
@@ -89,7 +97,9 @@ def _perceptron(field: FrozenMLP, x: Tensor, traced: bool) -> Slope | None:
         if len(slopes) == 1:
             traces.append(slopes[0] @ pairing)
         elif traced:
-            traces.append(torch.linalg.vecdot(slopes[0], slopes[1] @ pairing))
+            traces.append(
+                torch.linalg.vecdot(slopes[0], (slopes[1].to(kind) @ pairing).to(x.dtype))
+            )
     value, trace = torch.cat(values), torch.cat(traces).unsqueeze(1) if traced else None
     if field.residual is not None:
         value.addcmul_(x, field.residual, value=-1)
@@ -98,7 +108,7 @@ def _perceptron(field: FrozenMLP, x: Tensor, traced: bool) -> Slope | None:
     return value, trace
 
 
-def _residual(field: FrozenResidual, x: Tensor, traced: bool) -> Slope | None:
+def _residual(field: FrozenResidual, x: Tensor, traced: bool, low: bool) -> Slope | None:
     """Blocks that add to h, and to its D tangents (D, N, H), by their products."""
     if any(gate.dim() > 1 for gate in field.gates) or field.field.exit.weight.dtype != x.dtype:
         return None
@@ -108,24 +118,32 @@ def _residual(field: FrozenResidual, x: Tensor, traced: bool) -> Slope | None:
         (gate.unsqueeze(1) * inner.weight, outer.weight, shift)
         for inner, outer, gate, shift in field.blocks()
     ]
+    kind = torch.bfloat16 if low and x.dtype == torch.float32 else x.dtype
+    factors = [(inner.mT.to(kind), outer.mT.to(kind)) for inner, outer, _ in blocks]
     values, traces = [], []
     for rows in _parts(x, width * (1 + features if traced else 1)):
         h = torch.addmm(entrance.bias, x[rows], entrance.weight.mT)
         if field.added is not None:
             h += field.added[rows]
-        tangents = entrance.weight.mT.unsqueeze(1).expand(features, len(h), width)
+        shape = features, *h.shape
+        tangents = entrance.weight.mT.unsqueeze(1).expand(shape)
         for index, (inner, outer, shift) in enumerate(blocks):
             s = h.clone()
             before = SILU.overwrite(s, traced)
             a = torch.addmm(shift, s, inner.mT)
             within = SILU.overwrite(a, traced)
             h.addmm_(a, outer.mT)
-            if before is not None and within is not None:
-                gated = torch.mul(tangents, before, out=h.new_empty(features, *h.shape))
-                pushed = gated.view(-1, width) @ inner.mT
-                pushed.view(features, -1, width).mul_(within)
-                tangents = gated.copy_(tangents) if index == 0 else tangents
-                tangents.view(-1, width).addmm_(pushed, outer.mT)
+            if before is None or within is None:
+                continue
+            first, second = factors[index]
+            gated = torch.mul(tangents, before, out=h.new_empty(shape))
+            pushed = gated.to(kind).view(-1, width) @ first
+            pushed.view(shape).mul_(within.to(kind))
+            tangents = gated.copy_(tangents) if index == 0 else tangents
+            if kind == x.dtype:
+                tangents.view(-1, width).addmm_(pushed, second)
+            else:
+                tangents += (pushed @ second).to(x.dtype).view(shape)
         behind = SILU.overwrite(h, traced)
         values.append(torch.addmm(leaving.bias, h, leaving.weight.mT))
         if behind is not None:

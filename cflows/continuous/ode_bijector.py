@@ -315,11 +315,13 @@ class ODEBijector(SolvedBijector):
             # An outer autocast stays in force otherwise.
             low = self.low_precision
             with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
-                return self._slope(field, state, traced, probes, penalties, spare, end)
+                return self._slope(field, state, traced, probes, penalties, spare, end, low_trace)
 
         def first() -> Callable[[Tensor], Tensor]:
             return next(at_stages(self.field, x.new_full((1,), start), context, end_time()))
 
+        solver = self.solver
+        low_trace = isinstance(solver, Bespoke) and solver.bfloat16
         probes = self._draw(x, first) if traced else None
         spare = draw_probes(x, self.probe) if penalties and probes is None else x
         return at

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark.utils.timer import timer  # waits for a CUDA device
 
 from cflows.continuous.bespoke import Bespoke, Scheme
 from cflows.continuous.layers import computed_once
@@ -18,7 +19,7 @@ from cflows.core.bijector import Bijector, Chain
 from cflows.core.flow import Flow
 from cflows.core.trajectory import flattened, through
 
-__all__ = ["Bench", "Trial", "evaluations_of"]
+__all__ = ["Bench", "Trial", "evaluations_of", "scheme_of"]
 
 FINEST = 256  # steps of dopri5 that the truth takes at most
 ROUGH = FixedGrid("rk4", 6)  # for the slope of log p, by which draws are compared to first order
@@ -37,6 +38,7 @@ class Trial:
         gap_99: the 99 % quantile.
         bias: the mean without absolute values.
         end: root mean square error of the end of the path, in standard deviations of the ends.
+        bfloat16: whether the products of the trace ran in bfloat16.
 
     """
 
@@ -47,12 +49,14 @@ class Trial:
     gap_99: float
     bias: float
     end: float
+    bfloat16: bool = False
 
     @property
     def label(self) -> str:
         """The method and its steps, or "fitted"."""
         solver = self.solver
-        return "fitted" if isinstance(solver, Scheme) else f"{solver.method} × {solver.steps}"
+        name = "fitted" if isinstance(solver, Scheme) else f"{solver.method} × {solver.steps}"
+        return name + ", bf16" * self.bfloat16
 
     def keeps(self, tolerance: float) -> bool:
         """Whether mean gap and end are within the tolerance, and 99 % of gaps within ten times."""
@@ -64,6 +68,11 @@ def evaluations_of(solver: FixedGrid | Scheme) -> int:
     if isinstance(solver, Scheme):
         return len(solver.c)
     return solver.steps * len(TABLEAUS[solver.method].c)
+
+
+def scheme_of(solver: FixedGrid | Scheme) -> Scheme:
+    """A grid's numbers as those of one step."""
+    return solver if isinstance(solver, Scheme) else Scheme.of(solver.method, solver.steps)
 
 
 class Bench:
@@ -109,15 +118,11 @@ class Bench:
         self.log_prob: dict[str, Tensor] = {"density": log_prob, "sampling": there.detach()}
 
     @torch.no_grad()
-    def judged(self, direction: str, solver: FixedGrid | Scheme) -> Trial:
+    def judged(self, direction: str, solver: FixedGrid | Scheme, bfloat16: bool = False) -> Trial:
         """What a solver does to the rows that judge."""
         rows, context = slice(0, None, 2), self._contexts(slice(0, None, 2))
         start, end = self.starts[direction][rows], self.ends[direction][rows]
-        whole: Solver | None = None
-        if isinstance(solver, Scheme):
-            assert self.weights is not None
-            whole = Bespoke(solver, solver, self.weights)
-        with self.flow.using(solver=whole or solver):
+        with self.flow.using(solver=self._whole(solver, bfloat16)):
             if direction == "density":
                 reached, log_det = self.flow.bijector.inverse_and_log_det(start, context)
                 told = self.flow.base.log_prob(reached, context) + log_det
@@ -136,7 +141,27 @@ class Bench:
             float(size.quantile(0.99)),
             float(gap.mean()),
             float(((reached - end).double() / spread).square().mean().sqrt()),
+            bfloat16,
         )
+
+    @torch.no_grad()
+    def seconds(self, solver: FixedGrid | Scheme, bfloat16: bool = False) -> float:
+        """What the densities of all rows take, the shortest of three runs."""
+        runs = []
+        with self.flow.using(solver=self._whole(solver, bfloat16)):
+            for _ in range(3):
+                began = timer()
+                self.flow.log_prob(self.starts["density"], self.context)
+                runs.append(timer() - began)
+        return min(runs)
+
+    def _whole(self, solver: FixedGrid | Scheme, bfloat16: bool) -> Solver:
+        """As a solver that the block takes."""
+        if isinstance(solver, FixedGrid) and not bfloat16:
+            return solver
+        assert self.weights is not None
+        scheme = scheme_of(solver)
+        return Bespoke(scheme, scheme, self.weights, bfloat16)
 
     def fitted(self, block: ODEBijector, direction: str, stages: int) -> Scheme:
         """A scheme for the paths of the rows that are for fitting."""

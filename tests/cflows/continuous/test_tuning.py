@@ -10,6 +10,7 @@ from torch import nn
 
 from cflows import (
     FFJORD,
+    MLP,
     Adaptive,
     Bespoke,
     Chain,
@@ -17,6 +18,7 @@ from cflows import (
     Flow,
     Normal,
     ODEBijector,
+    ResidualField,
     fit,
     load,
     register,
@@ -25,6 +27,7 @@ from cflows import (
 )
 from cflows.continuous.bespoke import Scheme
 from cflows.continuous.schemes import Paths, fit_scheme
+from cflows.continuous.trials import Bench
 from cflows.continuous.tuned import fingerprint
 
 
@@ -112,6 +115,44 @@ def test_samples_are_told_the_density_that_they_have():
     x, told = flow.sample_and_log_prob(500)
     assert tuning.sampling.gap <= 1e-3
     assert apart(flow.log_prob(x), told) < 3e-3
+
+
+@pytest.mark.parametrize("kind", ["mlp", "residual"])
+def test_traces_in_bfloat16_leave_the_paths_as_they_are(kind, tmp_path):
+    torch.manual_seed(0)
+    field = ResidualField(3, width=32) if kind == "residual" else MLP(3, hidden=(32, 32))
+    for parameter in field.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    flow, x = Flow(ODEBijector(field)).eval(), torch.randn(300, 3)
+    scheme, weights = Scheme.of("rk4", 4), fingerprint(block_of(flow))
+    exact, low = (Bespoke(scheme, scheme, weights, bfloat16) for bfloat16 in (False, True))
+    assert "bfloat16" in str(low)
+    with torch.no_grad(), flow.using(solver=exact):
+        z, log_prob = flow.bijector.inverse(x), flow.log_prob(x)
+    block_of(flow).tune(low)
+    with torch.no_grad():
+        told = flow.log_prob(x)
+        assert torch.equal(flow.bijector.inverse(x), z)
+        assert 0 < apart(told, log_prob) < 0.01
+        torch.testing.assert_close(flow.log_prob(x[:1]), told[:1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(flow.log_prob(x.requires_grad_()), log_prob)
+    flow.save(tmp_path / "low.flow")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "low.flow").log_prob(x), told)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_traces_in_bfloat16_are_taken_where_they_are_faster(faster, monkeypatch):
+    price = {True: 1.0 if faster else 3.0, False: 2.0}
+    monkeypatch.setattr(Bench, "seconds", lambda self, solver, bfloat16=False: price[bfloat16])
+    flow, rows = bent(), torch.randn(300, 2)
+    tuning = tune_solver(flow, rows, tolerance=0.01)
+    assert tuning.kept
+    assert tuning.density.bfloat16 is tuning.sampling.bfloat16 is faster
+    assert ("bf16 " in str(tuning)) is faster
+    assert getattr(block_of(flow).solver, "bfloat16", False) is faster
+    double = bent().double()
+    assert not tune_solver(double, rows.double(), tolerance=0.01).density.bfloat16
 
 
 def test_it_is_saved_with_the_flow(tmp_path):
