@@ -44,12 +44,15 @@ def task(
 
 
 def rows_of(name: str, seed: int = 0) -> tuple[Matrix, Tensor, Tensor]:
-    """Training rows, validation and test rows (float32); the seed is that of a toy's."""
+    """Training rows, validation and test rows (float32) of a toy, by seed, or of a set by name."""
     if name in TOYS:
         held = toy(name, 4000, VALIDATION_SEED)
         train, validation, test = toy(name, DRAWN, seed), held[:2000], held[2000:]
-    else:
+    elif name in REAL:
         train, validation, test = real(name)
+    else:
+        data = load(name, seed=seed)
+        train, validation, test = data.train, data.validation, data.test
     return train, torch.from_numpy(validation).float(), torch.from_numpy(test).float()
 
 

@@ -31,9 +31,9 @@ EVALUATIONS = (4, 6, 8, 12, 16, 18, 24, 36, 48, 96)
 METHODS = ("midpoint", "bosh3", "rk4", "dopri5")
 
 
-def trained(options: Namespace) -> tuple[Flow, Tensor, Tensor]:
+def trained(name: str, options: Namespace) -> tuple[Flow, Tensor, Tensor]:
     """The flow, validation and test rows."""
-    train, validation, test = rows_of(options.data, options.seed)
+    train, validation, test = rows_of(name, options.seed)
     rows = torch.from_numpy(train).float()
     torch.manual_seed(options.seed)
     model = MODELS["ffjord-matching"]
@@ -61,7 +61,7 @@ def solvers(flow: Flow, validation: Tensor) -> Iterator[tuple[int, str, Solver]]
 @torch.no_grad()
 def lines(options: Namespace) -> Iterator[tuple[object, ...]]:
     """A line for each solver."""
-    flow, validation, test = trained(options)
+    flow, validation, test = trained(options.data, options)
     draws = flow.base.sample((len(test),))
     with flow.using(solver=FINE):
         truth, ends = flow.log_prob(test), flow.bijector(draws)
