@@ -6,6 +6,8 @@
 import sys
 from importlib import import_module
 
+from cflows.adapters.adapt import adapt
+from cflows.adapters.velocity import VelocityField, field_from
 from cflows.bases.logistic import Logistic
 from cflows.bases.mixture import MixtureOfGaussians
 from cflows.bases.student_t import StudentT
@@ -112,11 +114,14 @@ __all__ = [
     "TorchBase",
     "TrainingError",
     "Tuning",
+    "VelocityField",
     "Whitening",
     "__version__",
+    "adapt",
     "as_transform",
     "behind",
     "choose",
+    "field_from",
     "fit",
     "gaussianise",
     "inside",

@@ -23,7 +23,7 @@ __all__ = ["COUPLINGS", "FlowMatching", "optimal_coupling"]
 
 COUPLINGS = ("independent", "optimal")
 LAWS = ("likelihood", "uniform")
-CUT = 0.03
+CUT = 0.1
 """δ of the law of times that the likelihood asks for."""
 TIMES = 16
 """Times of a batch for a field that takes one at a time; enough that no variance is seen of it."""
@@ -50,7 +50,7 @@ class FlowMatching(Objective):
 
     for the flow of that diffusion (Zheng et al. 2023, "Improved Techniques for Maximum Likelihood
     Estimation for Diffusion ODEs"). ``"likelihood"`` draws s with a density proportional to
-    1 / (1 - s + δ), δ = .03: since 1 / (1 - s) = 1 + s / (1 - s), this is that weight, which alone
+    1 / (1 - s + δ), δ = .1: since 1 / (1 - s) = 1 + s / (1 - s), this is that weight, which alone
     would leave out the times near the noise, plus the uniform law's, cut where it grows without
     bound. Its quantiles are s = 1 + δ - (1 + δ) (δ / (1 + δ))^u. ``"uniform"`` is U(0, 1).
 
