@@ -9,7 +9,7 @@ from inspect import signature
 
 import torch
 
-from baselines.models import papers, user
+from baselines.models import papers, peers, user
 from baselines.models.builtin import MODELS
 from baselines.models.model import CLOSED_FORM, Model, ModelError
 from cflows import Bijector, Flow, Margins, ODEBijector, Radial, Whitening
@@ -24,8 +24,9 @@ __all__ = ["build", "configuration", "find", "numbers", "preset", "solvers", "ta
 def find(name: str) -> Model:
     """Return the model of that name, or the user's own behind ``module:function``.
 
-    Names are those of ``MODELS``, of the papers' presets (``maf-power``, see ``papers``) and of
-    the entry points of installed packages (see ``user``).
+    Names are those of ``MODELS``, of the papers' presets (``maf-power``, see ``papers``), of other
+    libraries' flows (``zuko:NSF``, see ``peers``) and of the entry points of installed packages
+    (see ``user``).
 
     Raises:
         ModelError: there is none; near names are suggested. Or a file or a module cannot be used.
@@ -35,6 +36,8 @@ def find(name: str) -> Model:
         return MODELS[name]
     if name in papers.PRESETS:
         return papers.PRESETS[name]
+    if name.partition(":")[0] in peers.LIBRARIES:
+        return peers.found(name)
     if ":" in name:
         return user.imported(name)
     if name in (installed := user.installed()):
