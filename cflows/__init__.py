@@ -44,6 +44,7 @@ from cflows.core.table_flow import TableFlow
 from cflows.core.transform import as_transform
 from cflows.objectives.f_divergences import AlphaDivergence, ChiSquare, JensenShannon
 from cflows.objectives.flow_matching import FlowMatching
+from cflows.objectives.importance import Importance, importance
 from cflows.objectives.ipm import MMD, SlicedWasserstein
 from cflows.objectives.kl import ForwardKL, ReverseKL
 from cflows.training.fit import fit
@@ -82,6 +83,7 @@ __all__ = [
     "FlowMatching",
     "ForwardKL",
     "History",
+    "Importance",
     "Inverse",
     "JensenShannon",
     "Lagged",
@@ -124,6 +126,7 @@ __all__ = [
     "field_from",
     "fit",
     "gaussianise",
+    "importance",
     "inside",
     "load",
     "log_likelihood",
