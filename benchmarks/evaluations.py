@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from common import begun, parser_of, report
@@ -22,7 +23,7 @@ from data import rows_of
 from torch import Tensor
 
 from baselines.models.builtin import MODELS
-from cflows import FixedGrid, Flow, behind, fit, gaussianise, tune_solver
+from cflows import FixedGrid, Flow, behind, fit, gaussianise, load, tune_solver
 from cflows.continuous.solvers import Solver
 from cflows.continuous.tableaus import TABLEAUS
 
@@ -32,8 +33,12 @@ METHODS = ("midpoint", "bosh3", "rk4", "dopri5")
 
 
 def trained(name: str, options: Namespace) -> tuple[Flow, Tensor, Tensor]:
-    """The flow, validation and test rows."""
+    """The flow, validation and test rows; a flow that is in the folder of flows is read from it."""
     train, validation, test = rows_of(name, options.seed)
+    few_test = test[:: -(-len(test) // options.rows)]
+    kept = options.flows and Path(options.flows) / f"{name}-{options.seed}-{options.seconds:g}.flow"
+    if kept and kept.exists():
+        return load(kept), validation, few_test
     rows = torch.from_numpy(train).float()
     torch.manual_seed(options.seed)
     model = MODELS["ffjord-matching"]
@@ -41,7 +46,10 @@ def trained(name: str, options: Namespace) -> tuple[Flow, Tensor, Tensor]:
     few = validation[:: -(-len(validation) // 1000)]
     settings = {"warmup": 200, "patience": None, "progress": False, "seed": options.seed}
     fit(flow, rows, few, objective=model.objective, seconds=options.seconds, **settings)
-    return flow, validation, test[:: -(-len(test) // options.rows)]
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        flow.save(kept)
+    return flow, validation, few_test
 
 
 def solvers(flow: Flow, validation: Tensor) -> Iterator[tuple[int, str, Solver]]:
@@ -89,6 +97,7 @@ def main() -> None:
     add("--seconds", type=float, default=180.0, help="of training")
     add("--seed", type=int, default=0)
     add("--rows", type=int, default=2000, help="of the test rows, and samples")
+    add("--flows", help="folder of trained flows, read where they are there and else written")
     add("--write", help="name of the file in results/")
     options = begun(parser)
     header = ["evaluations", "solver"]

@@ -145,7 +145,8 @@ def matched_rows(options: argparse.Namespace) -> Iterator[Row]:
     """
     if "matched" not in options.flows or "CFLOWS_DATA" not in os.environ:
         return
-    train = argparse.Namespace(seed=0, rows=options.rows, seconds=options.matched_seconds)
+    own = {"seconds": options.matched_seconds, "flows": options.matched_flows}
+    train = argparse.Namespace(seed=0, rows=options.rows, **own)
     whole, validation, test = trained("power", train)
     print(tune_solver(whole, validation, tolerance=matched_peers.LIMIT))
     before, block, behind = split_at_block(whole)
@@ -230,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--runs", type=int, default=15, help="of what takes seconds, a third")
     add("--trained", type=int, default=100, help="iterations of a field before it is measured")
     add("--matched-seconds", type=float, default=180.0, help="of training by flow matching")
+    add("--matched-flows", help="folder of trained flows, as evaluations.py has it")
     add("--name", default="peers", help="of the files in results/")
     quick = "D=6 only, few runs and rows: under two minutes; written as NAME-quick"
     add("--quick", action="store_true", help=quick)

@@ -89,10 +89,16 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--rows", type=int, default=2000, help="test rows for the gap, and samples")
     add("--runs", type=int, default=9)
+    add("--flows", help="folder of trained flows, read where they are there and else written")
+    add("--train-only", action="store_true", help="into that folder")
     add("--write", help="name of the file in results/")
     options = begun(parser)
     header = ["data", "what", "evaluations before", "now", "gap, mean / 99 %; end", "RealNVP"]
     header += ["FFJORD, matching", "before", "over RealNVP", "before"]
+    if options.train_only:
+        for name in options.data:
+            trained(name, options)
+        return
     settings = ", ".join(f"{key} {value}" for key, value in vars(options).items() if key != "write")
     table = (line for name in options.data for line in lines(name, options))
     report(options.write, header, table, [settings, ""])
