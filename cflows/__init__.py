@@ -42,6 +42,7 @@ from cflows.core.registry import LoadError, register
 from cflows.core.saving import load
 from cflows.core.table_flow import TableFlow
 from cflows.core.transform import as_transform
+from cflows.objectives.annealing import Annealed, annealed
 from cflows.objectives.f_divergences import AlphaDivergence, ChiSquare, JensenShannon
 from cflows.objectives.flow_matching import FlowMatching
 from cflows.objectives.importance import Importance, importance
@@ -65,6 +66,7 @@ __all__ = [
     "Adaptive",
     "Affine",
     "AlphaDivergence",
+    "Annealed",
     "Base",
     "BatchNorm",
     "Bespoke",
@@ -120,6 +122,7 @@ __all__ = [
     "Whitening",
     "__version__",
     "adapt",
+    "annealed",
     "as_transform",
     "behind",
     "choose",
