@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
 from pathlib import Path
 
 from baselines.harness.cli.errors import fail, one_line
-from baselines.harness.cli.options import DEFAULT_DATA, DEFAULT_MODELS, filled
+from baselines.harness.cli.options import DEFAULT_DATA, DEFAULT_MODELS, filled, usual_jobs
 from cflows.core.atomic_write import write_whole
 
 __all__ = ["compare", "report"]
@@ -26,14 +25,8 @@ def compare(options: argparse.Namespace) -> int:
     if options.name == "depth" and not options.models:
         models = [*models, "planar", "ffjord-time"]  # the depth of the latter is no block
     seeds = options.seeds or default_seeds(options.name, quick=options.quick, bare=bare)
-    usual_jobs = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        usual_jobs = len(os.sched_getaffinity(0))
-    if options.device == "cuda":
-        usual_jobs = 1
-    if options.executor == "slurm":
-        usual_jobs = 0
-    elif options.slurm:
+    own_jobs = 0 if options.executor == "slurm" else usual_jobs(options.device)
+    if options.slurm and options.executor != "slurm":
         fail("--slurm goes with --executor slurm")
     usual_out = Path("results") / (options.name + ("-quick" if options.quick else ""))
     plan = filled(
@@ -44,7 +37,7 @@ def compare(options: argparse.Namespace) -> int:
         models=list(dict.fromkeys(models)),
         seeds=list(dict.fromkeys(seeds)),
         depths=options.depths or None,
-        jobs=options.jobs or usual_jobs,
+        jobs=options.jobs or own_jobs,
         out=options.out or usual_out,
         bounds=dict(options.bounds),
         columns=tuple(options.columns) or None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "filled",
     "parser",
     "refuse_numbers",
+    "usual_jobs",
 ]
 
 T = TypeVar("T")
@@ -117,6 +119,17 @@ FETCH: Options = {
     "--from FILE|DIR": "data.tar.gz, or the folder that was unpacked from it, in place of a "
     "download; likewise the folder of a set of images",
 }
+TARGETS: Options = {
+    "--data NAME ...": "targets (default: gaussian10 funnel10 manywell8 mixture40)",
+    "--models NAME ...": "as compare's (default: iaf realnvp spline ffjord-matching)",
+    "--by WAY ...": "reverse: on the flow's own draws; annealed: on rows that annealing found, by "
+    "the model's own objective (default: both)",
+    "--seeds N ...": "default: 0 1 2; 0 with --quick",
+    "--budget SECONDS": "of a training, annealing included (default: 60; 5 with --quick)",
+    "--out DIR": "default: results/targets, with -quick for --quick",
+    "--quick": "few seconds and draws: a first look",
+    "--jobs N": "cells trained at a time, one thread each (default: the processors)",
+}
 LIST = {"names [NAME ...]": "data sets (default: all)"}
 CHECK = {"names NAME ...": "data sets, or tables", **COLUMNS}
 REPORT = {"directory DIR": "", "other [DIR]": "laid beside the first one; nothing is written"}
@@ -126,6 +139,7 @@ COMMANDS = {
     "likelihood": ("compare:compare", COMPARE),
     "sampling": ("compare:compare", COMPARE),
     "depth": ("compare:compare", COMPARE),
+    "targets": ("targets:targets", TARGETS),
     "report": ("compare:report", REPORT),
     "fit": ("fit:fit", FIT),
     "score": ("fit:score", SCORE),
@@ -141,6 +155,7 @@ HELP = {
     "likelihood": "only the likelihood, each model at its deepest setting",
     "sampling": "only the cost of samples and densities, each model at its deepest setting",
     "depth": "only what depth buys",
+    "targets": "flows trained on densities without rows: log Z, and what their draws are worth",
     "report": "write tables and pictures again from DIR, or lay two directories side by side",
     "fit": "train one model on a table, and keep it with its columns",
     "score": "the log-density of each row of a file, in nats",
@@ -225,6 +240,15 @@ def available_device(name: str) -> str:
     return ("cuda" if available else "cpu") if name == "auto" else name
 
 
+def usual_jobs(device: str = "cpu") -> int:
+    """How many cells are trained at a time: one on a GPU, else as many as there are processors."""
+    if device == "cuda":
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def refuse_numbers(options: argparse.Namespace) -> None:
     """Refuse a number that is not positive or not finite, and what torch takes for no seed."""
     for name, value in vars(options).items():
@@ -269,7 +293,10 @@ def _width(text: str) -> float | str:
 
 
 NARGS = {"V": None, "V ...": "+", "[V]": "?", "[V ...]": "*"}
-CHOICES = {"local|slurm": ["local", "slurm", "submitit-local", "submitit-debug"]}
+CHOICES = {
+    "WAY": ["reverse", "annealed"],
+    "local|slurm": ["local", "slurm", "submitit-local", "submitit-debug"],
+}
 TYPES: Mapping[str, Callable[[str], object]] = {
     "N": int,
     "S": float,

@@ -53,7 +53,7 @@ def _curves(axes: Axes, lines: Sequence[Any], mark: style.Mark) -> None:
         points: list[tuple[float, float]] = []
         for line in sorted(lines, key=lambda line: (line["evaluations"], line["gap"])):
             better = not points or line["gap"] < points[-1][1]
-            if (line["solver"] == "fitted") == fitted and better and line["gap"] > 0:
+            if line["solver"].startswith("fitted") == fitted and better and line["gap"] > 0:
                 points.append((line["evaluations"], line["gap"]))
         if points:
             x, y = zip(*points, strict=True)
