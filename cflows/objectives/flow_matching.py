@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,10 @@ COUPLINGS = ("independent", "optimal")
 LAWS = ("likelihood", "uniform")
 CUT = 0.1
 """δ of the law of times that the likelihood asks for."""
+PAIRED = 256
+"""Rows of an optimal coupling, at most."""
+APART = 100.0
+"""What a squared distance of contexts costs beside one of rows, in each column."""
 TIMES = 16
 """Times of a batch for a field that takes one at a time; enough that no variance is seen of it."""
 
@@ -63,10 +68,14 @@ class FlowMatching(Objective):
 
     ``"optimal"`` pairs each batch's x₀ and x₁ at the least total |x₁ - x₀|² (Tong et al. 2024,
     "Improving and generalizing flow-based generative models with minibatch optimal transport",
-    section 3.4; Pooladian et al. 2023): straighter paths and a calmer loss for an assignment of
-    cost O(N³) on the CPU, by SciPy. With a context it is refused: the pairing would make x₀ depend
-    on c, and the flow starts from a base that does not. So it is with weights, which make the rows
-    another measure than the draws that they are paired with.
+    section 3.4; Pooladian et al. 2023): straighter paths and a calmer loss for an assignment on the
+    CPU, by SciPy, of ``PAIRED`` rows at a time, since its cost grows with their cube. A pairing
+    that does not look at the context would make x₀ depend on it, and the flow starts from a base
+    that does not; so each draw has a row's context, and what is minimised is |x₁ - x₀|² +
+    ``APART`` D |c - c'|², contexts in standard deviations of the batch: rows take draws of their
+    own class, or of near neighbours (Kerrigan et al. 2024, "Dynamic Conditional Optimal Transport
+    through Simulation-Free Flows"). Weights are refused: they make the rows another measure than
+    the draws that they are paired with.
 
     **Then maximum likelihood.** Matching is a warm start: a second ``fit`` goes on from it and
     returns what matching reached wherever its own best state is no better on the validation rows.
@@ -118,11 +127,6 @@ class FlowMatching(Objective):
                 'coupling="optimal" pairs each row with one draw, whatever its weight: use '
                 'coupling="independent" with weights'
             )
-        if optimal and batch[1] is not None:
-            raise ValueError(
-                'coupling="optimal" makes the noise depend on the context, which the base does '
-                'not: use coupling="independent"'
-            )
         before, block, behind = split_at_block(flow)
         x, context = flow.bijector.broadcast(*batch)
         with torch.no_grad():
@@ -131,7 +135,7 @@ class FlowMatching(Objective):
             start = flow.base.sample(() if context is not None else x.shape[:-1], context)
             start = through(before, start.to(end), context, upwards=True)
             if optimal:
-                start = start[optimal_coupling(start, end)]
+                start = start[optimal_coupling(start, end, context)]
         times, sizes = _times(block, end)
         if self.times == "likelihood":
             times = 1 + CUT - (1 + CUT) * (CUT / (1 + CUT)) ** times
@@ -141,12 +145,18 @@ class FlowMatching(Objective):
         return weighted_mean((velocity - (end - start)).square().sum(-1), weights)
 
 
-def optimal_coupling(start: Tensor, end: Tensor) -> Tensor:
+def optimal_coupling(
+    start: Tensor, end: Tensor, context: Tensor | None = None, *, rows: int = PAIRED
+) -> Tensor:
     """Indices i (N,) that minimise Σ_n |start[i_n] - end_n|²: optimal transport of two samples.
+
+    With a context the sum has a term ``APART`` D |c[i_n] - c_n|² too, in standard deviations.
 
     Args:
         start: (N, D).
         end: (N, D).
+        context: of a start and of the end at the same place, (N, C), or None.
+        rows: that are paired with each other; the next so many are paired among themselves.
 
     Raises:
         ImportError: SciPy is missing.
@@ -162,10 +172,18 @@ def optimal_coupling(start: Tensor, end: Tensor) -> Tensor:
         from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise ImportError('coupling="optimal" needs SciPy: pip install scipy') from None
+    one, other = end.double(), start.double()
+    if context is not None and len(context) > 1:
+        given = context.double()
+        given = (given - given.mean(0)) / given.std(0).clamp(min=1e-12)
+        given = (APART * end.shape[1]) ** 0.5 * given
+        one, other = torch.cat([one, given], dim=1), torch.cat([other, given], dim=1)
     # |a|² and |b|² are the same for every pairing: products alone decide.
-    cost = -(end.double() @ start.double().mT)
-    _, columns = linear_sum_assignment(cost.cpu().numpy())
-    return torch.as_tensor(columns, device=start.device)
+    costs = [-(a @ b.mT) for a, b in zip(one.split(rows), other.split(rows), strict=True)]
+    pairs = [
+        linear_sum_assignment(cost.cpu().numpy())[1] + k * rows for k, cost in enumerate(costs)
+    ]
+    return torch.as_tensor(np.concatenate([*pairs, []]).astype(np.int64), device=start.device)
 
 
 def split_at_block(flow: Density) -> tuple[list[Bijector], ODEBijector, list[Bijector]]:

@@ -295,8 +295,6 @@ def test_with_context():
     draws = flow.sample(2000, torch.tensor([[1.0]]))
     assert draws.mean().item() == pytest.approx(3.0, abs=0.2)
     assert draws.std().item() == pytest.approx(0.3, abs=0.15)
-    with pytest.raises(ValueError, match="depend on the context"):
-        FlowMatching("optimal")(flow, (x, c))
 
 
 def test_bases_without_a_gradient_will_do():
@@ -308,6 +306,53 @@ def test_optimal_coupling_is_the_sorted_one_on_a_line():
     start, end = torch.randn(50, 1), torch.randn(50, 1)
     paired = start[optimal_coupling(start, end)]
     assert torch.equal(paired[end[:, 0].argsort()], start.sort(0).values)
+
+
+def test_optimal_coupling_in_parts():
+    """Each part is paired with itself, at the least cost; a part of one row is left alone."""
+    torch.manual_seed(0)
+    start, end = torch.randn(21, 2), torch.randn(21, 2)
+    taken = optimal_coupling(start, end, rows=5)
+    for first in range(0, 21, 5):
+        part = slice(first, first + 5)
+        own = optimal_coupling(start[part], end[part])
+        assert torch.equal(taken[part], own + first)
+    assert optimal_coupling(start[:0], end[:0]).shape == (0,)
+
+
+def test_optimal_coupling_keeps_to_the_class():
+    """The noise of each class stays what the base says, whatever the class does to the rows."""
+    torch.manual_seed(0)
+    n = 4000
+    label = torch.randint(2, (n,))
+    context = torch.nn.functional.one_hot(label, 2).float()
+    end = torch.randn(n, 2) + 4.0 * label.unsqueeze(1)
+    start = torch.randn(n, 2)
+    blind = start[optimal_coupling(start, end)]
+    assert blind[label == 1].mean() > 0.5
+    paired = start[optimal_coupling(start, end, context)]
+    for own in (0, 1):
+        assert abs(paired[label == own].mean()) < 0.05
+        torch.testing.assert_close(paired[label == own].std(0), torch.ones(2), atol=0.06, rtol=0)
+    # Class 0 lies where the noise does, and needs to go nowhere.
+    assert (end - paired)[label == 0].square().sum(1).mean() < 0.5
+
+
+def test_optimal_coupling_with_near_contexts():
+    torch.manual_seed(0)
+    c = torch.rand(2000, 1)
+    x = 4 * c + 0.2 * torch.randn(2000, 1)
+    start = torch.randn(2000, 1)
+    taken = optimal_coupling(start, x, c)
+    assert (c[taken] - c).abs().mean() < 0.05
+    correlation = torch.corrcoef(torch.cat([start[taken], c], dim=1).mT)[0, 1]
+    assert abs(correlation) < 0.2
+    flow = film(1, context_features=1)
+    settings = {"objective": FlowMatching("optimal"), "learning_rate": 5e-3, "progress": False}
+    fit(flow, (x, c), steps=300, **settings)
+    draws = flow.sample(2000, torch.tensor([[0.5]]))
+    assert draws.mean().item() == pytest.approx(2.0, abs=0.15)
+    assert draws.std().item() == pytest.approx(0.2, abs=0.1)
 
 
 def test_optimal_coupling_makes_paths_straighter():
