@@ -179,7 +179,9 @@ def optimal_coupling(
         given = (APART * end.shape[1]) ** 0.5 * given
         one, other = torch.cat([one, given], dim=1), torch.cat([other, given], dim=1)
     # |a|² and |b|² are the same for every pairing: products alone decide.
-    costs = [-(a @ b.mT) for a, b in zip(one.split(rows), other.split(rows), strict=True)]
+    costs = [
+        -(a @ b.mT) for a, b in zip(torch.split(one, rows), torch.split(other, rows), strict=True)
+    ]
     pairs = [
         linear_sum_assignment(cost.cpu().numpy())[1] + k * rows for k, cost in enumerate(costs)
     ]
