@@ -48,19 +48,20 @@ def lines(name: str, options: Namespace) -> Iterator[tuple[object, ...]]:
     arms: Calls = {f"rival {what}": call for what, call in arms_of(rival.eval(), x).items()}
     with torch.no_grad(), flow.using(solver=FINE):
         truth, ends = flow.log_prob(test), flow.bijector(draws)
-    slow = alternate(before, runs=options.runs)
+    tuning_off = alternate(before | arms, runs=options.runs)
     tuning = tune_solver(flow, validation, tolerance=0.01)
     arms |= arms_of(flow, x)
     now = evaluations(flow, arms)
-    times = alternate(arms, runs=options.runs) | slow
+    times = alternate(arms, runs=options.runs)
     with torch.no_grad():
         gap = (flow.log_prob(test) - truth).abs()
         end = ((flow.bijector(draws) - ends) / ends.std(0)).square().mean().sqrt()
     gaps = f"{gap.mean():.2g} / {gap.quantile(0.99):.2g}"
     for what, measured in (("density", gaps), ("sample", f"{end:.2g}")):
-        over = (ratio(times, f"{way}{what}", f"rival {what}") for way in ("", "before "))
-        seconds = (spread(times[f"{way}{what}"]) for way in ("rival ", "", "before "))
-        yield name, what, counts[what], now[what], measured, *seconds, *over
+        rival, slow = f"rival {what}", f"before {what}"
+        seconds = spread(times[rival]), spread(times[what]), spread(tuning_off[slow])
+        over = ratio(times, what, rival), ratio(tuning_off, slow, rival)
+        yield name, what, counts[what], now[what], measured, *map(str, seconds), *map(str, over)
     print(tuning)
 
 

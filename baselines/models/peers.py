@@ -104,7 +104,8 @@ def found(name: str) -> Model:
         return Flow(PeerBijector(plain, features, depth, hidden=hidden, settings=settings))
 
     # Now, and not in a cell: a mistake should be told before anything is trained.
-    core(3, 1)
+    with torch.random.fork_rng(devices=[]):
+        core(3, 1)
     depths = twin.depths if _has_depth(plain) else (1,)
     return replace(twin, label=name, core=core, depths=depths)
 

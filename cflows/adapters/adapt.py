@@ -7,16 +7,16 @@ log-determinant, for rows (*B, D) and a context (*B, C).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, TransformedDistribution
+from torch.distributions import Distribution, Transform, TransformedDistribution
 from torch.distributions.transforms import ComposeTransform
 
 from cflows.bases.torch import TorchBase
-from cflows.core.base import Base, _batch
+from cflows.core.base import Base, Normal, _batch
 from cflows.core.bijector import Bijector, Mapped
 from cflows.core.flow import Flow
 
@@ -132,7 +132,8 @@ class TorchBijector(AdaptedBijector):
     def __init__(self, transform: ComposeTransform, features: int) -> None:
         super().__init__(features)
         self.transform = transform
-        self.parts = nn.ModuleList(part for part in transform.parts if isinstance(part, nn.Module))
+        self.leaves = list(_leaves(transform))
+        self.parts = nn.ModuleList(leaf for leaf in self.leaves if isinstance(leaf, nn.Module))
 
     def drawn(self, z: Tensor, context: Tensor | None) -> Mapped:
         """Its call."""
@@ -147,7 +148,23 @@ class TorchBijector(AdaptedBijector):
     def _log_det(self, z: Tensor, x: Tensor) -> Tensor:
         transform: Any = self.transform
         log_det: Tensor = transform.log_abs_det_jacobian(z, x)
+        for leaf in self.leaves:  # what it keeps of this batch is a graph, which no copy takes
+            if hasattr(leaf, "_cached_x_y"):
+                leaf._cached_x_y = None, None
         return log_det.flatten(1).sum(1) if log_det.dim() > 1 else log_det
+
+
+def _leaves(transform: Any) -> Iterator[Any]:
+    """The transforms that one is made of, inverses and composites taken apart."""
+    # Of a transform that is no inverse, _inv is a way to one.
+    one = [transform._inv] if "Inverse" in type(transform).__name__ else []
+    one.append(getattr(transform, "base_transform", None))
+    several = [*getattr(transform, "parts", []), *getattr(transform, "transforms", [])]
+    inner = [part for part in (*one, *several) if isinstance(part, Transform)]
+    for part in inner:
+        yield from _leaves(part)
+    if not inner:
+        yield transform
 
 
 class AdaptedBase(Base):
@@ -172,7 +189,7 @@ class AdaptedBase(Base):
         """The library's."""
         rows = z.reshape(-1, self.features)
         if context is not None:
-            context = context.expand(*z.shape[:-1], -1).reshape(len(rows), -1)
+            context = context.expand(*z.shape[:-1], -1).reshape(len(rows), context.shape[-1])
         return self.scored(rows, context).reshape(z.shape[:-1])
 
     def rsample(self, shape: tuple[int, ...] = (), context: Tensor | None = None) -> Tensor:
@@ -187,7 +204,7 @@ class AdaptedBase(Base):
     def _sampled(self, shape: tuple[int, ...], context: Tensor | None) -> Tensor:
         size = torch.Size((*shape, *_batch(context)))
         if context is not None:
-            context = context.expand(*size, -1).reshape(size.numel(), -1)
+            context = context.expand(*size, -1).reshape(size.numel(), context.shape[-1])
         return self.drawn(size.numel(), context).reshape(*size, self.features)
 
 
@@ -271,7 +288,8 @@ def adapt(flow: nn.Module | Distribution, *, context_features: int = 0) -> Flow:
     ``NormalizingFlow`` or ``ConditionalNormalizingFlow``, of torch and pyro a
     ``TransformedDistribution``. What it trains, draws and scores is what the library would, and
     the directions are those of here: ``forward`` is noise to data. It is not saved by ``save``,
-    since its constructor is not known here: save the module's own ``state_dict``.
+    since its constructor is not known here: save the module's own ``state_dict``. A base of torch
+    is copied, and stays as it is.
 
     Args:
         flow: the library's.
@@ -300,6 +318,10 @@ def adapt(flow: nn.Module | Distribution, *, context_features: int = 0) -> Flow:
     if "normflows.NormalizingFlow" in names:
         return _of_normflows(known, context_features)
     if isinstance(flow, TransformedDistribution):
+        if context_features:
+            raise TypeError(
+                "a TransformedDistribution takes no context: leave context_features out"
+            )
         return _of_torch(flow)
     raise TypeError(
         "adapt knows flows of zuko, nflows and normflows, and TransformedDistribution of torch "
@@ -308,18 +330,33 @@ def adapt(flow: nn.Module | Distribution, *, context_features: int = 0) -> Flow:
     )
 
 
+def _some_context(flow: nn.Module, context_features: int) -> Tensor | None:
+    """A context where the flow is, in its dtype."""
+    return _like(flow).new_zeros(1, context_features) if context_features else None
+
+
+def _like(flow: nn.Module) -> Tensor:
+    """A tensor of the flow's device and dtype."""
+    held = (value for value in (*flow.parameters(), *flow.buffers()) if value.is_floating_point())
+    return next(held, torch.zeros(()))
+
+
+def _standard(bijector: Bijector, flow: nn.Module) -> Flow:
+    """Behind a standard normal, where the library's flow is and in its dtype."""
+    return Flow(bijector, Normal(bijector.features).to(_like(flow)))
+
+
 def _of_zuko(flow: Any, context_features: int) -> Flow:
-    some = torch.zeros(1, context_features) if context_features else None
-    law = flow.base(some)
+    law = flow.base(_some_context(flow, context_features))
     features = law.event_shape[0]
     bijector = ZukoBijector(flow.transform, features, context_features)
     if (
         type(law).__name__ == "DiagNormal"
         and not list(flow.base.parameters())
-        and torch.equal(law.mean, torch.zeros(features))
-        and torch.equal(law.stddev, torch.ones(features))
+        and not bool(law.mean.any())
+        and bool((law.stddev == 1).all())
     ):
-        return Flow(bijector)
+        return _standard(bijector, flow)
     return Flow(bijector, ZukoBase(flow.base, features, law.has_rsample))
 
 
@@ -330,14 +367,18 @@ def _of_nflows(flow: Any, context_features: int) -> Flow:
         raise TypeError(f"the base {type(law).__name__} of this nflows Flow does not say its size")
     features = law._shape.numel()
     bijector = NflowsBijector(flow._transform, features, context_features, embedding)
-    standard = type(law).__name__ == "StandardNormal"
-    return Flow(bijector, None if standard else NflowsBase(law, features, embedding))
+    if type(law).__name__ == "StandardNormal":
+        return _standard(bijector, flow)
+    return Flow(bijector, NflowsBase(law, features, embedding))
 
 
 def _of_normflows(flow: Any, context_features: int) -> Flow:
-    some = torch.zeros(1, context_features) if context_features else None
+    some = _some_context(flow, context_features)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        features = flow.q0(1, **_keyword(some))[0].shape[-1]
+        shape = flow.q0(1, **_keyword(some))[0].shape
+    if len(shape) != 2:
+        raise TypeError(f"a flow of rows (N, D) is needed, this one draws {tuple(shape[1:])}")
+    features = shape[1]
     bijector = NormflowsBijector(flow.flows, features, context_features)
     return Flow(bijector, NormflowsBase(flow.q0, features, has_rsample=True))
 
@@ -347,6 +388,12 @@ def _of_torch(flow: TransformedDistribution) -> Flow:
     if len(shape) != 1:
         raise TypeError(f"a distribution over rows (D,) is needed, this one is over {tuple(shape)}")
     bijector = TorchBijector(ComposeTransform(flow.transforms), shape[0])
+    held = [value for value in vars(flow.base_dist).values() if isinstance(value, Tensor)]
+    if any(value.requires_grad for value in held):
+        raise TypeError(
+            "the base holds tensors that are trained, which a flow's parameters would not show: "
+            "build Flow(bijector, TorchBase.of(base, learnable=True))"
+        )
     try:
         base: Base = TorchBase.of(flow.base_dist)
     except TypeError:

@@ -42,11 +42,13 @@ class VelocityField(Pickled):
             raise ValueError(f"call must be one of {names}, or a function; got {call!r}")
         if data_at not in (0.0, 1.0):
             raise ValueError(f"data_at must be 0 or 1, the time at which data lie, got {data_at}")
-        if features is None and shape is None:
-            raise ValueError("features, the size of a row, or shape, that of an image, is needed")
         size = features if shape is None else math.prod(shape)
-        if size is None or size < 1 or (features or size) != size:
+        if size is None or size < 1:
+            raise ValueError("features, the size of a row, or shape, that of an image, is needed")
+        if features not in (None, size):
             raise ValueError(f"a shape of {tuple(shape or ())} has {size} features, not {features}")
+        if call == "cat" and shape is not None:
+            raise ValueError('call="cat" is for rows: an image has its time as an argument')
         self.net, self.call = net, call
         self.features, self.context_features = size, context_features
         self.shape = None if shape is None else tuple(shape)
@@ -106,7 +108,8 @@ def field_from(
         features: D, the size of a row.
         context_features: C.
         shape: of a state as the network sees it, (C, H, W) say; rows stay flat outside.
-        data_at: the time at which data lie, 1, or 0 where time runs from data to noise.
+        data_at: the time at which data lie, 1, or 0 where time runs from data to noise. Either way
+            the time is one of [0, 1]: leave the bijector's ``end_time`` at 1.
 
     Raises:
         ValueError: an unknown call, no size, or sizes that differ; or, at the first call, a network

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor
 
 from cflows.continuous.fields import FrozenMLP
-from cflows.continuous.layers import Silu
+from cflows.continuous.layers import ACTIVATIONS, Silu
 from cflows.continuous.residual_field import FrozenResidual
 from cflows.continuous.stages import Slope
-from cflows.core.bijector import recorded, transformed
+from cflows.core.bijector import plain
 
 __all__ = ["evaluated"]
 
 LEAST = 64  # rows; of fewer the weights' share is the larger one
 HELD = 2**17  # numbers of a layer that a part of the rows may take, for each thread
+ON_GPU = 2**25  # likewise, of a part on a GPU
+MOST = 2**24  # numbers of tangents, of the fewest rows; of more the products go in chunks instead
+OWN = set(ACTIVATIONS.values())
 SILU = Silu()
 
 
@@ -46,22 +49,16 @@ def evaluated(
         many that the trace has no closed form, or products run in low precision.
 
     """
-    if (
-        torch.is_grad_enabled()
-        or (len(x) < LEAST and not low)
-        or transformed()
-        or recorded()
-        or torch.is_autocast_enabled(x.device.type)
-    ):
+    if torch.is_grad_enabled() or (len(x) < LEAST and not low) or not plain(x):
         return None
-    if isinstance(field, FrozenMLP):
+    if isinstance(field, FrozenMLP) and set(map(type, field.activations)) <= OWN:
         return _perceptron(field, x, traced, low)
     return _residual(field, x, traced, low) if isinstance(field, FrozenResidual) else None
 
 
 def _parts(x: Tensor, width: int) -> Iterator[slice]:
     """Slices of the rows whose layers, ``width`` numbers a row, stay in the cache."""
-    held = HELD * torch.get_num_threads() if x.device.type == "cpu" else 2**28
+    held = HELD * torch.get_num_threads() if x.device.type == "cpu" else ON_GPU
     size = max(LEAST, held // width)
     return (slice(first, first + size) for first in range(0, len(x), size))
 
@@ -114,6 +111,8 @@ def _residual(field: FrozenResidual, x: Tensor, traced: bool, low: bool) -> Slop
         return None
     entrance, leaving = field.field.entrance, field.field.exit
     features, width = leaving.weight.shape
+    if traced and LEAST * width * (1 + features) > MOST:
+        return None
     blocks = [
         (gate.unsqueeze(1) * inner.weight, outer.weight, shift)
         for inner, outer, gate, shift in field.blocks()

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from cflows.continuous.bespoke import Bespoke, Scheme
@@ -172,7 +171,9 @@ def tune_solver(
         search = partial(_searched, bench, evaluations, tolerance, fitted, until)
         (density, *others), (sampling, *more) = search("density"), search("sampling")
         kept = tolerance is None or (density.keeps(tolerance) and sampling.keeps(tolerance))
-        low = _in_bfloat16(bench, density, sampling, tolerance) if kept and tolerance else None
+        low = None
+        if kept and tolerance and time.perf_counter() < until:
+            low = _in_bfloat16(bench, density, sampling, tolerance)
         if low is not None:
             others, more = [density, *others], [sampling, *more]
             density, sampling = low
@@ -209,10 +210,10 @@ def _in_bfloat16(
     bench: Bench, density: Trial, sampling: Trial, tolerance: float
 ) -> tuple[Trial, Trial] | None:
     """The same trials with traces in bfloat16, where that keeps the tolerance and saves time."""
-    if bench.block is None or bench.starts["density"].dtype != torch.float32:
+    if not bench.may_be_low:
         return None
     low = bench.judged("density", density.solver, bfloat16=True)
-    if low.gap == density.gap or not low.keeps(tolerance):  # the same where no shorter way is taken
+    if not low.keeps(tolerance):
         return None
     if bench.seconds(low.solver, bfloat16=True) > SAVED * bench.seconds(low.solver):
         return None

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from cflows.core.flow import Flow
+from cflows.core.modes import evaluating
 
 __all__ = ["Annealed", "annealed"]
 
 LEAPS = 5  # leapfrog steps of a move
 ACCEPTED = 0.8  # of the moves, what the step size aims at
+LEAST = 1e-30  # part of what is left of the way
 HALVINGS = 40  # of the search for the next temperature
 
 
@@ -88,8 +90,26 @@ def annealed(
             f"n must be at least 2, moves at least 1 and kept in (0, 1), got {n}, {moves}, {kept}"
         )
 
+    with evaluating(start):
+        return _annealed(log_density, start, n, moves, kept, most)
+
+
+def _annealed(
+    log_density: Callable[[Tensor], Tensor],
+    start: Flow,
+    n: int,
+    moves: int,
+    kept: float,
+    most: int,
+) -> Annealed:
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
-        return start.log_prob(x), log_density(x)
+        log_p = log_density(x)
+        if log_p.shape != x.shape[:1]:
+            raise ValueError(
+                f"the log-density must have shape ({len(x)},) for rows {tuple(x.shape)}, got "
+                f"{tuple(log_p.shape)}"
+            )
+        return start.log_prob(x), log_p
 
     with torch.no_grad():
         x = start.sample(n)
@@ -100,8 +120,10 @@ def annealed(
             raise ValueError(
                 f"after {most} temperatures β is {beta:.3g}: take a start that covers the density"
             )
-        if bool(log_p.isnan().any()):
-            raise ValueError("the log-density of a particle is not a number: look at its formula")
+        if not bool((log_p < math.inf).all()):
+            raise ValueError(
+                "the log-density of a particle is not a number, or +inf: look at its formula"
+            )
         if not bool((log_p > -math.inf).any()):
             raise ValueError("the density is zero at all particles: take a wider start")
         count += 1
@@ -119,21 +141,23 @@ def annealed(
 
 
 def _step(log_ratio: Tensor, left: float, kept: float) -> float:
-    """The largest part of the way at which the weights' effective sample size is kept N."""
+    """The largest part of the way at which the weights' effective sample size is kept N.
+
+    Of the rows where the density is positive: the others weigh nothing however small the step.
+    """
 
     def share(step: float) -> float:
         log_w = (step * log_ratio).double()
         return math.exp(2 * float(log_w.logsumexp(0)) - float((2 * log_w).logsumexp(0)))
 
-    wanted = kept * len(log_ratio)
+    wanted = kept * int((log_ratio > -math.inf).sum())
     if share(left) >= wanted:
         return left
-    low, high = 0.0, left
+    low, high = LEAST * left, left
     for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
+        middle = math.sqrt(low * high)
         low, high = (middle, high) if share(middle) >= wanted else (low, middle)
-    # Rows of density zero weigh nothing however small the step: it must not vanish.
-    return max(low, 1e-6 * left)
+    return low
 
 
 def _systematic(log_weights: Tensor) -> Tensor:
@@ -165,12 +189,15 @@ def _moved(
     before = (1 - beta) * log_q + beta * log_p - 0.5 * momentum.square().sum(-1)
     new, (gradient, q, p) = x, force(x)
     velocity = momentum + 0.5 * step * gradient
+    lost = torch.zeros_like(log_q, dtype=torch.bool)
     for leap in range(LEAPS):
         new = new + step * velocity
+        lost = lost | ~new.isfinite().all(-1)
+        new = torch.where(lost.unsqueeze(-1), x, new)
         gradient, q, p = force(new)
         velocity = velocity + (1.0 if leap < LEAPS - 1 else 0.5) * step * gradient
     after = (1 - beta) * q + beta * p - 0.5 * velocity.square().sum(-1)
-    odds = (after - before).nan_to_num(nan=-math.inf)
+    odds = (after - before).nan_to_num(nan=-math.inf).masked_fill(lost, -math.inf)
     taken = odds > torch.rand_like(odds).log()
     return (
         torch.where(taken.unsqueeze(-1), new, x),

@@ -69,7 +69,8 @@ class Importance:
         return self.ess / self.seconds
 
     def mean(self, values: Tensor) -> Tensor:
-        """Self-normalised mean Σ w_i v_i / Σ w_i of values (N, ...) of the draws."""
+        """Self-normalised mean Σ w_i v_i / Σ w_i of values (N, ...) of the draws, or of truths."""
+        values = values if values.is_floating_point() else values.double()
         weights = self.log_weights.softmax(0).to(values.dtype)
         mean: Tensor = torch.einsum("n,n...->...", weights, values)
         return mean
@@ -127,7 +128,6 @@ def importance(
                 )
             draws.append(x)
             log_weights.append(log_p.double() - log_q.double())
-    seconds = time.perf_counter() - began
     x, log_w = torch.cat(draws), torch.cat(log_weights)
     if not bool((log_w < math.inf).all()):
         raise ValueError("the log-density of a draw is not a number, or +inf: look at its formula")
@@ -135,6 +135,7 @@ def importance(
         raise ValueError(
             "the density is zero at all draws: train the flow where the density is, or draw more"
         )
+    seconds = time.perf_counter() - began  # a GPU was waited for by the checks
     log_z = float(log_w.logsumexp(0)) - math.log(n)
     weights = (log_w - log_z).exp()
     ess = float(weights.sum().square() / weights.square().sum())
@@ -153,7 +154,8 @@ def pareto_k(log_weights: Tensor) -> float:
         log_weights: (N,).
 
     Returns:
-        k, or -inf where the largest weights are all the same, NaN for fewer than 25 of them.
+        k; -inf where the largest weights are all the same, inf where a handful of them is all that
+        counts, NaN for fewer than 25 weights.
 
     Example:
         >>> import torch
@@ -171,7 +173,8 @@ def pareto_k(log_weights: Tensor) -> float:
     above = weights[1:] - weights[0]
     above = above[above > 0]
     if len(above) < FEWEST:
-        return -math.inf
+        # All the same; or so far apart that a handful is all there is.
+        return -math.inf if bool(tail[0] == tail[-1]) else math.inf
     n = len(above)
     count = 30 + int(math.sqrt(n))
     steps = torch.arange(1, count + 1, dtype=torch.float64, device=above.device)

@@ -51,7 +51,7 @@ TRIED = 2  # maps, the likeliest by themselves
 LEAST = 50  # steps
 SCORED = 500  # validation rows
 BENT = 0.5  # nats a column that a map must win alone over the likelier linear one to be tried
-ONWARD = 0.3  # of what the last doubling of a choice's steps won, that counts for the next
+ONWARD = 0.1  # of what the last doubling of a choice's steps won, that counts for the next
 WRITTEN = 50  # steps between two checkpoints of a choice
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
@@ -196,7 +196,7 @@ def choose(
     tried where it wins half a nat a column alone (on data where it won less, flows went further
     without). The measure is the validation log-likelihood in the data's units, in which the
     maps compare, of at most 500 rows; after equal steps, so that the choice repeats. Behind a
-    poorer map there is more to learn, and a short training has learnt less of it: three tenths of
+    poorer map there is more to learn, and a short training has learnt less of it: a tenth of
     what the last doubling of the steps won are added.
 
     Args:

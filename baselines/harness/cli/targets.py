@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from baselines.harness.cli.errors import fail
 from baselines.harness.cli.options import usual_jobs
 from cflows.core.atomic_write import write_whole
 
@@ -31,15 +33,17 @@ def targets(options: argparse.Namespace) -> int:
     seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
     out = options.out or Path("results") / ("targets" + "-quick" * options.quick)
     cells = planned(names, models, options.by or WAYS, seeds, seconds, draws)
+    if not cells:
+        fail("nothing to train: a model that matching trains needs --by annealed")
     waiting = [cell for cell in cells if finished(cell, out) is None]
     jobs = options.jobs or usual_jobs()
     say(f"{len(cells)} cells on {jobs} process(es), one thread each, into {out}")
     if waiting:
         rounds = -(-len(waiting) // jobs)
         say(f"{len(waiting)} to train, about {max(1, round(rounds * seconds / 60))} min left")
-    failed = 0
+    failed: list[dict[str, Any]] = []
     for cell, result in trained(cells, out, jobs):
-        failed += "error" in result
+        failed += [result] if "error" in result else []
         reached = result.get("error")
         if reached is None:
             off = result["log_z"] - result["log_normaliser"]
@@ -49,7 +53,7 @@ def targets(options: argparse.Namespace) -> int:
             )
         say(f"{cell.target}, {cell.model}, {cell.way}, seed {cell.seed}: {reached}")
     done = [told for cell in cells if (told := finished(cell, out)) is not None]
-    table = tables.text(done, options.command)
+    table = tables.text([*done, *failed], options.command)
     write_whole(out / "targets.md", table)
     by_target = {
         name: [(tables.label(one), one) for one in done if one["target"] == name]
@@ -60,5 +64,5 @@ def targets(options: argparse.Namespace) -> int:
     if figure is not None:
         write_whole(out / "targets.png", style.encode(figure)[0])
     say("\n" + table)
-    say(f"table and picture: {out / 'targets.md'}, {out / 'targets.png'}")
+    say(f"the table, and its picture beside it: {out / 'targets.md'}")
     return 1 if failed else 0

@@ -132,7 +132,7 @@ def trained(
     todo = [cell for cell in cells if finished(cell, directory) is None]
     for cell, result in side_by_side(partial(_run, directory), todo, jobs):
         if isinstance(result, Killed):
-            result = {"error": f"its process ended with status {result.exit_code}"}
+            result = asdict(cell) | {"error": f"its process ended with {result.exit_code}"}
         yield cell, result
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,13 @@ from torch.distributions import (
     MultivariateNormal,
     TransformedDistribution,
 )
-from torch.distributions.transforms import SigmoidTransform, TanhTransform
+from torch.distributions.transforms import (
+    ComposeTransform,
+    ExpTransform,
+    IndependentTransform,
+    SigmoidTransform,
+    TanhTransform,
+)
 
 from cflows import adapt, fit
 
@@ -172,6 +180,35 @@ def test_pyro():
     assert len(list(ours.parameters())) == len(list(parts[0].parameters()))
 
 
+def test_pyro_inverses_and_composites_are_trained_and_copied():
+    pyro = pytest.importorskip("pyro.distributions.transforms")
+    inner = stirred(pyro.affine_autoregressive(3, hidden_dims=[16]))
+    parts = [ComposeTransform([inner.inv]), IndependentTransform(ExpTransform(), 1)]
+    base = Independent(torch.distributions.Normal(torch.zeros(3), torch.ones(3)), 1)
+    theirs = TransformedDistribution(base, parts)
+    ours, x = adapt(theirs), torch.rand(50, 3) + 0.5
+    assert len(list(ours.parameters())) == len(list(inner.parameters()))
+    torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x), **CLOSE)
+    copied = copy.deepcopy(ours)
+    torch.testing.assert_close(copied.log_prob(x), ours.log_prob(x))
+
+
+@pytest.mark.parametrize("make", [zuko_flow, nflows_flow, normflows_flow])
+def test_in_float64_and_where_the_flow_is(make, device):
+    theirs = make().double().to(device)
+    ours = adapt(theirs)
+    x = torch.randn(20, 3, dtype=torch.float64, device=device)
+    own = (theirs() if make is zuko_flow else theirs).log_prob(x)
+    torch.testing.assert_close(ours.log_prob(x), own)
+    assert ours.sample(5).dtype == torch.float64
+
+
+def test_no_rows():
+    flow = adapt(nflows_flow(context=2), context_features=2)
+    assert flow.log_prob(torch.zeros(0, 3), torch.zeros(0, 2)).shape == (0,)
+    assert flow.log_prob(torch.zeros(4, 0, 3), torch.zeros(0, 2)).shape == (4, 0)
+
+
 @pytest.mark.parametrize("make", [zuko_flow, nflows_flow, normflows_flow])
 def test_gradients_are_theirs_and_fit_trains_the_module(make):
     theirs = make()
@@ -193,6 +230,12 @@ def test_gradients_are_theirs_and_fit_trains_the_module(make):
 def test_what_is_no_flow_is_refused():
     with pytest.raises(TypeError, match="adapt knows flows of zuko"):
         adapt(nn.Linear(2, 2))
+    base = MultivariateNormal(torch.zeros(3), torch.eye(3))
+    with pytest.raises(TypeError, match="takes no context"):
+        adapt(TransformedDistribution(base, [TanhTransform()]), context_features=2)
+    trained = Laplace(torch.zeros(3, requires_grad=True), torch.ones(3))
+    with pytest.raises(TypeError, match="holds tensors that are trained"):
+        adapt(TransformedDistribution(trained, [TanhTransform()]))
     laws = torch.distributions.Normal(torch.zeros(4, 3), torch.ones(4, 3))
     with pytest.raises(TypeError, match=r"rows \(D,\) is needed"):
         adapt(TransformedDistribution(laws, [TanhTransform()]))

@@ -7,10 +7,12 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from cflows import MLP, FixedGrid, ODEBijector, ResidualField
+from cflows.continuous import inference
 from cflows.continuous.divergence import linearize, value_and_divergence
-from cflows.continuous.inference import HELD, LEAST, evaluated
+from cflows.continuous.inference import LEAST, evaluated
 from cflows.continuous.layers import ACTIVATIONS, LAYERS
 
 
@@ -59,13 +61,17 @@ def test_is_what_the_graph_gives(name: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "residual"])
-def test_contexts_and_parts_of_the_rows(kind: str, device: torch.device) -> None:
+def test_contexts_and_parts_of_the_rows(
+    kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A context shifts each row by its own; more rows than a part holds."""
+    monkeypatch.setattr(inference, "HELD", 1)
+    monkeypatch.setattr(inference, "ON_GPU", 1)
     torch.manual_seed(0)
-    field = MLP(3, hidden=(256, 256), context_features=2)
-    wide = field if kind == "mlp" else ResidualField(3, width=256, context_features=2)
+    field = MLP(3, hidden=(16, 16), context_features=2)
+    wide = field if kind == "mlp" else ResidualField(3, width=16, context_features=2)
     flow = ODEBijector(moved(wide).to(device), evaluation_solver=FixedGrid("rk4", 2)).eval()
-    n = HELD // 256 * 2 + 5
+    n = 3 * LEAST + 5
     x = torch.randn(n, 3, dtype=torch.float64, device=device)
     context = torch.randn(n, 2, dtype=torch.float64, device=device)
     with torch.no_grad():
@@ -77,6 +83,7 @@ def test_contexts_and_parts_of_the_rows(kind: str, device: torch.device) -> None
     torch.testing.assert_close(log_det, kept_log_det)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_what_has_no_shorter_way() -> None:
     x = torch.randn(LEAST, 3)
     with torch.no_grad():
@@ -92,6 +99,11 @@ def test_what_has_no_shorter_way() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert evaluated(frozen, x, traced=True) is None
     assert evaluated(MLP(3).frozen(t), x, traced=True) is None
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = forward_ad.unpack_dual(MLP(3, activation="silu").frozen(t)(dual)).tangent
+        assert tangent is not None
+        assert evaluated(MLP(3, activation="silu").frozen(t), dual, traced=True) is None
     # Within a transform of torch.func nothing is written in place.
     field = moved(MLP(3)).float()
     with torch.no_grad():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 
-from cflows import Affine, Flow, annealed
+from cflows import Affine, BatchNorm, Flow, annealed
 
 
 def start(features=2, spread=5.0):
@@ -56,11 +57,30 @@ def test_no_gradient_is_left_and_parameters_are_not_touched():
     assert all(parameter.grad is None for parameter in flow.parameters())
 
 
+def test_moves_that_leave_the_numbers_are_rejected():
+    """A force of the fifth power throws particles far off, where the start refuses to look."""
+    torch.manual_seed(0)
+    result = annealed(lambda x: -(x.pow(6)).sum(-1), start(2, 1e3), 500, moves=3)
+    assert bool(result.x.isfinite().all())
+    assert float(result.x.abs().max()) < 3
+
+
+def test_the_start_keeps_its_mode_and_its_state():
+    flow = Flow(BatchNorm(2)).train()
+    before = copy.deepcopy(flow.state_dict())
+    annealed(two_modes, flow, 100, moves=1)
+    assert flow.training
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="n must be at least 2"):
         annealed(two_modes, start(), 1)
     with pytest.raises(ValueError, match="not a number"):
         annealed(lambda x: two_modes(x) * torch.nan, start(), 50)
+    with pytest.raises(ValueError, match=r"must have shape \(50,\) for rows \(50, 2\)"):
+        annealed(lambda x: x, start(), 50)
     with pytest.raises(ValueError, match="zero at all particles"):
         annealed(lambda x: two_modes(x).masked_fill(x[:, 0] < 1e9, -torch.inf), start(), 50)
     with pytest.raises(ValueError, match="take a start that covers"):

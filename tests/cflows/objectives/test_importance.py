@@ -61,6 +61,7 @@ def test_a_narrow_proposal_is_told():
     assert heavy.pareto_k < 0.5
     assert math.isnan(pareto_k(torch.zeros(10)))
     assert pareto_k(torch.zeros(1000)) == -math.inf
+    assert pareto_k(-1000.0 * torch.arange(1000.0)) == math.inf
 
 
 def test_contexts_and_regions_without_density():
@@ -69,6 +70,14 @@ def test_contexts_and_regions_without_density():
     half = importance(flow, lambda x: normal(x).where(x[:, 0] > 0, -torch.inf), 20_000)
     assert half.log_z == pytest.approx(0.5 * math.log(2 * math.pi) - math.log(2), abs=0.03)
     assert half.ess_fraction == pytest.approx(0.5, abs=0.02)
+
+
+def test_means_of_truths_and_of_integers():
+    torch.manual_seed(0)
+    result = importance(Flow(Affine([0.0], [1.1])), normal, 20_000)
+    share = result.mean(result.x[:, 0] > 0)
+    assert float(share) == pytest.approx(0.5, abs=0.02)
+    torch.testing.assert_close(result.mean((result.x[:, 0] > 0).long()), share)
 
 
 def test_mistakes_are_told():
