@@ -149,8 +149,8 @@ class TorchBijector(AdaptedBijector):
         transform: Any = self.transform
         log_det: Tensor = transform.log_abs_det_jacobian(z, x)
         for leaf in self.leaves:  # what it keeps of this batch is a graph, which no copy takes
-            if hasattr(leaf, "_cached_x_y"):
-                leaf._cached_x_y = None, None
+            for name in [name for name in vars(leaf) if name.startswith("_cached_")]:
+                setattr(leaf, name, (None, None) if name == "_cached_x_y" else None)
         return log_det.flatten(1).sum(1) if log_det.dim() > 1 else log_det
 
 
