@@ -129,9 +129,9 @@ def tune_solver(
         seconds: after which no further solver is tried.
 
     Returns:
-        what was tried and taken. Where nothing keeps the tolerance, the flow keeps the solver that
-        it was built with, or, where ``evaluations`` bounds the price, takes the best, with a
-        warning.
+        what was tried and taken. Where nothing else keeps the tolerance it is the fine solve, or a
+        grid of half its steps; where that does not either, the flow keeps the solver that it was
+        built with, or, where ``evaluations`` bounds the price, takes the best, with a warning.
 
     Raises:
         TypeError: the flow has no continuous part.
@@ -168,8 +168,13 @@ def tune_solver(
     context = None if context is None else context.expand(len(rows), -1)[::every]
     with _held(flow):
         bench = Bench(flow, blocks, rows[::every].detach(), context, tolerance or 1e-3)
-        search = partial(_searched, bench, evaluations, tolerance, fitted, until)
-        (density, *others), (sampling, *more) = search("density"), search("sampling")
+        search = partial(_searched, bench, evaluations, tolerance, fitted)
+        # Half of the time for either direction.
+        halfway = until - 0.5 * max(0.0, until - time.perf_counter()) if seconds else until
+        (density, *others), (sampling, *more) = (
+            search(halfway, "density"),
+            search(until, "sampling"),
+        )
         kept = tolerance is None or (density.keeps(tolerance) and sampling.keeps(tolerance))
         low = None
         if kept and tolerance and time.perf_counter() < until:
@@ -252,6 +257,12 @@ def _searched(
         trials.append(bench.judged(direction, grid))
         if keeps(trials[-1]) or time.perf_counter() > until:
             break
+
+    # Nothing that was tried will do: half the fine solve, or all of it, is what it takes.
+    fine = bench.fine.steps
+    for steps in (fine // 2, fine) if tolerance is not None and evaluations is None else ():
+        if not any(map(keeps, trials)):
+            trials.append(bench.judged(direction, FixedGrid("dopri5", steps)))
 
     def rank(trial: Trial) -> tuple[bool, float, bool]:
         price = _price(trial) if keeps(trial) else max(trial.gap, trial.end)

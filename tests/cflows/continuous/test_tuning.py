@@ -25,6 +25,7 @@ from cflows import (
     tune_solver,
     whiten,
 )
+from cflows.continuous import tuning
 from cflows.continuous.bespoke import Scheme
 from cflows.continuous.schemes import Paths, fit_scheme
 from cflows.continuous.trials import Bench
@@ -153,6 +154,20 @@ def test_traces_in_bfloat16_are_taken_where_they_are_faster(faster, monkeypatch)
     assert getattr(block_of(flow).solver, "bfloat16", False) is faster
     double = bent().double()
     assert not tune_solver(double, rows.double(), tolerance=0.01).density.bfloat16
+
+
+def test_where_nothing_cheap_will_do_the_fine_solve_is_taken(monkeypatch):
+    """A likelihood is right, whatever it costs."""
+    monkeypatch.setattr(tuning, "FITTED", ())
+    monkeypatch.setattr(tuning, "MOST", 4)
+    flow, rows = bent(1, size=0.45), torch.randn(200, 2)
+    result = tune_solver(flow, rows, tolerance=1e-3)
+    assert result.kept
+    assert result.density.evaluations >= 48
+    fresh = torch.randn(200, 2)
+    told = flow.log_prob(fresh)
+    with flow.using(solver=Adaptive(rtol=1e-7, atol=1e-7)):
+        assert apart(flow.log_prob(fresh), told) < 1e-3
 
 
 def test_it_is_saved_with_the_flow(tmp_path):
