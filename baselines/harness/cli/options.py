@@ -218,7 +218,7 @@ def _add_options(container: argparse._ActionsContainer, options: Options) -> Non
                 type=TYPES.get(f"{name} {metavar}", TYPES.get(metavar, str)),
                 choices=choices,
                 const="auto" if value == "[WIDTH]" else None,
-                default=choices[0] if choices else [] if "..." in value else None,
+                default=[] if "..." in value else choices[0] if choices else None,
                 help=text,
             )
             added.required = added.required or value.endswith("!")
