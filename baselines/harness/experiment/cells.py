@@ -50,7 +50,7 @@ __all__ = [
 TUNING = 0.05  # of a continuous model's seconds, for its evaluation solver
 LEAST_TUNING = 4.0  # seconds, where only steps end the training
 TUNED_ON = 128  # validation rows
-TOLERANCE = 0.01  # nats, mean gap of the solver
+TOLERANCE = 0.007  # nats, mean gap of the solver on these rows, so that others keep .01
 
 
 def finished(cell: Cell, out: Path) -> Result | None:

@@ -37,11 +37,13 @@ def targets(results: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> F
                 )
                 sizes.plot(100 * result["ess"], at, "o", ms=3.5, color=colour)
             errors.axvline(0, color="0.6", lw=1)
+            errors.locator_params(axis="x", nbins=5)
             sizes.set(xscale="log", xlim=(0.01, 130))
+            style.label_if_log(sizes.xaxis)
             for axes in (errors, sizes):
                 axes.set(yticks=range(len(labels)), ylim=(len(labels) - 0.5, -0.5))
             errors.set_yticklabels(labels, fontsize=7)
             sizes.set_yticklabels([])
             style.plain(errors, f"{name}: log Z - truth")
-            style.plain(sizes, f"{name}: effective sample size, % of the draws")
+            style.plain(sizes, f"{name}: sample size, %")
     return figure
