@@ -45,5 +45,5 @@ def targets(results: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> F
             errors.set_yticklabels(labels, fontsize=7)
             sizes.set_yticklabels([])
             style.plain(errors, f"{name}: log Z - truth")
-            style.plain(sizes, f"{name}: sample size, %")
+            style.plain(sizes, f"{name}: effective size, %")
     return figure
