@@ -93,6 +93,7 @@ class Bespoke:
         weights: what the field's weights were, see ``fingerprint``; other weights are refused.
         bfloat16: whether the products of an exact trace run in bfloat16 where no gradient is asked
             for; the path keeps its dtype.
+        drawing: from noise to data where no density is asked for; None for ``sampling``.
 
     Example:
         >>> from cflows.continuous.bespoke import Bespoke, Scheme
@@ -105,9 +106,10 @@ class Bespoke:
     density: Scheme
     weights: str = ""
     bfloat16: bool = False
+    drawing: Scheme | None = None
 
-    def scheme(self, span: tuple[float, float]) -> Scheme:
-        """The one for a solve from one end of s to the other.
+    def scheme(self, span: tuple[float, float], traced: bool = True) -> Scheme:
+        """The one for a solve from one end of s to the other, with integrals or without.
 
         Raises:
             ValueError: another span.
@@ -118,14 +120,17 @@ class Bespoke:
                 f"a Bespoke solver goes the whole way, not from {span[0]} to {span[1]}: take "
                 "another solver for a part of it"
             )
-        return self.sampling if span[0] < span[1] else self.density
+        if span[0] > span[1]:
+            return self.density
+        return self.sampling if traced or self.drawing is None else self.drawing
 
     def tightened(self, factor: float = 10.0) -> Adaptive:
         """What it is measured by: an adaptive solve at a tolerance of 1e-5 / ``factor``."""
         return Adaptive("dopri5", 1e-5, 1e-5).tightened(factor)
 
     def __repr__(self) -> str:
+        drawn = "" if self.drawing is None else f", {len(self.drawing.c)} without their density"
         return (
-            f"Bespoke({len(self.sampling.c)} evaluations for samples, "
+            f"Bespoke({len(self.sampling.c)} evaluations for samples{drawn}, "
             f"{len(self.density.c)} for densities{', traces in bfloat16' * self.bfloat16})"
         )

@@ -190,7 +190,7 @@ def solve(
     # What estimates the error of many solves at once would outlive the transform.
     estimates = isinstance(solver, Lagged) and not (transformed() or exported())
     if isinstance(solver, Bespoke):
-        tableau, steps = solver.scheme(span).tableau, 1
+        tableau, steps = solver.scheme(span, integrals > 0).tableau, 1
     else:
         tableau = TABLEAUS[solver.method]
         steps = solver.steps if isinstance(solver, FixedGrid) else steps

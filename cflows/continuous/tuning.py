@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -43,6 +43,7 @@ class Tuning:
         solver: that the flow evaluates with from now on.
         density: the trial that was taken.
         sampling: likewise.
+        drawing: that of samples without their density, None where it is the same.
         trials: all of them.
         reference_gap: mean |log p| by which the fine solve moved when its steps were halved.
         kept: whether the tolerance is kept in both directions.
@@ -59,6 +60,7 @@ class Tuning:
     solver: Solver
     density: Trial
     sampling: Trial
+    drawing: Trial | None
     trials: tuple[Trial, ...]
     reference_gap: float
     kept: bool
@@ -74,7 +76,7 @@ class Tuning:
                 "gap_99": trial.gap_99,
                 "bias": trial.bias,
                 "end": trial.end,
-                "taken": trial in (self.density, self.sampling),
+                "taken": trial in (self.density, self.sampling, self.drawing),
             }
             for trial in self.trials
         ]
@@ -83,7 +85,7 @@ class Tuning:
         """A table of the trials."""
         lines = [f"{'':10}{'solver':>20}{'evaluations':>13}{'gap':>10}{'99 %':>10}{'end':>10}"]
         for trial in self.trials:
-            mark = " <" if trial in (self.density, self.sampling) else ""
+            mark = " <" if trial in (self.density, self.sampling, self.drawing) else ""
             lines.append(
                 f"{trial.direction:10}{trial.label:>20}{trial.evaluations:>13}"
                 f"{trial.gap:>10.2g}{trial.gap_99:>10.2g}{trial.end:>10.2g}{mark}"
@@ -110,7 +112,8 @@ def tune_solver(
     - the mean of |log p - fine log p|, at most ``tolerance``, and its 99 % quantile, at most ten
       times as much. For samples, log p is what ``sample_and_log_prob`` tells of them.
     - the end of the path, whose root mean square error is at most ``tolerance`` standard
-      deviations.
+      deviations. Of samples whose density nobody asks for it is all that counts, and they have a
+      scheme of their own where a shorter one keeps it.
 
     Where they keep the same and save time on this machine, the products of a float32 flow's exact
     trace run in bfloat16 from then on, unless gradients are asked for; its paths do not.
@@ -182,6 +185,10 @@ def tune_solver(
         if low is not None:
             others, more = [density, *others], [sampling, *more]
             density, sampling = low
+        drawings = (
+            _drawn(bench, sampling, tolerance, until) if kept and tolerance and fitted else []
+        )
+        drawing = next((trial for trial in drawings if trial.keeps(tolerance or 0)), None)
     if not kept:
         warnings.warn(
             f"no solver that was tried keeps a tolerance of {tolerance:g}, the best has gaps of "
@@ -192,23 +199,39 @@ def tune_solver(
     solver: Solver = blocks[0].evaluation_solver
     for block in blocks:
         if kept or evaluations:
-            solver = _solver(density, sampling, block)
+            solver = _solver(density, sampling, drawing, block)
             block.tune(solver)
-    trials = tuple(sorted([density, *others], key=_price) + sorted([sampling, *more], key=_price))
-    return Tuning(solver, density, sampling, trials, bench.reference_gap, kept)
+    parts = [density, *others], [sampling, *more], drawings
+    trials = tuple(trial for part in parts for trial in sorted(part, key=_price))
+    return Tuning(solver, density, sampling, drawing, trials, bench.reference_gap, kept)
 
 
 def _price(trial: Trial) -> int:
     return trial.evaluations
 
 
-def _solver(density: Trial, sampling: Trial, block: ODEBijector) -> Solver:
+def _drawn(bench: Bench, sampling: Trial, tolerance: float, until: float) -> list[Trial]:
+    """Trials of schemes for samples without their density, the cheapest that will do first."""
+    trials: list[Trial] = []
+    sizes = [size for size in FITTED if size < sampling.evaluations] if bench.block else []
+    while sizes and time.perf_counter() < until:
+        assert bench.block is not None
+        size = sizes[len(sizes) // 2]
+        scheme = bench.fitted(bench.block, "sampling", size)
+        trials.append(replace(bench.judged("sampling", scheme), direction="drawing"))
+        kept = trials[-1].keeps(tolerance)
+        sizes = [other for other in sizes if (other < size if kept else other > size)]
+    return sorted(trials, key=_price)
+
+
+def _solver(density: Trial, sampling: Trial, drawing: Trial | None, block: ODEBijector) -> Solver:
     """One grid where both directions take the same, else a scheme for each."""
-    same = density.solver == sampling.solver and not density.bfloat16
+    same = density.solver == sampling.solver and not density.bfloat16 and drawing is None
     if same and isinstance(density.solver, FixedGrid):
         return density.solver
     schemes = scheme_of(sampling.solver), scheme_of(density.solver)
-    return Bespoke(*schemes, fingerprint(block), density.bfloat16)
+    drawn = None if drawing is None else scheme_of(drawing.solver)
+    return Bespoke(*schemes, fingerprint(block), density.bfloat16, drawn)
 
 
 def _in_bfloat16(

@@ -156,6 +156,27 @@ def test_traces_in_bfloat16_are_taken_where_they_are_faster(faster, monkeypatch)
     assert not tune_solver(double, rows.double(), tolerance=0.01).density.bfloat16
 
 
+def test_samples_without_their_density_need_the_end_alone(tmp_path):
+    flow, rows = bent(1, size=0.6), torch.randn(600, 2)
+    result = tune_solver(flow, rows, tolerance=0.003)
+    block, z = block_of(flow), torch.randn(500, 2)
+    assert result.kept
+    assert result.drawing is not None
+    assert result.drawing.evaluations < result.sampling.evaluations
+    assert "without their density" in str(block.solver)
+    assert "drawing" in str(result)
+    flow.save(tmp_path / "flow")
+    for own in (flow, load(tmp_path / "flow")):
+        x = own.bijector(z)
+        assert block_of(own).stats.nfe == result.drawing.evaluations
+        with own.using(solver=Adaptive(rtol=1e-7, atol=1e-7)):
+            exact = own.bijector(z)
+        off = ((x - exact) / exact.std(0)).square().mean().sqrt()
+        assert off.item() < 0.01
+        own.bijector.forward_and_log_det(z)
+        assert block_of(own).stats.nfe == result.sampling.evaluations
+
+
 def test_where_nothing_cheap_will_do_the_fine_solve_is_taken(monkeypatch):
     """A likelihood is right, whatever it costs."""
     monkeypatch.setattr(tuning, "FITTED", ())
