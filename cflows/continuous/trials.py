@@ -111,10 +111,11 @@ class Bench:
         parts = list(flattened(flow.bijector))
         self.flow, self.context, self.block = flow, context, None
         self.before: list[Bijector] = []
+        self.behind: list[Bijector] = []
         if len(blocks) == 1 and blocks[0] in parts:
             self.block, at = blocks[0], parts.index(blocks[0])
             rows = through(parts[at + 1 :], rows, context, upwards=False)
-            self.before = parts[:at]
+            self.before, self.behind = parts[:at], parts[at + 1 :]
             self.flow = Flow(Chain(*parts[: at + 1]), flow.base).eval()
         with torch.random.fork_rng(devices=[rows.device] if rows.is_cuda else []):
             torch.manual_seed(0)
@@ -147,7 +148,10 @@ class Bench:
                 told = self.flow.base.log_prob(start, context) - log_det
                 true = self._log_prob_near(reached, rows)
         gap = (told - true).double()
-        size, spread = gap.abs(), end.std(0).double()
+        size = gap.abs()
+        if direction == "sampling":  # in the data's units
+            reached, end = (self._outside(x, context) for x in (reached, end))
+        spread = end.std(0).double()
         return Trial(
             direction,
             solver,
@@ -230,6 +234,10 @@ class Bench:
         moved = x - self.ends["sampling"][rows]
         near: Tensor = self.log_prob["sampling"][rows] + (self.score[rows] * moved).sum(-1)
         return near
+
+    def _outside(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """What stands behind the continuous part makes of its ends."""
+        return through(self.behind, x, context, upwards=True) if self.behind else x
 
     def _contexts(self, rows: slice) -> Tensor | None:
         return None if self.context is None else self.context[rows]
