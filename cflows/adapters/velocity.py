@@ -21,7 +21,16 @@ CALLS = ("t,x", "x,t", "cat")
 
 
 class VelocityField(Pickled):
-    """A network as a field, see ``field_from``."""
+    """A network as a field, see ``field_from``.
+
+    Example:
+        >>> import torch
+        >>> from cflows import VelocityField
+        >>> field = VelocityField(torch.nn.Linear(3, 2), "cat", features=2)
+        >>> field(torch.tensor(0.5), torch.zeros(7, 2)).shape
+        torch.Size([7, 2])
+
+    """
 
     time_by_row = True
     """Times may be (N,), one of each row's own."""

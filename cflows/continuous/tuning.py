@@ -28,7 +28,24 @@ from cflows.core.flow import Flow
 __all__ = ["Trial", "Tuning", "tune_solver"]
 
 METHODS = ("midpoint", "bosh3", "rk4", "dopri5")
-FITTED = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)  # stages of the schemes that are tried
+FITTED = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    14,
+    16,
+    18,
+    20,
+    24,
+    28,
+    32,
+)  # stages of the schemes that are tried
 MOST = 96  # evaluations of a solve, where no number is given
 ROWS = 1000  # half of them to fit to, half to judge by
 GRID_STEPS = (1, 2, 3, 4, 6, 8, 12, 16)

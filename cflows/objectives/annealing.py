@@ -82,7 +82,15 @@ def annealed(
         the particles at β = 1, and an estimate of log Z.
 
     Raises:
-        ValueError: numbers out of range; a log-density that is not a number; or no particle left.
+        ValueError: numbers out of range; a log-density of another shape, that is not a number or
+            +inf; no particle where the density is positive; or too many temperatures.
+
+    Example:
+        >>> import torch
+        >>> from cflows import Affine, Flow, annealed
+        >>> wide = Flow(Affine([0.0, 0.0], [9.0, 9.0]))
+        >>> annealed(lambda x: -0.5 * x.square().sum(-1), wide, 200, moves=2).x.shape
+        torch.Size([200, 2])
 
     """
     if n < 2 or moves < 1 or not 0 < kept < 1:
