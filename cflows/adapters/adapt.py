@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, TransformedDistribution
 from torch.distributions.transforms import ComposeTransform
 
+from cflows.adapters.bases import NflowsBase, NormflowsBase, TorchLaw, ZukoBase, embedded, keyword
 from cflows.bases.torch import TorchBase
-from cflows.core.base import Base, Normal, _batch
+from cflows.core.base import Base, Normal
 from cflows.core.bijector import Bijector, Mapped
 from cflows.core.flow import Flow
 
@@ -91,12 +92,12 @@ class NflowsBijector(AdaptedBijector):
     def drawn(self, z: Tensor, context: Tensor | None) -> Mapped:
         """Its inverse."""
         inverse: Any = self.transform.inverse
-        mapped: Mapped = inverse(z, context=_embedded(self.embedding, context))
+        mapped: Mapped = inverse(z, context=embedded(self.embedding, context))
         return mapped
 
     def scored(self, x: Tensor, context: Tensor | None) -> Mapped:
         """Its call."""
-        mapped: Mapped = self.transform(x, context=_embedded(self.embedding, context))
+        mapped: Mapped = self.transform(x, context=embedded(self.embedding, context))
         return mapped
 
 
@@ -121,7 +122,7 @@ class NormflowsBijector(AdaptedBijector):
     ) -> Mapped:
         total = value.new_zeros(len(value))
         for call in calls:
-            value, log_det = call(value, **_keyword(context))
+            value, log_det = call(value, **keyword(context))
             total = total + log_det.reshape(-1)
         return value, total
 
@@ -165,120 +166,6 @@ def _leaves(transform: Any) -> Iterator[Any]:
         yield from _leaves(part)
     if not inner:
         yield transform
-
-
-class AdaptedBase(Base):
-    """Another library's base distribution, for rows (N, D) and a context (N, C) or None.
-
-    Subclasses write ``drawn`` and ``scored``.
-    """
-
-    def __init__(self, law: Any, features: int, has_rsample: bool) -> None:
-        super().__init__(features)
-        self.law, self.has_rsample = law, has_rsample
-
-    def drawn(self, n: int, context: Tensor | None) -> Tensor:
-        """Draws, (N, D)."""
-        raise TypeError(f"{type(self).__name__} must define drawn")
-
-    def scored(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """Their log-density, (N,)."""
-        raise TypeError(f"{type(self).__name__} must define scored")
-
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The library's."""
-        rows = z.reshape(-1, self.features)
-        if context is not None:
-            context = context.expand(*z.shape[:-1], -1).reshape(len(rows), context.shape[-1])
-        return self.scored(rows, context).reshape(z.shape[:-1])
-
-    def rsample(self, shape: tuple[int, ...] = (), context: Tensor | None = None) -> Tensor:
-        """The library's draws, where these have gradients."""
-        return self._sampled(shape, context) if self.has_rsample else super().rsample(shape)
-
-    @torch.no_grad()
-    def sample(self, shape: tuple[int, ...] = (), context: Tensor | None = None) -> Tensor:
-        """The library's draws."""
-        return self._sampled(shape, context)
-
-    def _sampled(self, shape: tuple[int, ...], context: Tensor | None) -> Tensor:
-        size = torch.Size((*shape, *_batch(context)))
-        if context is not None:
-            context = context.expand(*size, -1).reshape(size.numel(), context.shape[-1])
-        return self.drawn(size.numel(), context).reshape(*size, self.features)
-
-
-class ZukoBase(AdaptedBase):
-    """A ``zuko.lazy.LazyDistribution``."""
-
-    def drawn(self, n: int, context: Tensor | None) -> Tensor:
-        """Of as many laws as there are contexts, or of one."""
-        law = self.law(context)
-        draw = law.rsample if self.has_rsample else law.sample
-        drawn: Tensor = draw(() if law.batch_shape else (n,))
-        return drawn
-
-    def scored(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """The law's."""
-        told: Tensor = self.law(context).log_prob(z)
-        return told
-
-
-class NflowsBase(AdaptedBase):
-    """An ``nflows.distributions.Distribution``, and the network that embeds its contexts."""
-
-    def __init__(self, law: Any, features: int, embedding: nn.Module | None = None) -> None:
-        super().__init__(law, features, has_rsample=False)
-        self.embedding = embedding
-
-    def drawn(self, n: int, context: Tensor | None) -> Tensor:
-        """One for each context."""
-        if context is None:
-            drawn: Tensor = self.law.sample(n)
-        else:
-            drawn = self.law.sample(1, context=_embedded(self.embedding, context))[:, 0]
-        return drawn
-
-    def scored(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """The law's."""
-        told: Tensor = self.law.log_prob(z, context=_embedded(self.embedding, context))
-        return told
-
-
-class NormflowsBase(AdaptedBase):
-    """A ``normflows.distributions.BaseDistribution``."""
-
-    def drawn(self, n: int, context: Tensor | None) -> Tensor:
-        """By its call."""
-        drawn: Tensor = self.law(n, **_keyword(context))[0]
-        return drawn
-
-    def scored(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """The law's."""
-        told: Tensor = self.law.log_prob(z, **_keyword(context))
-        return told
-
-
-class TorchLaw(AdaptedBase):
-    """A torch ``Distribution`` of whatever make; its tensors stay where they are."""
-
-    def drawn(self, n: int, context: Tensor | None) -> Tensor:
-        """Without gradient."""
-        drawn: Tensor = self.law.sample((n,))
-        return drawn
-
-    def scored(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """Summed over columns where these are independent."""
-        told: Tensor = self.law.log_prob(z)
-        return told if self.law.event_shape else told.sum(-1)
-
-
-def _embedded(embedding: nn.Module | None, context: Tensor | None) -> Tensor | None:
-    return context if embedding is None or context is None else embedding(context)
-
-
-def _keyword(context: Tensor | None) -> dict[str, Tensor]:
-    return {} if context is None else {"context": context}
 
 
 def adapt(flow: nn.Module | Distribution, *, context_features: int = 0) -> Flow:
@@ -375,7 +262,7 @@ def _of_nflows(flow: Any, context_features: int) -> Flow:
 def _of_normflows(flow: Any, context_features: int) -> Flow:
     some = _some_context(flow, context_features)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        shape = flow.q0(1, **_keyword(some))[0].shape
+        shape = flow.q0(1, **keyword(some))[0].shape
     if len(shape) != 2:
         raise TypeError(f"a flow of rows (N, D) is needed, this one draws {tuple(shape[1:])}")
     features = shape[1]
