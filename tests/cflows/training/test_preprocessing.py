@@ -175,7 +175,7 @@ def test_choose_takes_the_map_of_the_higher_validation_likelihood():
     ("course", "taken"),
     [
         ([3.0, 3.0, 3.0, 3.0, 3.1], "standardise"),  # has come to its end, just below
-        ([-9.0, 0.0, 1.0, 2.0, 3.0], "whiten"),  # still wins one nat a doubling
+        ([-9.0, -3.0, -1.0, 0.0, 3.0], "whiten"),  # has won three nats by the last doubling
         ([-9.0, 0.0, 2.9, 2.9, 2.9], "standardise"),  # has won nothing of late
     ],
 )
