@@ -35,9 +35,9 @@ from cflows import (
     log_likelihood,
     whiten,
 )
+from cflows.continuous.ffjord import FEW
 
 GRID = FixedGrid("dopri5", 16)
-FEW = 8  # columns, up to which a residual field is the default
 MAPS = {"whiten": whiten, "gaussianise": gaussianise}
 
 

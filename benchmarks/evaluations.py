@@ -37,10 +37,10 @@ from cflows import (
 )
 from cflows.continuous.solvers import Solver
 from cflows.continuous.tableaus import TABLEAUS
+from cflows.continuous.tuning import METHODS
 
 FINE = FixedGrid("dopri5", 32)
 EVALUATIONS = (4, 6, 8, 12, 16, 18, 24, 36, 48, 96)
-METHODS = ("midpoint", "bosh3", "rk4", "dopri5")
 
 
 def trained(name: str, options: Namespace) -> tuple[Flow, Tensor, Tensor]:
@@ -119,7 +119,8 @@ def main() -> None:
     header += [
         f"{what} {size}" for what in ("density", "sample") for size in ("mean", "rms", "99 %")
     ]
-    settings = ", ".join(f"{key} {value}" for key, value in vars(options).items() if key != "write")
+    told = {key: value for key, value in vars(options).items() if key not in ("write", "flows")}
+    settings = ", ".join(f"{key} {value}" for key, value in told.items())
     report(options.write, [*header, "end"], lines(options), [settings, ""])
 
 

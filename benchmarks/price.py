@@ -100,7 +100,8 @@ def main() -> None:
         for name in options.data:
             trained(name, options)
         return
-    settings = ", ".join(f"{key} {value}" for key, value in vars(options).items() if key != "write")
+    told = {key: value for key, value in vars(options).items() if key not in ("write", "flows")}
+    settings = ", ".join(f"{key} {value}" for key, value in told.items())
     table = (line for name in options.data for line in lines(name, options))
     report(options.write, header, table, [settings, ""])
 
