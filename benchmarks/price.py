@@ -23,7 +23,7 @@ from evaluations import FINE, trained
 from torch import Tensor
 
 from baselines.models.builtin import MODELS
-from cflows import Flow, behind, gaussianise, tune_solver
+from cflows import Bespoke, Flow, behind, gaussianise, tune_solver
 
 ROWS = 1000
 LAYERS = 8
@@ -65,12 +65,16 @@ def lines(name: str, options: Namespace) -> Iterator[tuple[object, ...]]:
     print(tuning)
 
 
-def evaluations(flow: Flow, arms: Calls, way: str = "") -> dict[str, int]:
-    """Of the field, by each arm."""
-    counts = {}
+def evaluations(flow: Flow, arms: Calls, way: str = "") -> dict[str, str]:
+    """Of the field, by each arm, and of its trace where these are fewer."""
+    counts: dict[str, str] = {}
     for what in ("density", "sample"):
         arms[way + what]()
-        counts[what] = sum(getattr(part, "stats", Zero).nfe for part in flow.modules())
+        counts[what] = str(sum(getattr(part, "stats", Zero).nfe for part in flow.modules()))
+        for part in flow.modules():
+            solver = getattr(part, "solver", None)
+            if what == "density" and isinstance(solver, Bespoke):
+                counts[what] += f", {sum(map(bool, solver.density.w))} traces"
     return counts
 
 

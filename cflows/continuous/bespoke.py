@@ -34,7 +34,7 @@ class Scheme:
         c: where the field is evaluated, as parts of the way, (S,).
         a: of the slopes before each stage, S rows of 0, 1, ..., S - 1 numbers.
         b: of all slopes at the end, (S,).
-        w: of the rates of the integrals, (S,).
+        w: of the rates of the integrals, (S,); where it is zero, the rate is not evaluated.
 
     Raises:
         ValueError: sizes that do not fit, or numbers that are not finite.
@@ -130,7 +130,9 @@ class Bespoke:
 
     def __repr__(self) -> str:
         drawn = "" if self.drawing is None else f", {len(self.drawing.c)} without their density"
+        traces = sum(map(bool, self.density.w))
+        few = f", {traces} of them with a trace" if traces < len(self.density.c) else ""
         return (
             f"Bespoke({len(self.sampling.c)} evaluations for samples{drawn}, "
-            f"{len(self.density.c)} for densities{', traces in bfloat16' * self.bfloat16})"
+            f"{len(self.density.c)} for densities{few}{', traces in bfloat16' * self.bfloat16})"
         )

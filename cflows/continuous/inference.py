@@ -106,7 +106,11 @@ def _perceptron(field: FrozenMLP, x: Tensor, traced: bool, low: bool) -> Slope |
 
 
 def _residual(field: FrozenResidual, x: Tensor, traced: bool, low: bool) -> Slope | None:
-    """Blocks that add to h, and to its D tangents (D, N, H), by their products."""
+    """Blocks that add to h, and to its D tangents (N, D, H), by their products.
+
+    The tangents of the first block are constant, W₀, so that its first product takes none of them:
+    the gates of all rows times W₀ ∘ W₁, (H, D H).
+    """
     if any(gate.dim() > 1 for gate in field.gates) or field.field.exit.weight.dtype != x.dtype:
         return None
     entrance, leaving = field.field.entrance, field.field.exit
@@ -119,13 +123,13 @@ def _residual(field: FrozenResidual, x: Tensor, traced: bool, low: bool) -> Slop
     ]
     kind = torch.bfloat16 if low and x.dtype == torch.float32 else x.dtype
     factors = [(inner.mT.to(kind), outer.mT.to(kind)) for inner, outer, _ in blocks]
+    begun = (entrance.weight.unsqueeze(2) * blocks[0][0].mT.unsqueeze(1)).flatten(1).to(kind)
     values, traces = [], []
     for rows in _parts(x, width * (1 + features if traced else 1)):
         h = torch.addmm(entrance.bias, x[rows], entrance.weight.mT)
         if field.added is not None:
             h += field.added[rows]
-        shape = features, *h.shape
-        tangents = entrance.weight.mT.unsqueeze(1).expand(shape)
+        tangents = entrance.weight.mT
         for index, (inner, outer, shift) in enumerate(blocks):
             s = h.clone()
             before = SILU.overwrite(s, traced)
@@ -135,20 +139,25 @@ def _residual(field: FrozenResidual, x: Tensor, traced: bool, low: bool) -> Slop
             if before is None or within is None:
                 continue
             first, second = factors[index]
-            gated = torch.mul(tangents, before, out=h.new_empty(shape))
-            pushed = gated.to(kind).view(-1, width) @ first
-            pushed.view(shape).mul_(within.to(kind))
-            tangents = gated.copy_(tangents) if index == 0 else tangents
-            if kind == x.dtype:
-                tangents.view(-1, width).addmm_(pushed, second)
+            shape = len(h), features, width
+            if index == 0:
+                pushed = (before.to(kind) @ begun).view(shape)
             else:
-                tangents += (pushed @ second).to(x.dtype).view(shape)
+                pushed = (tangents * before.unsqueeze(1)).to(kind) @ first
+            pushed *= within.to(kind).unsqueeze(1)
+            if index == 0:
+                tangents = (pushed.flatten(0, 1) @ second).to(x.dtype).view(shape) + tangents
+            elif kind == x.dtype:
+                tangents.view(-1, width).addmm_(pushed.flatten(0, 1), second)
+            else:
+                tangents += pushed @ second
         behind = SILU.overwrite(h, traced)
         values.append(torch.addmm(leaving.bias, h, leaving.weight.mT))
         if behind is not None:
-            traces.append((tangents * behind).matmul(leaving.weight.unsqueeze(2)).sum(0))
+            weighed = behind.unsqueeze(1) * leaving.weight
+            traces.append(torch.linalg.vecdot(tangents.flatten(1), weighed.flatten(1)))
     value = torch.cat(values).addcmul_(x, field.rate)
-    trace = torch.cat(traces).add_(features * field.rate) if traced else None
+    trace = torch.cat(traces).unsqueeze(1).add_(features * field.rate) if traced else None
     if field.scale is not None:
         value *= field.scale
         if trace is not None:

@@ -311,11 +311,16 @@ class ODEBijector(SolvedBijector):
             for field in at_stages(self.field, times, context, end):
                 yield partial(stage, field, end)
 
-        def stage(field: Callable[[Tensor], Tensor], end: Tensor, state: Tensor) -> Slope:
+        def stage(
+            field: Callable[[Tensor], Tensor], end: Tensor, state: Tensor, rated: bool = True
+        ) -> Slope:
             # An outer autocast stays in force otherwise.
             low = self.low_precision
             with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
-                return self._slope(field, state, traced, probes, penalties, spare, end, low_trace)
+                told = penalties if rated else ()
+                return self._slope(
+                    field, state, traced and rated, probes, told, spare, end, low_trace
+                )
 
         def first() -> Callable[[Tensor], Tensor]:
             return next(at_stages(self.field, x.new_full((1,), start), context, end_time()))

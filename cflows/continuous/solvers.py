@@ -196,6 +196,8 @@ def solve(
         steps = solver.steps if isinstance(solver, FixedGrid) else steps
     recompute = gradient == "checkpoint" and torch.is_grad_enabled()
     x, total = _on_grid(rhs, x, tableau, steps, span, stats, estimates, recompute)
+    if total is None and integrals:  # of weights that are all zero
+        total = x.new_zeros(len(x), integrals)
     return x, total, stats
 
 
@@ -221,12 +223,19 @@ def _on_grid(
         step = [next(stages) for _ in tableau.c]
         if recompute:
             x, gained, slopes = checkpoint(
-                _stepped, tableau, h, step, x, use_reentrant=False, preserve_rng_state=False
+                _stepped,
+                tableau,
+                h,
+                step,
+                x,
+                estimates,
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
             # Kept for the estimate alone: with a graph they would hold the step's memory.
             slopes = [(v.detach(), None if r is None else r.detach()) for v, r in slopes]
         else:
-            x, gained, slopes = _stepped(tableau, h, step, x)
+            x, gained, slopes = _stepped(tableau, h, step, x, estimates)
         if gained is not None:
             total = gained if total is None else total + gained
         if estimate is not None:
@@ -240,14 +249,18 @@ def _on_grid(
 
 
 def _stepped(
-    tableau: Tableau, h: float, stages: list[Stage], x: Tensor
+    tableau: Tableau, h: float, stages: list[Stage], x: Tensor, estimates: bool
 ) -> tuple[Tensor, Tensor | None, list[Slope]]:
-    """The state after a step, what it adds to the integrals, and its slopes."""
+    """The state after a step, what it adds to the integrals, and its slopes.
+
+    Rates, the dear part of a slope, are asked for where they have a weight.
+    """
     slopes: list[Slope] = []
-    for stage, earlier in zip(stages, tableau.a, strict=True):
-        slopes.append(stage(_advanced(x, slopes, earlier, h)))
-    rates = [rate for _, rate in slopes if rate is not None]
-    gained = _combined(rates, tableau.w or tableau.b, h)
+    weights = tableau.w or tableau.b
+    asked = tableau.e if estimates else (0.0,) * len(weights)
+    for stage, earlier, *own in zip(stages, tableau.a, weights, asked, strict=False):
+        slopes.append(stage(_advanced(x, slopes, earlier, h), any(own)))
+    gained = _combined([rate for _, rate in slopes], weights, h)
     return _advanced(x, slopes, tableau.b, h), gained, slopes
 
 
@@ -273,7 +286,8 @@ class _Estimate:
         """Add the errors of the open step, given the slope of its end."""
         slopes = [*self.open, end]
         velocity = _combined([slope for slope, _ in slopes], self.weights, self.h)
-        rate = _combined([r[:, 0] for _, r in slopes if r is not None], self.weights, self.h)
+        rates = [None if rate is None else rate[:, 0] for _, rate in slopes]
+        rate = _combined(rates, self.weights, self.h)
         assert velocity is not None
         errors = [velocity.square().mean(1).sqrt(), *([] if rate is None else [rate.abs()])]
         self.errors = (
@@ -297,10 +311,12 @@ def _advanced(x: Tensor, slopes: list[Slope], weights: tuple[float, ...], h: flo
     return x
 
 
-def _combined(slopes: list[Tensor], weights: tuple[float, ...], h: float) -> Tensor | None:
-    """h Σ_i weight_i slope_i; None of no slopes."""
+def _combined(
+    slopes: Sequence[Tensor | None], weights: tuple[float, ...], h: float
+) -> Tensor | None:
+    """h Σ_i weight_i slope_i; None where no slope has a weight."""
     total: Tensor | None = None
-    for slope, weight in zip(slopes, weights, strict=bool(slopes)):
-        if weight:
+    for slope, weight in zip(slopes, weights, strict=True):
+        if weight and slope is not None:
             total = slope * (h * weight) if total is None else total.add(slope, alpha=h * weight)
-    return torch.zeros_like(slopes[0]) if total is None and slopes else total
+    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,7 +12,15 @@ __all__ = ["RightHandSide", "Slope", "SolveStats", "SolverError", "Stage"]
 
 Slope = tuple[Tensor, Tensor | None]
 """dx/ds (N, D), and dq/ds (N, m) or None."""
-Stage = Callable[[Tensor], Slope]
+
+
+class Stage(Protocol):
+    """The right-hand side at one time, a function of the state (N, D)."""
+
+    def __call__(self, x: Tensor, rated: bool = True) -> Slope:
+        """The slope there; where ``rated`` is false, dq/ds is not asked for."""
+
+
 RightHandSide = Callable[[Tensor], Iterable[Stage]]
 """Times (S,) -> S functions of the state (N, D).
 

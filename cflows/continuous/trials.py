@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,9 +22,11 @@ from cflows.core.bijector import Bijector, Chain
 from cflows.core.flow import Flow
 from cflows.core.trajectory import flattened, through
 
-__all__ = ["Bench", "Trial", "evaluations_of", "scheme_of"]
+__all__ = ["Bench", "Trial", "evaluations_of", "scheme_of", "traces_of"]
 
+SAVED = 0.85  # of the time: less is not worth traces in bfloat16
 FINEST = 256  # steps of dopri5 that the truth takes at most
+SOME = Scheme.of("rk4", 4)  # of which prices are taken
 ROUGH = FixedGrid("rk4", 6)  # for the slope of log p, by which draws are compared to first order
 
 
@@ -36,18 +39,20 @@ class Trial:
             the latter where nobody asks for the density.
         solver: a grid, or a scheme that was fitted.
         evaluations: of the field, a solve.
+        traces: of its Jacobian, which may be fewer.
         gap: mean |log p - fine log p| in nats; of samples, between what was told of a sample and
             the fine log-density there.
         gap_99: the 99 % quantile.
         bias: the mean without absolute values.
         end: root mean square error of the end of the path, in standard deviations of the ends.
-        bfloat16: whether the products of the trace ran in bfloat16.
+        bfloat16: whether the products of the trace ran in bfloat16, see ``Bench.bfloat16``.
 
     """
 
     direction: str
     solver: FixedGrid | Scheme
     evaluations: int
+    traces: int
     gap: float
     gap_99: float
     bias: float
@@ -78,6 +83,13 @@ def evaluations_of(solver: FixedGrid | Scheme) -> int:
     return solver.steps * len(TABLEAUS[solver.method].c)
 
 
+def traces_of(solver: FixedGrid | Scheme) -> int:
+    """Of the field's Jacobian, in a solve with the density."""
+    if isinstance(solver, Scheme):
+        return sum(map(bool, solver.w))
+    return solver.steps * sum(map(bool, TABLEAUS[solver.method].b))
+
+
 def _clock(x: Tensor) -> float:
     """Seconds, when all that was asked of a tensor's device is done."""
     if x.is_cuda:
@@ -106,7 +118,7 @@ class Bench:
         blocks: list[ODEBijector],
         rows: Tensor,
         context: Tensor | None,
-        tolerance: float,
+        tolerance: float | None,
     ) -> None:
         parts = list(flattened(flow.bijector))
         self.flow, self.context, self.block = flow, context, None
@@ -121,7 +133,8 @@ class Bench:
             torch.manual_seed(0)
             draws = flow.base.sample((len(rows),) if context is None else (), context)
         self.starts: dict[str, Tensor] = {"density": rows, "sampling": draws.to(rows)}
-        self.fine, self.reference_gap, (z, log_prob) = self._reference(rows, tolerance)
+        self.tolerance = tolerance
+        self.fine, self.reference_gap, (z, log_prob) = self._reference(rows, tolerance or 1e-3)
         with torch.no_grad(), self.flow.using(solver=self.fine):
             x = self.flow.bijector(self.starts["sampling"], context)
             there = self.flow.log_prob(x, context)
@@ -134,11 +147,11 @@ class Bench:
         self.log_prob: dict[str, Tensor] = {"density": log_prob, "sampling": there.detach()}
 
     @torch.no_grad()
-    def judged(self, direction: str, solver: FixedGrid | Scheme, bfloat16: bool = False) -> Trial:
+    def judged(self, direction: str, solver: FixedGrid | Scheme) -> Trial:
         """What a solver does to the rows that judge."""
         rows, context = slice(0, None, 2), self._contexts(slice(0, None, 2))
         start, end = self.starts[direction][rows], self.ends[direction][rows]
-        with self.flow.using(solver=self._whole(solver, bfloat16)):
+        with self.flow.using(solver=self._whole(solver, self.bfloat16)):
             if direction == "density":
                 reached, log_det = self.flow.bijector.inverse_and_log_det(start, context)
                 told = self.flow.base.log_prob(reached, context) + log_det
@@ -156,11 +169,12 @@ class Bench:
             direction,
             solver,
             evaluations_of(solver),
+            traces_of(solver),
             float(size.mean()),
             float(size.quantile(0.99)),
             float(gap.mean()),
             float(((reached - end).double() / spread).square().mean().sqrt()),
-            bfloat16,
+            self.bfloat16,
         )
 
     @torch.no_grad()
@@ -174,6 +188,14 @@ class Bench:
                 runs.append(_clock(self.starts["density"]) - began)
         return min(runs)
 
+    @cached_property
+    def trace_price(self) -> float:
+        """What a trace costs beside the velocity at the same point, 1 where they cost the same."""
+        if self.block is None:
+            return 1.0
+        alone = replace(SOME, w=(0.0,) * len(SOME.w))
+        return max(0.0, self.seconds(SOME, self.bfloat16) / self.seconds(alone) - 1)
+
     def _whole(self, solver: FixedGrid | Scheme, bfloat16: bool) -> Solver:
         """As a solver that the block takes."""
         if isinstance(solver, FixedGrid) and not bfloat16:
@@ -182,8 +204,21 @@ class Bench:
         scheme = scheme_of(solver)
         return Bespoke(scheme, scheme, self.weights, bfloat16)
 
+    @cached_property
+    def bfloat16(self) -> bool:
+        """Whether traces run in bfloat16: that saves time and hardly moves log p."""
+        if self.tolerance is None or not self._may_be_low:
+            return False
+        if self.seconds(SOME, bfloat16=True) > SAVED * self.seconds(SOME):
+            return False
+        exact, low = (
+            self._scored(self.starts["density"], self._whole(SOME, kind))[1]
+            for kind in (False, True)
+        )
+        return float((exact - low).abs().mean()) < self.tolerance / 10
+
     @property
-    def may_be_low(self) -> bool:
+    def _may_be_low(self) -> bool:
         """Whether traces in bfloat16 are another computation: exact ones of fields taken apart."""
         block = self.block
         if block is None or self.starts["density"].dtype != torch.float32:
@@ -193,12 +228,14 @@ class Bench:
         layers = len(block.field.hidden) if isinstance(block.field, MLP) else 2
         return is_taken_apart(block.field) and layers == 2
 
-    def fitted(self, block: ODEBijector, direction: str, stages: int) -> Scheme:
+    def fitted(
+        self, block: ODEBijector, direction: str, stages: int, traces: int | None = None
+    ) -> Scheme:
         """A scheme for the paths of the rows that are for fitting."""
         if direction not in self._paths:
             self._paths[direction] = self._followed(block, direction)
         with torch.no_grad(), computed_once(block.field):
-            return fit_scheme(self._paths[direction], stages)
+            return fit_scheme(self._paths[direction], stages, traces)
 
     def _followed(self, block: ODEBijector, direction: str) -> Paths:
         """The true paths of these rows."""
@@ -259,7 +296,7 @@ class Bench:
             before, steps = log_prob, 2 * steps
 
     @torch.no_grad()
-    def _scored(self, rows: Tensor, solver: FixedGrid) -> tuple[Tensor, Tensor]:
+    def _scored(self, rows: Tensor, solver: Solver) -> tuple[Tensor, Tensor]:
         with self.flow.using(solver=solver):
             z, log_det = self.flow.bijector.inverse_and_log_det(rows, self.context)
         return z, self.flow.base.log_prob(z, self.context) + log_det

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,28 +28,11 @@ from cflows.core.flow import Flow
 __all__ = ["Trial", "Tuning", "tune_solver"]
 
 METHODS = ("midpoint", "bosh3", "rk4", "dopri5")
-FITTED = (
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    10,
-    12,
-    14,
-    16,
-    18,
-    20,
-    24,
-    28,
-    32,
-)  # stages of the schemes that are tried
+FITTED = (*range(2, 9), *range(10, 21, 2), 24, 28, 32)  # stages of the schemes that are tried
 MOST = 96  # evaluations of a solve, where no number is given
 ROWS = 1000  # half of them to fit to, half to judge by
+ROOM = 4  # stages more, at most, with fewer traces
 GRID_STEPS = (1, 2, 3, 4, 6, 8, 12, 16)
-SAVED = 0.85  # of the time: less is not worth traces in bfloat16
 
 
 @dataclass(frozen=True)
@@ -89,6 +72,7 @@ class Tuning:
                 "direction": trial.direction,
                 "solver": trial.label,
                 "evaluations": trial.evaluations,
+                "traces": trial.traces,
                 "gap": trial.gap,
                 "gap_99": trial.gap_99,
                 "bias": trial.bias,
@@ -100,11 +84,12 @@ class Tuning:
 
     def __str__(self) -> str:
         """A table of the trials."""
-        lines = [f"{'':10}{'solver':>20}{'evaluations':>13}{'gap':>10}{'99 %':>10}{'end':>10}"]
+        head = f"{'':10}{'solver':>20}{'evaluations':>13}{'traces':>8}"
+        lines = [head + f"{'gap':>10}{'99 %':>10}{'end':>10}"]
         for trial in self.trials:
             mark = " <" if trial in (self.density, self.sampling, self.drawing) else ""
             lines.append(
-                f"{trial.direction:10}{trial.label:>20}{trial.evaluations:>13}"
+                f"{trial.direction:10}{trial.label:>20}{trial.evaluations:>13}{trial.traces:>8}"
                 f"{trial.gap:>10.2g}{trial.gap_99:>10.2g}{trial.end:>10.2g}{mark}"
             )
         return "\n".join(lines)
@@ -132,8 +117,9 @@ def tune_solver(
       deviations. Of samples whose density nobody asks for it is all that counts, and they have a
       scheme of their own where a shorter one keeps it.
 
-    Where they keep the same and save time on this machine, the products of a float32 flow's exact
-    trace run in bfloat16 from then on, unless gradients are asked for; its paths do not.
+    Where that saves time on this machine and moves log p by less than a tenth of the tolerance, the
+    products of a float32 flow's exact trace run in bfloat16, in the trials and from then on, unless
+    gradients are asked for; its paths do not.
 
     The fine solve is dopri5 on steps that are doubled until they move log p by less than a tenth of
     the tolerance. The flow keeps the solver, ``save`` writes it, ``flow.using(solver=...)`` still
@@ -187,7 +173,7 @@ def tune_solver(
     every = -(-len(rows) // ROWS)
     context = None if context is None else context.expand(len(rows), -1)[::every]
     with _held(flow):
-        bench = Bench(flow, blocks, rows[::every].detach(), context, tolerance or 1e-3)
+        bench = Bench(flow, blocks, rows[::every].detach(), context, tolerance)
         search = partial(_searched, bench, evaluations, tolerance, fitted)
         # Half of the time for either direction.
         halfway = until - 0.5 * max(0.0, until - time.perf_counter()) if seconds else until
@@ -196,12 +182,6 @@ def tune_solver(
             search(until, "sampling"),
         )
         kept = tolerance is None or (density.keeps(tolerance) and sampling.keeps(tolerance))
-        low = None
-        if kept and tolerance and time.perf_counter() < until:
-            low = _in_bfloat16(bench, density, sampling, tolerance)
-        if low is not None:
-            others, more = [density, *others], [sampling, *more]
-            density, sampling = low
         drawings = (
             _drawn(bench, sampling, tolerance, until) if kept and tolerance and fitted else []
         )
@@ -223,22 +203,33 @@ def tune_solver(
     return Tuning(solver, density, sampling, drawing, trials, bench.reference_gap, kept)
 
 
-def _price(trial: Trial) -> int:
-    return trial.evaluations
+def _price(trial: Trial) -> tuple[int, int]:
+    return trial.evaluations, trial.traces
 
 
 def _drawn(bench: Bench, sampling: Trial, tolerance: float, until: float) -> list[Trial]:
     """Trials of schemes for samples without their density, the cheapest that will do first."""
-    trials: list[Trial] = []
-    sizes = [size for size in FITTED if size < sampling.evaluations] if bench.block else []
-    while sizes and time.perf_counter() < until:
+
+    def drawn(stages: int) -> Trial:
         assert bench.block is not None
-        size = sizes[len(sizes) // 2]
-        scheme = bench.fitted(bench.block, "sampling", size)
-        trials.append(replace(bench.judged("sampling", scheme), direction="drawing"))
-        kept = trials[-1].keeps(tolerance)
-        sizes = [other for other in sizes if (other < size if kept else other > size)]
-    return sorted(trials, key=_price)
+        scheme = bench.fitted(bench.block, "sampling", stages)
+        return replace(bench.judged("sampling", scheme), direction="drawing", traces=0)
+
+    sizes = [size for size in FITTED if size < sampling.evaluations] if bench.block else []
+    return sorted(_bisected(sizes, drawn, tolerance, until), key=_price)
+
+
+def _bisected(
+    sizes: Sequence[int], trial_of: Callable[[int], Trial], tolerance: float | None, until: float
+) -> list[Trial]:
+    """Trials on the way to the smallest size that keeps the tolerance: the larger, the better."""
+    trials: list[Trial] = []
+    while sizes and time.perf_counter() < until:
+        middle = len(sizes) // 2
+        trials.append(trial_of(sizes[middle]))
+        kept = tolerance is not None and trials[-1].keeps(tolerance)
+        sizes = sizes[:middle] if kept else sizes[middle + 1 :]
+    return trials
 
 
 def _solver(density: Trial, sampling: Trial, drawing: Trial | None, block: ODEBijector) -> Solver:
@@ -249,21 +240,6 @@ def _solver(density: Trial, sampling: Trial, drawing: Trial | None, block: ODEBi
     schemes = scheme_of(sampling.solver), scheme_of(density.solver)
     drawn = None if drawing is None else scheme_of(drawing.solver)
     return Bespoke(*schemes, fingerprint(block), density.bfloat16, drawn)
-
-
-def _in_bfloat16(
-    bench: Bench, density: Trial, sampling: Trial, tolerance: float
-) -> tuple[Trial, Trial] | None:
-    """The same trials with traces in bfloat16, where that keeps the tolerance and saves time."""
-    if not bench.may_be_low:
-        return None
-    low = bench.judged("density", density.solver, bfloat16=True)
-    if not low.keeps(tolerance):
-        return None
-    if bench.seconds(low.solver, bfloat16=True) > SAVED * bench.seconds(low.solver):
-        return None
-    drawn = bench.judged("sampling", sampling.solver, bfloat16=True)
-    return (low, drawn) if drawn.keeps(tolerance) else None
 
 
 def _searched(
@@ -279,19 +255,26 @@ def _searched(
     def keeps(trial: Trial) -> bool:
         return tolerance is not None and trial.keeps(tolerance)
 
-    trials: list[Trial] = []
+    def fitted_to(stages: int, traces: int | None = None) -> Trial:
+        assert bench.block is not None
+        return bench.judged(direction, bench.fitted(bench.block, direction, stages, traces))
+
     most = evaluations or MOST
     sizes = [size for size in FITTED if size <= most] if fitted and bench.block else []
     if tolerance is None:
         sizes = [most] if sizes and most <= FITTED[-1] else sizes[-1:]
-    # The more stages, the smaller the errors: of the sizes left the middle one halves them.
-    while sizes and time.perf_counter() < until:
-        assert bench.block is not None
-        size = sizes[len(sizes) // 2]
-        trials.append(bench.judged(direction, bench.fitted(bench.block, direction, size)))
-        if keeps(trials[-1]):
-            most = size
-        sizes = [other for other in sizes if (other < size if keeps(trials[-1]) else other > size)]
+    trials = _bisected(sizes, fitted_to, tolerance, until)
+    for trial in trials:
+        most = trial.evaluations if keeps(trial) else most
+    # With as few traces as will do, or a few more, and as few stages beside them.
+    stages = min((trial.evaluations for trial in trials if keeps(trial)), default=0)
+    room = min(stages + ROOM, FITTED[-1]) if stages > 2 else 0
+    thin = _bisected(range(2, stages), partial(fitted_to, room), tolerance, until)
+    traces = min((trial.traces for trial in thin if keeps(trial)), default=stages)
+    for count in range(traces, min(traces + 3, stages)):
+        fewer = partial(fitted_to, traces=count)
+        thin += _bisected(range(count + 1, room), fewer, tolerance, until)
+    trials += thin
     # A grid is taken where it is as cheap as that.
     for grid in _grids(most):
         trials.append(bench.judged(direction, grid))
@@ -305,7 +288,8 @@ def _searched(
             trials.append(bench.judged(direction, FixedGrid("dopri5", steps)))
 
     def rank(trial: Trial) -> tuple[bool, float, bool]:
-        price = _price(trial) if keeps(trial) else max(trial.gap, trial.end)
+        price = trial.evaluations + trial.traces * bench.trace_price
+        price = price if keeps(trial) else max(trial.gap, trial.end)
         return not keeps(trial), price, isinstance(trial.solver, Scheme)
 
     taken = min(trials, key=rank)

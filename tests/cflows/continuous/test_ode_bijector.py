@@ -70,7 +70,7 @@ def test_a_linear_field_is_its_closed_form_gaussian(end_time):
 def test_fixed_grids_have_their_order(method):
     # Over many starts, since the errors of a single one may happen to cancel.
     def rhs(times):
-        return [lambda x, s=s: (4 * (x + s).cos(), x * x) for s in times]
+        return [lambda x, rated=True, s=s: (4 * (x + s).cos(), x * x) for s in times]
 
     start = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     exact, total, _ = solve(rhs, start, Adaptive("dopri8", 1e-13, 1e-13), integrals=1)
@@ -87,7 +87,7 @@ def test_fixed_grids_have_their_order(method):
 @pytest.mark.parametrize("solver", [FixedGrid("rk4", 20), FixedGrid("midpoint", 200), TIGHT])
 def test_solves_run_the_same_path_back(solver):
     def rhs(times):
-        return [lambda x, s=s: (x * s.cos(), x) for s in times]
+        return [lambda x, rated=True, s=s: (x * s.cos(), x) for s in times]
 
     start = torch.ones(2, 1, dtype=torch.float64)
     x, q, _ = solve(rhs, start, solver, integrals=1)
@@ -248,7 +248,7 @@ def test_one_fast_row_among_slow_ones_keeps_its_tolerance():
             rate = torch.cos(x[:, :1] * s)
             return torch.cat([torch.zeros_like(rate), rate], dim=1), rate
 
-        return [lambda x, s=s: stage(x, s) for s in times]
+        return [lambda x, rated=True, s=s: stage(x, s) for s in times]
 
     x = torch.zeros(2000, 2, dtype=torch.float64)
     x[7, 0] = 40.0

@@ -24,7 +24,7 @@ LAGGED = [name for name, tableau in TABLEAUS.items() if tableau.e]
 
 
 def oscillator(times):
-    return [lambda x, s=s: (4 * (x + s).cos(), x * x) for s in times]
+    return [lambda x, rated=True, s=s: (4 * (x + s).cos(), x * x) for s in times]
 
 
 def starts(n=41):
@@ -33,7 +33,9 @@ def starts(n=41):
 
 def stiff(rate):
     """Relaxation towards a moving target at a large rate: dx/ds = -rate (x - cos 3s)."""
-    return lambda times: [lambda x, s=s: (-rate * (x - (3 * s).cos()), x.square()) for s in times]
+    return lambda times: [
+        lambda x, rated=True, s=s: (-rate * (x - (3 * s).cos()), x.square()) for s in times
+    ]
 
 
 @pytest.mark.parametrize("method", TABLEAUS)

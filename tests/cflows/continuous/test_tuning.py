@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cflows import (
     Chain,
     FixedGrid,
     Flow,
+    Lagged,
     Normal,
     ODEBijector,
     ResidualField,
@@ -27,7 +29,9 @@ from cflows import (
 )
 from cflows.continuous import tuning
 from cflows.continuous.bespoke import Scheme
-from cflows.continuous.schemes import Paths, fit_scheme
+from cflows.continuous.schemes import FINE, Paths, best_nodes, fit_scheme
+from cflows.continuous.solvers import solve
+from cflows.continuous.tableaus import TABLEAUS
 from cflows.continuous.trials import Bench
 from cflows.continuous.tuned import fingerprint
 
@@ -281,7 +285,71 @@ def test_the_first_numbers_of_a_scheme_are_those_of_least_squares():
 
     def field(times):
         for t in times:
-            yield lambda x, t=t: ((2 - x) / (1 - t), -3 / (1 - t) * torch.ones(len(x), 1))
+            left = (1 - t).clamp(min=0.01)
+            yield lambda x, rated=True, left=left: (
+                (2 - x) / left,
+                -3 / left * torch.ones(len(x), 1),
+            )
 
     scheme = fit_scheme(Paths(field, states, (0.0, 1.0), lambda end: -3 * end[:, 0]), 1)
     assert scheme.b[0] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_parts_of_a_sum_that_are_missed_least_are_left_out():
+    """Against all choices of two parts."""
+    generator = torch.Generator().manual_seed(1)
+    parts, weights = torch.randn(201, FINE + 1, dtype=torch.float64, generator=generator).split(200)
+    target = parts @ weights[0]
+
+    def missed(choice):
+        kept = parts[:, list(choice)]
+        return (kept @ torch.linalg.lstsq(kept, target).solution - target).square().sum()
+
+    best = best_nodes(parts.mT @ parts, parts.mT @ target, 2)
+    assert best == list(min(itertools.combinations(range(FINE + 1), 2), key=missed))
+
+
+def test_a_scheme_with_few_traces_keeps_the_tolerance():
+    flow, fresh = bent(2), torch.randn(400, 2)
+    tuning = tune_solver(flow, torch.randn(600, 2), tolerance=1e-3)
+    assert tuning.density.traces < tuning.density.evaluations
+    block, traces = block_of(flow), []
+    slope = block._slope
+    block._slope = lambda field, x, traced, *others: (
+        traces.append(traced) or slope(field, x, traced, *others)
+    )
+    with torch.no_grad():
+        told = flow.log_prob(fresh)
+    assert (len(traces), sum(traces)) == (tuning.density.evaluations, tuning.density.traces)
+    with flow.using(solver=Adaptive(rtol=1e-7, atol=1e-7)):
+        assert apart(told, flow.log_prob(fresh)) < 3e-3
+
+
+@pytest.mark.parametrize(
+    ("method", "estimates"),
+    [(name, kind) for name, method in TABLEAUS.items() for kind in {False, bool(method.e)}],
+)
+def test_rates_are_asked_for_where_they_have_a_weight(method, estimates):
+    asked = []
+
+    def rhs(times):
+        def stage(x, rated=True):
+            asked.append(rated)
+            return x, x if rated else None
+
+        return [stage] * len(times)
+
+    tableau = TABLEAUS[method]
+    solver = Lagged(method) if estimates else FixedGrid(method, 3)
+    solve(rhs, torch.ones(2, 1), solver, integrals=1, steps=3)
+    weights = zip(tableau.b, tableau.e, strict=False) if estimates else zip(tableau.b)
+    wanted = 3 * [any(pair) for pair in weights] + [True] * estimates
+    assert asked == wanted
+    assert method not in ("midpoint", "dopri5") or not all(asked)
+
+
+def test_a_scheme_whose_weights_are_zero_has_integrals_of_zero():
+    scheme = Scheme((0.0,), ((),), (1.0,), (0.0,))
+    rhs = lambda times: [lambda x, rated=True: (x, x)]  # noqa: E731
+    _, total, _ = solve(rhs, torch.ones(2, 1), Bespoke(scheme, scheme), integrals=1)
+    assert torch.equal(total, torch.zeros(2, 1))
