@@ -215,7 +215,7 @@ class Bench:
             self._scored(self.starts["density"], self._whole(SOME, kind))[1]
             for kind in (False, True)
         )
-        return float((exact - low).abs().mean()) < self.tolerance / 10
+        return float((exact - low).abs().mean()) < self.tolerance / 4
 
     @property
     def _may_be_low(self) -> bool:

@@ -117,9 +117,9 @@ def tune_solver(
       deviations. Of samples whose density nobody asks for it is all that counts, and they have a
       scheme of their own where a shorter one keeps it.
 
-    Where that saves time on this machine and moves log p by less than a tenth of the tolerance, the
-    products of a float32 flow's exact trace run in bfloat16, in the trials and from then on, unless
-    gradients are asked for; its paths do not.
+    Where that saves time on this machine and moves log p by less than a quarter of the tolerance,
+    the products of a float32 flow's exact trace run in bfloat16, in the trials and from then on,
+    unless gradients are asked for; its paths do not.
 
     The fine solve is dopri5 on steps that are doubled until they move log p by less than a tenth of
     the tolerance. The flow keeps the solver, ``save`` writes it, ``flow.using(solver=...)`` still
