@@ -98,16 +98,20 @@ def arms_of(
         for tolerance in (None,) if own else TOLERANCES:
             with torch.no_grad():
                 result = call(start, tolerance)
-            error = errors_of(result, truth).mean
-            if what == "sample":
-                spread = truth.std(0)
-                error = float(((result - truth) / spread).square().mean().sqrt())
+            error = error_of(what, result, truth)
             if own or error <= LIMIT:
                 how = "its own tolerance" if own else f"tolerance {tolerance:g}"
                 run = torch.no_grad()(partial(call, start, tolerance))
                 arms[name] = run, f"{how}, {'gap' if what == 'density' else 'end'} {error:.2g}"
                 break
     return arms
+
+
+def error_of(what: str, result: Tensor, truth: Tensor) -> float:
+    """The mean gap of densities in nats, or the root mean square end of samples in their spread."""
+    if what == "density":
+        return errors_of(result, truth).mean
+    return float(((result - truth) / truth.std(0)).square().mean().sqrt())
 
 
 def _log_prob(z: Tensor, log_det: Tensor) -> Tensor:

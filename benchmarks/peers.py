@@ -148,7 +148,8 @@ def matched_rows(options: argparse.Namespace) -> Iterator[Row]:
     own = {"seconds": options.matched_seconds, "flows": options.matched_flows}
     train = argparse.Namespace(seed=0, rows=options.rows, **own)
     whole, validation, test = trained("power", train)
-    print(tune_solver(whole, validation, tolerance=matched_peers.LIMIT))
+    tuning = tune_solver(whole, validation, tolerance=matched_peers.LIMIT)
+    print(tuning)
     before, block, behind = split_at_block(whole)
     flow = Flow(Chain(*before, block), whole.base).eval()
     with torch.no_grad():
@@ -158,10 +159,17 @@ def matched_rows(options: argparse.Namespace) -> Iterator[Row]:
             truth = {"density": flow.log_prob(x), "sample": flow.bijector(draws)}
     starts = {"density": x, "sample": draws}
     own_call = {"density": partial(flow.log_prob, x), "sample": partial(flow.bijector, draws)}
+    notes = options.notes
+    with torch.no_grad():
+        errors = {
+            what: matched_peers.error_of(what, own_call[what](), truth[what]) for what in starts
+        }
+    notes.append(f"matched, ours: {tuning.solver}; gap {errors['density']:.2g}")
+    notes.append(f"matched, ours: end {errors['sample']:.2g}")
     for what, own in itertools.product(starts, (True, False)):
         theirs = matched_peers.arms_of(block.field, what, starts[what], truth[what], own)
         for name, (_, how) in theirs.items():
-            print(f"matched, {what}: {name}, {how}")
+            notes.append(f"matched, {what}: {name}, {how}")
         arms: Calls = {"ours": torch.no_grad()(own_call[what])}
         arms |= {name: call for name, (call, _) in theirs.items()}
         named = f"{what}, {'their defaults' if own else 'same gap'}"
@@ -253,7 +261,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             yield *vars(row).values(), row.verdict
 
     header = ("flow", "DxH", "work", "arm", "time", "ours / arm", "")
-    report(options.name, header, cells(), [f"{options.rows} rows, {LAYERS} layers"])
+    options.notes = [f"{options.rows} rows, {LAYERS} layers"]
+    report(options.name, header, cells(), options.notes)
     write_beside(RESULTS / f"{options.name}.csv", partial(write_csv, rows))
     draw(rows, options.name)
 

@@ -3,11 +3,11 @@
     python benchmarks/price.py --data pinwheel patches4 power bsds300 --seconds 180 --write price
 
 The harness's ``ffjord-matching`` is trained for the seconds behind ``gaussianise``, on one thread,
-and tuned on validation rows (``tune_solver`` at .007, as cells are, unless told). RealNVP has the harness's 8
-layers behind the same map, as it starts, since what its weights are does not change its price. 1000
-rows, in alternating runs. The gap is told for test rows that tuning never saw, log p less that of
-dopri5 on 32 steps: mean size and 99 % quantile; the end of samples is their root mean square error
-in standard deviations. "Before" is the solver that the model was built with.
+and tuned on validation rows (``tune_solver`` at .007, as cells are, unless told). RealNVP has the
+harness's 8 layers behind the same map, as it starts, since what its weights are does not change its
+price. 1000 rows, in alternating runs. The gap is told for test rows that tuning never saw, log p
+less that of dopri5 on 32 steps: mean size and 99 % quantile; the end of samples is their root mean
+square error in standard deviations. "Before" is the solver that the model was built with.
 """
 
 from __future__ import annotations
