@@ -37,6 +37,7 @@ from cflows.continuous.tuning import Tuning, tune_solver
 from cflows.core.base import Base, Normal
 from cflows.core.bijector import Bijector, Chain
 from cflows.core.collectives import ProcessError
+from cflows.core.context import ContextNetwork
 from cflows.core.flow import Flow, FlowDistribution, log_likelihood
 from cflows.core.registry import LoadError, register
 from cflows.core.saving import load
@@ -75,6 +76,7 @@ __all__ = [
     "Chain",
     "ChiSquare",
     "Constant",
+    "ContextNetwork",
     "Cosine",
     "DiagonalScale",
     "ElementwiseAffine",

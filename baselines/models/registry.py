@@ -14,7 +14,7 @@ from baselines.models.builtin import MODELS
 from baselines.models.model import CLOSED_FORM, Model, ModelError
 from cflows import Bijector, Flow, Margins, ODEBijector, Radial, Whitening
 from cflows.core.arguments import nearest
-from cflows.core.flow import dtype_of
+from cflows.core.dtypes import dtype_of
 from cflows.core.registry import configuration_of
 from cflows.training.pipeline import behind
 

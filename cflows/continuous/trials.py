@@ -120,8 +120,11 @@ class Bench:
         context: Tensor | None,
         tolerance: float | None,
     ) -> None:
+        with torch.no_grad():
+            context = flow.seen(context)
         parts = list(flattened(flow.bijector))
-        self.flow, self.context, self.block = flow, context, None
+        self.context, self.block = context, None
+        self.flow = Flow(flow.bijector, flow.base).eval()
         self.before: list[Bijector] = []
         self.behind: list[Bijector] = []
         if len(blocks) == 1 and blocks[0] in parts:

@@ -143,14 +143,14 @@ class Bijector(Pickled, ABC):
             ValueError: a shape does not fit; the message says which would.
 
         """
-        _check_last("the input", value, self.features, "D")
+        check_last("the input", value, self.features, "D")
         if self.context_features == 0:
             if context is not None:
                 raise ValueError("this flow takes no context: it was built with context_features=0")
             return value, None
         if context is None:
             raise ValueError(f"a context of shape (*B, {self.context_features}) is needed")
-        _check_last("the context", context, self.context_features, "C")
+        check_last("the context", context, self.context_features, "C")
         try:
             batch = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
                 value.shape[:-1], context.shape[:-1]
@@ -265,7 +265,7 @@ def refuse_low_precision(name: str, dtype: torch.dtype | None) -> None:
         )
 
 
-def _check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
+def check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a floating-point tensor, got {kind}")

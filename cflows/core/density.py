@@ -31,6 +31,12 @@ class Density(Protocol):
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``log_prob``."""
 
+    def check(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Refuse shapes that do not fit."""
+
+    def seen(self, context: Tensor | None) -> Tensor | None:
+        """What bijector and base see of a context."""
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats."""
 

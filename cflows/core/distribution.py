@@ -51,7 +51,7 @@ class FlowDistribution(Distribution):
         training: bool = False,
     ) -> None:
         if context is not None or flow.context_features:
-            flow.bijector.broadcast(torch.zeros(flow.features), context)
+            flow.check(torch.zeros(flow.features), context)
         if batch_shape is None:
             batch_shape = torch.Size() if context is None else context.shape[:-1]
         self.flow = flow

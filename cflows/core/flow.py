@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,9 +15,11 @@ from torch.distributions import Distribution
 from cflows.core.arguments import Array, as_tensor
 from cflows.core.atomic_write import write_whole
 from cflows.core.base import Base, Normal, Scored, Shape, leading
-from cflows.core.bijector import Bijector, Mapped, may_read, refuse_low_precision
+from cflows.core.bijector import Bijector, Mapped, check_last, may_read, refuse_low_precision
 from cflows.core.collectives import agree_on_steps
+from cflows.core.context import ContextNetwork
 from cflows.core.distribution import FlowDistribution
+from cflows.core.dtypes import dtype_of, refuse_mixed
 from cflows.core.modes import evaluating
 from cflows.core.pickling import Pickled
 from cflows.core.registry import packed
@@ -38,10 +39,13 @@ class Flow(Pickled):
         bijector: f, noise to data.
         base: a module with ``log_prob(z, context)``, ``sample`` and ``rsample``; by default the
             standard normal of f's features.
+        context_network: what makes of a context (*B, C') that which bijector and base see (*B, C);
+            by default they see it as it is.
 
     Raises:
         TypeError: the base is a torch Distribution, which ``TorchBase.of`` makes a module.
-        ValueError: the base has another number of features.
+        ValueError: the base has another number of features, or the network another than the context
+            features of the bijector.
 
     Example:
         >>> import torch
@@ -54,7 +58,12 @@ class Flow(Pickled):
 
     """
 
-    def __init__(self, bijector: Bijector, base: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        bijector: Bijector,
+        base: nn.Module | None = None,
+        context_network: ContextNetwork | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(base, Distribution):
             raise TypeError(
@@ -68,6 +77,12 @@ class Flow(Pickled):
             raise ValueError(
                 f"the base has {size} features, the bijector {bijector.features}: build them alike"
             )
+        self.context_network = context_network
+        given, taken = getattr(context_network, "features", None), bijector.context_features
+        if given not in (None, taken):
+            raise ValueError(
+                f"the context network gives {given} features, the bijector takes {taken}"
+            )
 
     @property
     def features(self) -> int:
@@ -76,8 +91,8 @@ class Flow(Pickled):
 
     @property
     def context_features(self) -> int:
-        """C, 0 for an unconditional flow."""
-        return self.bijector.context_features
+        """C, of the context that is given; 0 for an unconditional flow."""
+        return (self.context_network or self.bijector).context_features
 
     @property
     def evaluations(self) -> int:
@@ -145,7 +160,27 @@ class Flow(Pickled):
             TypeError: the flow has no continuous part.
 
         """
-        return trajectory(self.bijector, start, times, context)
+        return trajectory(self.bijector, start, times, self.seen(context))
+
+    def seen(self, context: Tensor | None) -> Tensor | None:
+        """What bijector and base see of a context, (*B, C') -> (*B, C); None of none."""
+        if context is None or self.context_network is None:
+            return context
+        return cast(Tensor, self.context_network(context))
+
+    def check(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Refuse shapes and kinds that do not fit, whatever the values.
+
+        Raises:
+            TypeError, ValueError: a kind or a shape does not fit.
+
+        """
+        if self.context_network is not None:
+            if context is None:
+                raise ValueError(f"a context of shape (*B, {self.context_features}) is needed")
+            check_last("the context", context, self.context_features, "C")
+            context = context[..., :1].expand(*context.shape[:-1], self.context_network.features)
+        self.bijector.broadcast(x, context)
 
     def review(self) -> bool:
         """Let ``Lagged`` solvers choose their next steps; False: the batch should be solved again.
@@ -254,7 +289,10 @@ class Flow(Pickled):
         return [part for part in self.modules() if hasattr(part, "override")]
 
     def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x, context = self.bijector.broadcast(x, context)
+        if self.context_network is None:
+            x, context = self.bijector.broadcast(x, context)
+        else:  # one summary of a context that stands for many rows
+            self.check(x, context)
         dtype = dtype_of(self)
         refuse_low_precision("the flow", dtype)
         for name, value in (("the input", x), ("the context", context)):
@@ -267,7 +305,8 @@ class Flow(Pickled):
             # Asking costs a host synchronisation: training data are checked once, by fit.
             if not self.training and may_read(value) and not bool(value.isfinite().all()):
                 raise ValueError(f"{name} has NaN or infinite values: drop or mend these rows")
-        return x, context
+        context = self.seen(context)
+        return (x, context) if self.context_network is None else self.bijector.broadcast(x, context)
 
     def _draw(
         self, sample_shape: Shape, context: Tensor | None, kind: str
@@ -359,25 +398,3 @@ def log_likelihood(
             of_rows = None if context is None else context[rows].to(device)
             parts.append(flow.log_prob(tensor("x", x[rows]).to(device), of_rows).to(back))
     return torch.cat(parts)
-
-
-def dtype_of(module: nn.Module) -> torch.dtype | None:
-    """Dtype of the first floating-point parameter, else buffer; None where there is none."""
-    values = itertools.chain(module.parameters(), module.buffers())
-    return next((value.dtype for value in values if value.is_floating_point()), None)
-
-
-def refuse_mixed(module: nn.Module) -> None:
-    """Refuse parts of several dtypes, none of which need be wrong by itself.
-
-    Raises:
-        TypeError: two floating-point tensors of the module differ in dtype.
-
-    """
-    first: dict[torch.dtype, str] = {}
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        if value.is_floating_point():
-            first.setdefault(value.dtype, name)
-    if len(first) > 1:
-        several = " and ".join(f"{dtype} ({name})" for dtype, name in first.items())
-        raise TypeError(f"the flow mixes {several}: cast it whole, by .float() or .double()")

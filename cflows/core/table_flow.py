@@ -135,17 +135,8 @@ class TableFlow(Flow):
             column=self.columns[int(column)],
         )
 
-    def trajectory(
-        self, start: Tensor, times: Sequence[float], context: Tensor | None = None
-    ) -> Tensor:
-        """As ``Flow.trajectory``; the context in the table's units."""
-        return super().trajectory(start, times, self._standardised(context))
-
-    def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x, context = super()._check(x, context)
-        return x, self._standardised(context)
-
-    def _standardised(self, context: Tensor | None) -> Tensor | None:
+    def seen(self, context: Tensor | None) -> Tensor | None:
+        """(context - loc) / scale."""
         return None if context is None else (context - self.context_loc) / self.context_scale
 
 

@@ -150,11 +150,11 @@ class FlowMatching(Objective):
                 'coupling="independent" with weights'
             )
         before, block, behind = split_at_block(flow)
-        x, context = flow.bijector.broadcast(*batch)
+        x, context = flow.bijector.broadcast(batch[0], flow.seen(batch[1]))
         with torch.no_grad():
             end = through(behind, x, context, upwards=False)
             if self.first is not None:
-                start = self.first.bijector.inverse(x, context)
+                start = self.first.bijector.inverse(x, self.first.seen(batch[1]))
             else:
                 # A base without context of its own takes the number of draws from the shape.
                 start = flow.base.sample(() if context is not None else x.shape[:-1], context)
@@ -236,6 +236,8 @@ def split_at_block(flow: Density) -> tuple[list[Bijector], ODEBijector, list[Bij
     block = parts[at[0]]
     assert isinstance(block, ODEBijector)
     field = set(block.parameters())
+    if isinstance(summary := getattr(flow, "context_network", None), torch.nn.Module):
+        field |= set(summary.parameters())
     for name, parameter in flow.named_parameters():
         if parameter.requires_grad and parameter not in field:
             raise ValueError(

@@ -25,7 +25,8 @@ from cflows.continuous.solvers import SolverError
 from cflows.core import collectives
 from cflows.core.atomic_write import companion, write_whole
 from cflows.core.bijector import Bijector, Chain
-from cflows.core.flow import Flow, dtype_of, log_likelihood
+from cflows.core.dtypes import dtype_of
+from cflows.core.flow import Flow, log_likelihood
 from cflows.core.registry import LoadError
 from cflows.training.checkpoint import exists
 from cflows.training.distributed import together
@@ -334,7 +335,8 @@ def behind(core: Flow, data_end: Bijector | None) -> Flow:
     """
     if data_end is None:
         return core
-    return Flow(Chain(core.bijector, data_end.to(dtype=dtype_of(core))), core.base)
+    bijector = Chain(core.bijector, data_end.to(dtype=dtype_of(core)))
+    return Flow(bijector, core.base, core.context_network)
 
 
 def begun(choice_file: Path) -> bool:

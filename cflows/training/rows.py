@@ -19,7 +19,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from cflows.core.arguments import Array, as_numbers, as_tensor
 from cflows.core.collectives import processes, share
-from cflows.core.flow import Flow, dtype_of
+from cflows.core.dtypes import dtype_of
+from cflows.core.flow import Flow
 from cflows.objectives import WeightedBatch
 from cflows.training.identity import settings_of
 from cflows.training.sources import (
@@ -229,7 +230,7 @@ def rows_for(flow: Flow, data: Data, name: str, weights: Weights | None = None) 
             f"{name}'s context must have shape ({len(x)}, C), got {tuple(context.shape)}"
         )
     blank = None if context is None else like.expand(*context.shape)
-    flow.bijector.broadcast(like.expand(*x.shape), blank)
+    flow.check(like.expand(*x.shape), blank)
     for part, values in zip(names, (x, context), strict=True):
         if isinstance(values, Tensor):
             finite(part, values, range(len(x)))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from cflows.continuous.solvers import SolverError
 from cflows.core import collectives
-from cflows.core.flow import dtype_of, log_likelihood
+from cflows.core.dtypes import dtype_of
+from cflows.core.flow import log_likelihood
 from cflows.objectives import WeightedBatch
 from cflows.training import distributed
 from cflows.training.batch_statistics import preserved, refresh, start_act_norms

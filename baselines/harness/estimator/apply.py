@@ -28,7 +28,7 @@ from cflows.core.atomic_write import (
     target,
     write_beside,
 )
-from cflows.core.flow import dtype_of
+from cflows.core.dtypes import dtype_of
 from cflows.core.table_flow import Outside
 
 __all__ = ["drawn", "refuse_output", "sample", "score", "warn_of"]

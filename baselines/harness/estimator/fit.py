@@ -46,7 +46,7 @@ from cflows import (
 )
 from cflows.core.atomic_write import STDOUT, companion, refuse_unwritable, target
 from cflows.core.collectives import leads
-from cflows.core.flow import dtype_of
+from cflows.core.dtypes import dtype_of
 from cflows.core.registry import again, configuration_of, packed
 from cflows.training.checkpoint import exists, refuse_unusable
 from cflows.training.pipeline import Choice, begun, fit_behind
