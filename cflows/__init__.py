@@ -5,6 +5,7 @@
 
 import sys
 from importlib import import_module
+from types import ModuleType
 
 from cflows.adapters.adapt import adapt
 from cflows.adapters.velocity import VelocityField, field_from
@@ -147,3 +148,15 @@ for _name in ("divergence", "fields", "penalties", "solvers"):
     globals()[_name] = sys.modules[f"{__name__}.{_name}"] = import_module(
         f"cflows.continuous.{_name}"
     )
+
+
+class _Forward(ModuleType):
+    """An earlier name of a module, which is imported when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module("baselines.sklearn"), name)
+
+
+sklearn = sys.modules[f"{__name__}.sklearn"] = _Forward(f"{__name__}.sklearn")

@@ -143,12 +143,15 @@ class FlowMatching(Objective):
 
     def forward(self, flow: Density, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """The mean squared error of the velocity, summed over columns, each row by its weight."""
-        optimal = self.coupling == "optimal"
-        if optimal and weights is not None:
+        if self.coupling == "optimal" and weights is not None:
             raise ValueError(
                 'coupling="optimal" pairs each row with one draw, whatever its weight: use '
                 'coupling="independent" with weights'
             )
+        return weighted_mean(self.losses(flow, batch), weights)
+
+    def losses(self, flow: Density, batch: Batch) -> Tensor:
+        """The squared error of each row, summed over columns: (N, D) and (N, C) -> (N,)."""
         before, block, behind = split_at_block(flow)
         x, context = flow.bijector.broadcast(batch[0], flow.seen(batch[1]))
         with torch.no_grad():
@@ -159,7 +162,7 @@ class FlowMatching(Objective):
                 # A base without context of its own takes the number of draws from the shape.
                 start = flow.base.sample(() if context is not None else x.shape[:-1], context)
             start = through(before, start.to(end), context, upwards=True)
-            if optimal:
+            if self.coupling == "optimal":
                 start = start[optimal_coupling(start, end, context)]
         times, sizes = _times(block, end)
         if self.times == "likelihood":
@@ -167,7 +170,7 @@ class FlowMatching(Objective):
         state = torch.lerp(start, end, times.unsqueeze(-1))
         context = context if block.context_features else None
         velocity = _velocity(block, times, sizes, state, context)
-        return weighted_mean((velocity - (end - start)).square().sum(-1), weights)
+        return (velocity - (end - start)).square().sum(-1)
 
 
 def optimal_coupling(
