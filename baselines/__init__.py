@@ -10,9 +10,9 @@ short_tags("baselines")
 
 from baselines.flows.autoregressive import IAF, MAF, Autoregressive, AutoregressiveAffine
 from baselines.flows.coupling import NICE, Coupling, RealNVP
-from baselines.flows.linear import Householder, Invertible1x1, LULinear, Permutation
+from baselines.flows.image import Glow, ImageCoupling, ImageRealNVP
+from baselines.flows.linear import Householder, Invertible1x1, LULinear
 from baselines.flows.made_mog import MADEMoG
-from baselines.flows.multiscale import MultiScale, Squeeze
 from baselines.flows.nsf import NSF
 from baselines.flows.planar import Planar, PlanarFlow, Radial, RadialFlow
 from baselines.flows.residual import Residual, ResidualFlow
@@ -21,6 +21,7 @@ from baselines.inversion.roots import InversionError, InversionStatus
 from baselines.networks.made import MADE
 from baselines.transforms.rational_quadratic import AffineSpline, RationalQuadratic
 from baselines.transforms.univariate import Additive, AffineScale, Transformer, UnivariateTransform
+from cflows.bijectors.multiscale import MultiScale, Permutation, Squeeze
 
 __all__ = [
     "IAF",
@@ -34,7 +35,10 @@ __all__ = [
     "Autoregressive",
     "AutoregressiveAffine",
     "Coupling",
+    "Glow",
     "Householder",
+    "ImageCoupling",
+    "ImageRealNVP",
     "InversionError",
     "InversionStatus",
     "Invertible1x1",

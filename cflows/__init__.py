@@ -23,13 +23,16 @@ from cflows.bijectors.elementwise import (
 )
 from cflows.bijectors.inverse import Inverse
 from cflows.bijectors.marginals import Margins, Radial
+from cflows.bijectors.multiscale import MultiScale, Permutation, Squeeze
 from cflows.bijectors.normalization import ActNorm, BatchNorm
 from cflows.bijectors.squashing import Exp, Log, Logit, Sigmoid, Softplus, Softsign, Tanh
 from cflows.bijectors.whitening import Whitening
 from cflows.continuous.bespoke import Bespoke
+from cflows.continuous.conv_fields import ConvField, UNetField
 from cflows.continuous.divergence import value_and_divergence
 from cflows.continuous.ffjord import FFJORD
 from cflows.continuous.fields import MLP
+from cflows.continuous.image import ImageFFJORD
 from cflows.continuous.ode_bijector import ODEBijector
 from cflows.continuous.residual_field import ResidualField
 from cflows.continuous.solvers import Adaptive, FixedGrid, Lagged
@@ -78,6 +81,7 @@ __all__ = [
     "ChiSquare",
     "Constant",
     "ContextNetwork",
+    "ConvField",
     "Cosine",
     "DiagonalScale",
     "ElementwiseAffine",
@@ -88,6 +92,7 @@ __all__ = [
     "FlowMatching",
     "ForwardKL",
     "History",
+    "ImageFFJORD",
     "Importance",
     "Inverse",
     "JensenShannon",
@@ -99,8 +104,10 @@ __all__ = [
     "Logit",
     "Margins",
     "MixtureOfGaussians",
+    "MultiScale",
     "Normal",
     "ODEBijector",
+    "Permutation",
     "Plateau",
     "ProcessError",
     "Radial",
@@ -115,12 +122,14 @@ __all__ = [
     "Softsign",
     "SolveStats",
     "SolverError",
+    "Squeeze",
     "StudentT",
     "TableFlow",
     "Tanh",
     "TorchBase",
     "TrainingError",
     "Tuning",
+    "UNetField",
     "VelocityField",
     "Whitening",
     "__version__",

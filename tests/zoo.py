@@ -26,6 +26,7 @@ from baselines import (
     AutoregressiveAffine,
     Coupling,
     Householder,
+    ImageCoupling,
     Invertible1x1,
     LULinear,
     MultiScale,
@@ -53,6 +54,7 @@ from cflows import (
     Bijector,
     Bounded,
     Chain,
+    ConvField,
     DiagonalScale,
     ElementwiseAffine,
     Exp,
@@ -195,6 +197,10 @@ def _foreign(d: int, c: int) -> ODEBijector:
 
 def _residual_field(d: int, c: int) -> ODEBijector:
     field = ResidualField(d, context_features=c, width=8, blocks=2, time_frequencies=2)
+    return ODEBijector(field, evaluation_solver=TIGHT)
+
+
+def _ode_of(field: nn.Module) -> ODEBijector:
     return ODEBijector(field, evaluation_solver=TIGHT)
 
 
@@ -441,6 +447,20 @@ BIJECTORS: dict[str, Case] = {
     "ode-three-layers": Case(lambda d, c: _ode(d, c, hidden=(8, 6, 7)), continuous=True),
     "ode-foreign": Case(_foreign, continuous=True),
     "ode-residual": Case(_residual_field, continuous=True),
+    "ode-convolutions": Case(
+        lambda d, c: _ode_of(ConvField(_image(d), hidden=(3,), context_features=c)),
+        continuous=True,
+    ),
+    "image-coupling-channels": Case(
+        lambda d, c: ImageCoupling(_image(d), hidden=3, network="glow", context_features=c),
+        least_features=4,
+    ),
+    "image-coupling-checkerboard": Case(
+        lambda d, c: ImageCoupling(
+            _image(d), mask="checkerboard", turned=True, hidden=3, context_features=c
+        ),
+        least_features=4,
+    ),
     "act-norm": Case(lambda d, c: _act_norm(d), context=False),
     "act-norm-channels": Case(lambda d, c: _act_norm(d, shape=(d // 2, 2, 1)), context=False),
     "batch-norm": Case(lambda d, c: _batch_norm(d), context=False),

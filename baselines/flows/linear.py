@@ -21,51 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cflows import Bijector
-from cflows.core.arguments import known
+from cflows.core.arguments import checked_image, known
 from cflows.core.bijector import Mapped
 
-__all__ = ["Householder", "Invertible1x1", "LULinear", "Permutation", "checked_shape"]
+__all__ = ["Householder", "Invertible1x1", "LULinear"]
 
 STARTS = ("identity", "rotation")
 MIXES = ("lu", "householder")
-
-
-class Permutation(Bijector):
-    """The coordinates in another order: x_i = z_order(i), log|det dx/dz| = 0.
-
-    Args:
-        features: D.
-        order: ``"reversed"``, ``"random"`` (drawn from torch's generator when built), or the D
-            indices 0..D-1 in the wanted order.
-
-    Raises:
-        ValueError: the order is no permutation of 0..D-1.
-
-    Example:
-        >>> import torch
-        >>> from baselines import Permutation
-        >>> Permutation(3, [2, 0, 1])(torch.tensor([10.0, 11.0, 12.0]))
-        tensor([12., 10., 11.])
-
-    """
-
-    order: Tensor
-    places: Tensor
-
-    def __init__(self, features: int, order: str | Sequence[int] | Tensor = "reversed") -> None:
-        super().__init__(features)
-        indices = _indices(features, order)
-        device = torch.get_default_device()
-        self.register_buffer("order", indices.to(device))
-        self.register_buffer("places", indices.argsort().to(device))
-
-    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
-        """x_i = z_order(i)."""
-        return z[..., self.order], z.new_zeros(z.shape[:-1])
-
-    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
-        """z_order(i) = x_i."""
-        return x[..., self.places], x.new_zeros(x.shape[:-1])
 
 
 class LULinear(Bijector):
@@ -213,7 +175,7 @@ class Invertible1x1(Bijector):
     """
 
     def __init__(self, shape: Sequence[int], *, mix: str = "lu", start: str = "rotation") -> None:
-        channels, height, width = checked_shape(shape)
+        channels, height, width = checked_image(shape)
         super().__init__(channels * height * width)
         known("mix", mix, MIXES)
         self.shape = (channels, height, width)
@@ -240,19 +202,6 @@ class Invertible1x1(Bijector):
         return pixels.mT.flatten(-2)
 
 
-def _indices(features: int, order: str | Sequence[int] | Tensor) -> Tensor:
-    if isinstance(order, str):
-        if order == "reversed":
-            return torch.arange(features - 1, -1, -1, device="cpu")
-        if order == "random":
-            return torch.randperm(features, device="cpu")
-        raise ValueError(f'order must be "reversed", "random" or {features} indices; got {order!r}')
-    indices = torch.as_tensor(order, device="cpu").detach().clone()
-    if indices.is_floating_point() or sorted(indices.flatten().tolist()) != [*range(features)]:
-        raise ValueError(f"order must hold each of 0..{features - 1} once, got {indices.tolist()}")
-    return indices.long().flatten()
-
-
 def _packed_rotation(features: int) -> tuple[Tensor, Tensor, Tensor]:
     """Order, signs and packed factors of a random rotation, computed in double precision."""
     rotation = torch.linalg.qr(torch.randn(features, features, dtype=torch.float64))[0]
@@ -261,11 +210,3 @@ def _packed_rotation(features: int) -> tuple[Tensor, Tensor, Tensor]:
     packed = lower.tril(-1) + upper.triu(1) + diagonal.abs().log().diag()
     dtype = torch.get_default_dtype()
     return permutation.argmax(dim=1), diagonal.sign().to(dtype), packed.to(dtype)
-
-
-def checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """C, H and W of an image, or a ValueError."""
-    sizes = [int(size) for size in shape]
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"shape must be (C, H, W), each at least 1; got {tuple(shape)}")
-    return sizes[0], sizes[1], sizes[2]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Array", "as_numbers", "as_tensor", "known", "listed", "nearest"]
+__all__ = ["Array", "as_numbers", "as_tensor", "checked_image", "known", "listed", "nearest"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -102,3 +102,11 @@ def as_numbers(name: str, values: Array) -> Array:
             f"{name} holds objects that are not all real numbers: give the columns of numbers, "
             "text as numbers"
         ) from None
+
+
+def checked_image(shape: Sequence[int]) -> tuple[int, int, int]:
+    """C, H and W of an image, or a ValueError."""
+    sizes = [int(size) for size in shape]
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"shape must be (C, H, W), each at least 1; got {tuple(shape)}")
+    return sizes[0], sizes[1], sizes[2]

@@ -15,11 +15,48 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from baselines.flows.linear import Permutation, checked_shape
-from cflows import Bijector, Chain
-from cflows.core.bijector import Mapped
+from cflows.core.arguments import checked_image
+from cflows.core.bijector import Bijector, Chain, Mapped
 
-__all__ = ["MultiScale", "Squeeze"]
+__all__ = ["MultiScale", "Permutation", "Squeeze"]
+
+
+class Permutation(Bijector):
+    """The coordinates in another order: x_i = z_order(i), log|det dx/dz| = 0.
+
+    Args:
+        features: D.
+        order: ``"reversed"``, ``"random"`` (drawn from torch's generator when built), or the D
+            indices 0..D-1 in the wanted order.
+
+    Raises:
+        ValueError: the order is no permutation of 0..D-1.
+
+    Example:
+        >>> import torch
+        >>> from baselines import Permutation
+        >>> Permutation(3, [2, 0, 1])(torch.tensor([10.0, 11.0, 12.0]))
+        tensor([12., 10., 11.])
+
+    """
+
+    order: Tensor
+    places: Tensor
+
+    def __init__(self, features: int, order: str | Sequence[int] | Tensor = "reversed") -> None:
+        super().__init__(features)
+        indices = _indices(features, order)
+        device = torch.get_default_device()
+        self.register_buffer("order", indices.to(device))
+        self.register_buffer("places", indices.argsort().to(device))
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> Mapped:
+        """x_i = z_order(i)."""
+        return z[..., self.order], z.new_zeros(z.shape[:-1])
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+        """z_order(i) = x_i."""
+        return x[..., self.places], x.new_zeros(x.shape[:-1])
 
 
 class Squeeze(Permutation):
@@ -51,7 +88,7 @@ class Squeeze(Permutation):
     """
 
     def __init__(self, shape: Sequence[int], factor: int = 2) -> None:
-        channels, height, width = checked_shape(shape)
+        channels, height, width = checked_image(shape)
         if factor < 1 or height % factor or width % factor:
             raise ValueError(
                 f"height and width must be multiples of factor={factor}, got shape {tuple(shape)}: "
@@ -143,3 +180,16 @@ class MultiScale(Bijector):
             h, log_det = level.inverse_and_log_det(h[..., : level.features], condition)
             total = total + log_det
         return torch.cat([h, *reversed(pieces)], dim=-1), total
+
+
+def _indices(features: int, order: str | Sequence[int] | Tensor) -> Tensor:
+    if isinstance(order, str):
+        if order == "reversed":
+            return torch.arange(features - 1, -1, -1, device="cpu")
+        if order == "random":
+            return torch.randperm(features, device="cpu")
+        raise ValueError(f'order must be "reversed", "random" or {features} indices; got {order!r}')
+    indices = torch.as_tensor(order, device="cpu").detach().clone()
+    if indices.is_floating_point() or sorted(indices.flatten().tolist()) != [*range(features)]:
+        raise ValueError(f"order must hold each of 0..{features - 1} once, got {indices.tolist()}")
+    return indices.long().flatten()
