@@ -7,14 +7,17 @@ beat.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from baselines.flows.autoregressive import IAF, MAF
 from baselines.flows.coupling import NICE, RealNVP
+from baselines.flows.image import Glow, ImageRealNVP
 from baselines.flows.nsf import NSF
 from baselines.flows.planar import PlanarFlow
-from baselines.models.model import HIDDEN, Model
-from cflows import FFJORD, FixedGrid, Flow, Lagged
+from baselines.models.model import HIDDEN, Model, ModelError
+from cflows import FFJORD, FixedGrid, Flow, ImageFFJORD, Lagged
 
 __all__ = ["MODELS"]
 
@@ -47,6 +50,69 @@ def _matching(features: int, depth: int, hidden: Sequence[int] | None = None) ->
 def _spline(features: int, depth: int, hidden: Sequence[int] = HIDDEN) -> Flow:
     """Autoregressive, whose samples cost about a pass as well: as likely in fewer layers."""
     return NSF(features, layers=depth, hidden=hidden, passes="autoregressive", tails="affine")
+
+
+# Of an image: exactly it takes a product for each pixel. Its error is part of that over rows.
+_TRACE: Any = {"evaluation_divergence": "hutchinson", "evaluation_probes": 2}
+
+
+def image_shape(features: int) -> tuple[int, int, int]:
+    """(1, H, H) or (3, H, H) of so many numbers.
+
+    Raises:
+        ModelError: they are no square image.
+
+    """
+    for channels in (1, 3):
+        side = math.isqrt(features // channels)
+        if channels * side * side == features and side > 1:
+            return channels, side, side
+    raise ModelError(
+        f"rows of {features} columns are no square images: {features} is neither H² nor 3 H²"
+    )
+
+
+def _squeezes(shape: tuple[int, int, int]) -> int:
+    """How often a side can be halved, twice at most."""
+    return 2 if shape[1] % 4 == 0 else int(shape[1] % 2 == 0)
+
+
+def _image_ffjord(features: int, depth: int) -> Flow:
+    shape = image_shape(features)
+    scales = min(depth, 1 + _squeezes(shape))
+    settings, grid = {"hidden": (32, 32)}, FixedGrid("rk4", 8)
+    return ImageFFJORD(
+        shape,
+        scales=scales,
+        settings=settings,
+        training_solver=_SOLVER,
+        evaluation_solver=grid,
+        **_TRACE,
+    )
+
+
+def _image_matching(features: int, depth: int) -> Flow:
+    if depth > 1:
+        raise ValueError("flow matching trains one block: leave the depth at 1")
+    shape, grid = image_shape(features), FixedGrid("dopri5", 8)
+    return ImageFFJORD(
+        shape,
+        field="unet",
+        settings={"channels": 24, "levels": 1 + _squeezes(shape)},
+        training_solver=grid,
+        evaluation_solver=grid,
+        **_TRACE,
+    )
+
+
+def _image_realnvp(features: int, depth: int) -> Flow:
+    shape = image_shape(features)
+    return ImageRealNVP(shape, scales=min(depth, 1 + _squeezes(shape)))
+
+
+def _glow(features: int, depth: int) -> Flow:
+    shape = image_shape(features)
+    return Glow(shape, scales=max(1, _squeezes(shape)), steps=depth)
 
 
 def _layers(family: Callable[..., Flow]) -> Callable[..., Flow]:
@@ -92,6 +158,57 @@ MODELS: dict[str, Model] = {
         lambda features, depth: PlanarFlow(features, layers=depth),
         depths=(2, 8, 32),
         unit="maps",
+    ),
+    "ffjord-image": Model(
+        "FFJORD, images",
+        _image_ffjord,
+        depths=(2,),
+        unit="scales",
+        steps=300,
+        quick_steps=20,
+        batch_size=128,
+        validations=5,
+        images=True,
+    ),
+    "ffjord-image-matching": Model(
+        "FFJORD, images, matching",
+        _image_matching,
+        depths=(1,),
+        unit="block",
+        steps=800,
+        quick_steps=40,
+        learning_rate=2e-3,
+        optimizer="adamw",
+        objective="flow_matching",
+        batch_size=128,
+        warmup=100,
+        patience=5,
+        validations=3,
+        images=True,
+    ),
+    "realnvp-image": Model(
+        "RealNVP, images",
+        _image_realnvp,
+        depths=(2,),
+        unit="scales",
+        steps=600,
+        quick_steps=20,
+        learning_rate=2e-3,
+        batch_size=128,
+        warmup=50,
+        images=True,
+    ),
+    "glow": Model(
+        "Glow",
+        _glow,
+        depths=(6,),
+        unit="steps",
+        steps=600,
+        quick_steps=20,
+        learning_rate=2e-3,
+        batch_size=128,
+        warmup=50,
+        images=True,
     ),
     "ffjord-time": Model(
         "FFJORD, end time",

@@ -10,10 +10,19 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from cflows import Bijector, Flow, gaussianise, whiten
+from cflows import Affine, Bijector, Flow, gaussianise, whiten
 from cflows.training import pipeline
 
-__all__ = ["CLOSED_FORM", "GAUSSIAN", "MAPS", "ClosedForm", "Model", "ModelError"]
+__all__ = [
+    "CENTRED",
+    "CLOSED_FORM",
+    "GAUSSIAN",
+    "MAPS",
+    "ClosedForm",
+    "Model",
+    "ModelError",
+    "centred",
+]
 
 GAUSSIAN = "gaussian"
 HIDDEN = (128, 128)
@@ -40,6 +49,23 @@ def _gaussianised(
 
 MAPS = {**pipeline.MAPS, "gaussianise": _gaussianised}
 """What the map of a cell is chosen among."""
+CENTRED = "centre"
+"""The name of ``centred``, which is no choice: models of images stand behind it."""
+
+
+def centred(train: Tensor, *held_out: Tensor) -> Bijector:
+    """x_i = mean_i + s z_i with one s for all: neighbouring pixels stay alike, as networks expect.
+
+    Args:
+        train: rows (N, D).
+        held_out: of no account.
+
+    """
+    rows = train.double()
+    spread = (rows - rows.mean(0)).square().mean().sqrt()
+    return Affine(rows.mean(0).to(train), spread.expand(rows.shape[1]).to(train))
+
+
 CLOSED_FORM = {
     GAUSSIAN: ClosedForm("Gaussian", lambda train, validation: whiten(train)),
     "gaussianised": ClosedForm("Gaussianised", partial(_gaussianised, gain=0.005)),
@@ -77,6 +103,8 @@ class Model:
         optimizer: as ``fit`` takes it; None for the objective's usual one.
         ema: likewise.
         warmup: steps over which the learning rate rises, a tenth of a training's steps at most.
+        images: whether rows must be images, whose neighbouring pixels the model knows; it stands
+            behind ``CENTRED``, whatever map is chosen for others.
 
     """
 
@@ -95,6 +123,7 @@ class Model:
     validations: int | None = None
     optimizer: str | None = None
     ema: float | None = None
+    images: bool = False
 
     @property
     def goal(self) -> Goal:

@@ -31,10 +31,11 @@ from baselines.harness.metrics.bootstrap import mean_and_error
 from baselines.harness.results import layout
 from baselines.harness.results.records import HELD, Bits, Failure, Outcome, Result, Training
 from baselines.models import registry
-from baselines.models.model import CLOSED_FORM, MAPS
+from baselines.models.model import CENTRED, CLOSED_FORM, MAPS, centred
 from cflows import Bijector, Flow, SolverError, inside, load, standardise, tune_solver
 from cflows.core.atomic_write import write_whole
 from cflows.training.pipeline import fit_behind
+from cflows.training.preprocessing import Fit
 
 __all__ = [
     "HELD",
@@ -47,7 +48,9 @@ __all__ = [
     "run",
 ]
 
+BEHIND: dict[str, Fit] = {**MAPS, CENTRED: centred}
 TUNING = 0.05  # of a continuous model's seconds, for its evaluation solver
+DRAWN = 16  # images of each model in a picture
 LEAST_TUNING = 4.0  # seconds, where only steps end the training
 TUNED_ON = 128  # validation rows
 TOLERANCE = 0.007  # nats, mean gap of the solver on these rows, so that others keep .01
@@ -148,7 +151,7 @@ def flow_of(cell: Cell, out: Path) -> Flow:
         return load(folder / layout.MODEL).to(cell.device)
     # Of parts that are not registered, so that only its function can build it.
     name = json.loads((folder / layout.RESULT).read_text())["map"]
-    fit_map = inside(bounded(cell.bounds), MAPS[name])
+    fit_map = inside(bounded(cell.bounds), BEHIND[name])
     flow = _built(cell, fit_map(cell.rows()[0]))
     flow.load_state_dict(torch.load(folder / layout.STATE, weights_only=True))
     return flow.to(cell.device).eval()
@@ -186,6 +189,9 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
         mean, error = mean_and_error(values)
         bits = {"bits_per_dim": mean, "bits_per_dim_2se": error}
     _write(folder / layout.LOG_PROB, partial(np.save, arr=vector))
+    if cell.pixels is not None:
+        drawn = likelihood.drawn(flow, DRAWN, Pixels(*cell.pixels))
+        _write(folder / layout.DRAWN, partial(np.save, arr=drawn))
     if train.shape[1] == 2:
         arrays = likelihood.picture(flow, test)
         _write(folder / layout.PICTURE, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
@@ -219,7 +225,9 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
     model = registry.find(cell.located)
     goal = model.goal
     goal["batch_size"] = cell.batch_size
-    share = TUNING if _built(cell, standardise(train)).is_continuous else 0.0
+    # Of an estimated trace a tuning would see the noise.
+    tunable = not model.images and _built(cell, standardise(train)).is_continuous
+    share = TUNING if tunable else 0.0
     every, usual_steps = cell.validate_every, cell.steps
     if cell.steps is not None:
         if every is None:
@@ -231,7 +239,7 @@ def _trained(cell: Cell, folder: Path, train: Tensor, validation: Tensor) -> tup
         train,
         validation,
         cell.preprocess,
-        maps=MAPS,
+        maps=BEHIND if cell.preprocess == CENTRED else MAPS,
         bounds=bounded(cell.bounds),
         steps=cell.steps,
         seconds=None if cell.seconds is None else (1 - share) * cell.seconds,

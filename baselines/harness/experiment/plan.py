@@ -31,7 +31,7 @@ from baselines.harness.experiment.cell import (
 )
 from baselines.harness.metrics import depth
 from baselines.models import registry, widths
-from baselines.models.model import CLOSED_FORM, GAUSSIAN, ModelError
+from baselines.models.model import CENTRED, CLOSED_FORM, GAUSSIAN, ModelError
 from baselines.models.user import located
 
 __all__ = [
@@ -174,6 +174,11 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
         parameters = _parameters(plan, rows.features)
         for model_name, origin in model_names(plan.models):
             model = registry.find(origin)
+            if model.images and rows.pixels is None:
+                raise ModelError(
+                    f"{model_name} is a model of images, and {name} is a table: leave one of them "
+                    "out, or give a set of images (digits, an idx file, CIFAR-10's archive)"
+                )
             cell = replace(
                 gaussian,
                 model=model_name,
@@ -181,7 +186,7 @@ def plan_cells(plan: Plan, sets: Sets) -> list[Cell]:
                 learning_rate=model.learning_rate,
                 batch_size=model.batch_size or BATCH_SIZE,
                 patience=plan.patience,
-                preprocess=preprocess,
+                preprocess=CENTRED if model.images else preprocess,
                 validations=gaussian.validations
                 if plan.quick
                 else model.validations or gaussian.validations,

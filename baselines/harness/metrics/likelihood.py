@@ -6,13 +6,15 @@ import math
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from baselines.harness.data.pixels import Pixels
 from cflows import Flow, log_likelihood
 
-__all__ = ["Scores", "evaluate", "picture", "round_trip_error", "scored", "solver_gap"]
+__all__ = ["Scores", "drawn", "evaluate", "picture", "round_trip_error", "scored", "solver_gap"]
 
 CHECKED_ROWS = {False: 2000, True: 500}  # by whether it is quick
 GRID = 160
@@ -122,6 +124,13 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
         "samples": flow.sample(samples).cpu().numpy(),
         "data": rows[:10_000].cpu().numpy(),
     }
+
+
+@torch.no_grad()
+def drawn(flow: Flow, count: int, pixels: Pixels) -> npt.NDArray[np.int64]:
+    """Draws of a flow of images as whole-numbered pixels, (count, D)."""
+    torch.manual_seed(0)
+    return pixels.pixels(flow.sample(count).cpu().double().numpy())
 
 
 def _limits(column: np.ndarray) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from baselines.harness.metrics.depth import END_TIME
 from baselines.harness.plots import curves, likelihood_cost
 from baselines.harness.plots.curves import Line
 from baselines.harness.plots.evaluations import evaluations
+from baselines.harness.plots.images import sheets
 from baselines.harness.plots.style import encode
 from baselines.harness.report.scaling_tables import per_1000
 from baselines.harness.results import layout, load
@@ -116,6 +117,13 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None, str | 
             "has its own axis.",
             curves.depth_curves(*_lines(groups, stepped.get(name, [])), name),
             None,
+        )
+        drawn = [(s, d) for s in deepest(groups) if (d := load.drawn(results, s)) is not None]
+        yield (
+            f"images_{stem}",
+            f"{name}: images that each model drew, none chosen.",
+            sheets(drawn),
+            name,
         )
         columns = [(s, p) for s in deepest(groups) if (p := load.picture(results, s))]
         if columns:

@@ -16,6 +16,7 @@ MODEL, STATE = "model.pt", "state.pt"  # the second where a part is not register
 RESULT, COST = "result.json", "cost.json"
 LOG_PROB = "test_log_prob.npy"
 PICTURE = "picture.npz"
+DRAWN = "drawn.npy"  # images, as pixels
 ROWS, STEPS = "sizes.json", "solver_steps.json"
 SOLVERS = "solvers.json"  # what was tried where a continuous flow's solver was tuned
 LOCK, TRACEBACK = "lock", "traceback.txt"

@@ -24,6 +24,7 @@ __all__ = [
     "Measured",
     "ReportError",
     "Results",
+    "drawn",
     "histories",
     "load",
     "measured",
@@ -229,6 +230,17 @@ def picture(results: Results, s: Group) -> dict[str, NDArray[np.float64]] | None
         if missing := {"density", "extent", "samples"} - set(arrays):
             raise ReportError(f"{path} lacks {', '.join(sorted(missing))}: remove its cell")
         return arrays
+    return None
+
+
+def drawn(results: Results, s: Group) -> NDArray[np.int64] | None:
+    """Return the images that a setting's first seed drew, as pixels (N, D), or None."""
+    for row in s.rows:
+        path = results.file(row, layout.DRAWN)
+        if path.exists():
+            pixels: NDArray[np.int64]
+            pixels = _read_arrays(path, lambda file: np.load(file, allow_pickle=False))
+            return pixels
     return None
 
 
