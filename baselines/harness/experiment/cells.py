@@ -190,7 +190,7 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
         bits = {"bits_per_dim": mean, "bits_per_dim_2se": error}
     _write(folder / layout.LOG_PROB, partial(np.save, arr=vector))
     if cell.pixels is not None:
-        drawn = likelihood.drawn(flow, DRAWN, Pixels(*cell.pixels))
+        drawn = Pixels(*cell.pixels).pixels(likelihood.drawn(flow, DRAWN))
         _write(folder / layout.DRAWN, partial(np.save, arr=drawn))
     if train.shape[1] == 2:
         arrays = likelihood.picture(flow, test)

@@ -6,12 +6,10 @@ import math
 from typing import TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.harness.data.pixels import Pixels
 from cflows import Flow, log_likelihood
 
 __all__ = ["Scores", "drawn", "evaluate", "picture", "round_trip_error", "scored", "solver_gap"]
@@ -127,10 +125,11 @@ def picture(flow: Flow, rows: Tensor, samples: int = 2000) -> dict[str, np.ndarr
 
 
 @torch.no_grad()
-def drawn(flow: Flow, count: int, pixels: Pixels) -> npt.NDArray[np.int64]:
-    """Draws of a flow of images as whole-numbered pixels, (count, D)."""
+def drawn(flow: Flow, count: int) -> np.ndarray:
+    """Draws of a flow, the same at each call, (count, D)."""
     torch.manual_seed(0)
-    return pixels.pixels(flow.sample(count).cpu().double().numpy())
+    draws: np.ndarray = flow.sample(count).cpu().double().numpy()
+    return draws
 
 
 def _limits(column: np.ndarray) -> tuple[float, float]:
