@@ -19,7 +19,7 @@ from cflows.continuous.layers import ACTIVATIONS, LAYERS, Silu, TimeFeatures, Ti
 from cflows.core.arguments import checked_image, known
 from cflows.core.pickling import Pickled
 
-__all__ = ["ConvField", "UNetField"]
+__all__ = ["ConvField", "ImageField", "UNetField"]
 
 GROUP = 8  # channels that are normalised together, at most
 
