@@ -82,7 +82,7 @@ def fit_scheme(paths: Paths, stages: int, traces: int | None = None) -> Scheme:
     Args:
         paths: what it is to follow.
         stages: S, evaluations of a solve, at most FINE.
-        traces: stages with a trace, at most S; None for all of them.
+        traces: stages with a trace, fewer than S; None for all of them.
 
     """
     told = paths.told(paths.states[-1]).double()
