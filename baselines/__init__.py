@@ -4,7 +4,7 @@ MAF, IAF, RealNVP, NICE, neural spline flows, planar, radial, Sylvester and resi
 ``forward`` is noise to data, ``inverse`` is data to noise, as in ``cflows``.
 """
 
-from cflows.core.registry import short_tags
+from cflows.core.registry import moved, short_tags
 
 short_tags("baselines")
 
@@ -22,6 +22,8 @@ from baselines.networks.made import MADE
 from baselines.transforms.rational_quadratic import AffineSpline, RationalQuadratic
 from baselines.transforms.univariate import Additive, AffineScale, Transformer, UnivariateTransform
 from cflows.bijectors.multiscale import MultiScale, Permutation, Squeeze
+
+moved("baselines", MultiScale, Permutation, Squeeze)
 
 __all__ = [
     "IAF",

@@ -57,8 +57,7 @@ class FlowEstimator(ConditionalDensityEstimator):  # type: ignore[misc]
         condition_shape: Sequence[int] | None = None,
         objective: str = "forward_kl",
     ) -> None:
-        if not INSTALLED:
-            raise ImportError("cflows.sbi needs the package sbi: pip install 'cflows[sbi]'")
+        _refuse_missing()
         shape = torch.Size(condition_shape or (flow.context_features,))
         if shape.numel() != flow.context_features:
             raise ValueError(
@@ -136,8 +135,7 @@ def estimator(
 
     """
     known("objective", objective, OBJECTIVES)
-    if not INSTALLED:
-        raise ImportError("cflows.sbi needs the package sbi: pip install 'cflows[sbi]'")
+    _refuse_missing()
 
     def built(theta: Tensor, x: Tensor) -> FlowEstimator:
         context = ContextNetwork.of(x.flatten(1), summary, hidden=hidden, network=network)
@@ -148,3 +146,8 @@ def estimator(
         return FlowEstimator(flow.to(theta.device), x.shape[1:], objective)
 
     return built
+
+
+def _refuse_missing() -> None:
+    if not INSTALLED:
+        raise ImportError("cflows.sbi needs the package sbi: pip install 'cflows[sbi]'")

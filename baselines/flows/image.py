@@ -74,14 +74,16 @@ class ImageCoupling(Bijector):
         super().__init__(channels * height * width, context_features)
         known("mask", mask, IMAGE_MASKS)
         if mask == "checkerboard":
-            places = torch.arange(height)[:, None] + torch.arange(width)
-            part = (places % 2 == 0).expand(self.shape)
+            rows, columns = (torch.arange(side, device="cpu") for side in (height, width))
+            part = ((rows[:, None] + columns) % 2 == 0).expand(self.shape)
         else:
-            part = (torch.arange(channels) < channels // 2)[:, None, None].expand(self.shape)
+            first = torch.arange(channels, device="cpu") < channels // 2
+            part = first[:, None, None].expand(self.shape)
         if part.all() or not part.any():
             raise ValueError(f"an image of shape {self.shape} has no two parts by its {mask}")
         self.mask, self.turned = mask, turned
-        self.register_buffer("known_part", part.clone().logical_xor(torch.tensor(turned)))
+        known_part = ~part if turned else part.clone()
+        self.register_buffer("known_part", known_part.to(torch.get_default_device()))
         self.transformer = AffineScale()
         self.sizes = [channels // 2, channels - channels // 2]
         inputs, outputs = channels, channels

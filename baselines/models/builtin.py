@@ -19,7 +19,7 @@ from baselines.flows.planar import PlanarFlow
 from baselines.models.model import HIDDEN, Model, ModelError
 from cflows import FFJORD, FixedGrid, Flow, ImageFFJORD, Lagged
 
-__all__ = ["MODELS"]
+__all__ = ["MODELS", "image_shape"]
 
 
 _SOLVER = Lagged("rk4", 1e-2)
@@ -122,6 +122,9 @@ def _layers(family: Callable[..., Flow]) -> Callable[..., Flow]:
     return core
 
 
+_IMAGES: Any = {"learning_rate": 2e-3, "batch_size": 128, "images": True}
+_COUPLINGS: Any = {**_IMAGES, "steps": 600, "quick_steps": 20, "warmup": 50}
+
 MODELS: dict[str, Model] = {
     "ffjord": Model(
         "FFJORD",
@@ -177,39 +180,17 @@ MODELS: dict[str, Model] = {
         unit="block",
         steps=800,
         quick_steps=40,
-        learning_rate=2e-3,
         optimizer="adamw",
         objective="flow_matching",
-        batch_size=128,
         warmup=100,
         patience=5,
         validations=3,
-        images=True,
+        **_IMAGES,
     ),
     "realnvp-image": Model(
-        "RealNVP, images",
-        _image_realnvp,
-        depths=(2,),
-        unit="scales",
-        steps=600,
-        quick_steps=20,
-        learning_rate=2e-3,
-        batch_size=128,
-        warmup=50,
-        images=True,
+        "RealNVP, images", _image_realnvp, depths=(2,), unit="scales", **_COUPLINGS
     ),
-    "glow": Model(
-        "Glow",
-        _glow,
-        depths=(6,),
-        unit="steps",
-        steps=600,
-        quick_steps=20,
-        learning_rate=2e-3,
-        batch_size=128,
-        warmup=50,
-        images=True,
-    ),
+    "glow": Model("Glow", _glow, depths=(6,), unit="steps", **_COUPLINGS),
     "ffjord-time": Model(
         "FFJORD, end time",
         lambda features, depth: FFJORD(

@@ -149,7 +149,8 @@ def solvers(name: str) -> dict[str, str]:
 
     """
     with contextlib.suppress(Exception):  # one that cannot be built: its cells say so
-        for part in preset(name, 2, min(find(name).depths)).modules():
+        model = find(name)
+        for part in preset(name, 64 if model.images else 2, min(model.depths)).modules():
             if isinstance(part, ODEBijector):
                 return {
                     "training": repr(part.training_solver),

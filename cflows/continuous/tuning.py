@@ -268,7 +268,7 @@ def _searched(
         most = trial.evaluations if keeps(trial) else most
     # With as few traces as will do, or a few more, and as few stages beside them.
     stages = min((trial.evaluations for trial in trials if keeps(trial)), default=0)
-    room = min(stages + ROOM, FITTED[-1]) if stages > 2 else 0
+    room = min(stages + ROOM, FITTED[-1], evaluations or MOST) if stages > 2 else 0
     thin = _bisected(range(2, stages), partial(fitted_to, room), tolerance, until)
     traces = min((trial.traces for trial in thin if keeps(trial)), default=stages)
     for count in range(traces, min(traces + 3, stages)):

@@ -266,6 +266,19 @@ def refuse_low_precision(name: str, dtype: torch.dtype | None) -> None:
 
 
 def check_last(name: str, value: Tensor, size: int, symbol: str) -> None:
+    """Refuse what is no floating-point tensor (*B, size).
+
+    Args:
+        name: of the value, in messages.
+        value: such a tensor.
+        size: of its last dimension.
+        symbol: what that is called.
+
+    Raises:
+        TypeError: another kind, or half precision.
+        ValueError: another shape.
+
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a floating-point tensor, got {kind}")

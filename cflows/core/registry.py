@@ -29,6 +29,7 @@ __all__ = [
     "configuration_of",
     "decode",
     "encode",
+    "moved",
     "packed",
     "rebuilt",
     "register",
@@ -57,6 +58,11 @@ class LoadError(ValueError):
 def short_tags(package: str) -> None:
     """Let a package have tags ``package.Name``; called before its classes are defined."""
     _SHORT.add(package)
+
+
+def moved(package: str, *classes: type) -> None:
+    """Let files name classes by the package that they stood in before."""
+    CLASSES.update({f"{package}.{cls.__name__}": cls for cls in classes})
 
 
 def is_own(cls: type) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cflows.core.bijector import Bijector
+from cflows.core.context import ContextNetwork
 from cflows.core.flow import Flow
 
 __all__ = ["Outside", "TableFlow"]
@@ -47,7 +48,8 @@ class Outside(NamedTuple):
 class TableFlow(Flow):
     """A flow that knows what its features are called, also after ``save`` and ``load``.
 
-    A context is given in the table's units; the bijector and the base see (context - loc) / scale.
+    A context is given in the table's units; the bijector and the base, or the context network that
+    stands before them, see (context - loc) / scale.
 
     Args:
         bijector: f, noise to data.
@@ -59,6 +61,7 @@ class TableFlow(Flow):
         extent: (3, D), the lowest and the highest value of each column and its standard deviation
             in the training rows (``preprocessing.extent``), by which ``outside`` counts; None where
             they are not known.
+        context_network: as ``Flow`` takes it.
 
     Raises:
         ValueError: another number of names or of values than features, or one name twice.
@@ -83,9 +86,10 @@ class TableFlow(Flow):
         context_loc: Sequence[float] | Tensor | None = None,
         context_scale: Sequence[float] | Tensor | None = None,
         extent: Sequence[Sequence[float]] | Tensor | None = None,
+        context_network: ContextNetwork | None = None,
     ) -> None:
-        super().__init__(bijector, base)
-        d, c = bijector.features, bijector.context_features
+        super().__init__(bijector, base, context_network)
+        d, c = self.features, self.context_features
         self.columns = _names(columns, d, "x", "features")
         self.context_columns = _names(context_columns, c, "c", "context features")
         names = [*self.columns, *self.context_columns]
@@ -136,8 +140,10 @@ class TableFlow(Flow):
         )
 
     def seen(self, context: Tensor | None) -> Tensor | None:
-        """(context - loc) / scale."""
-        return None if context is None else (context - self.context_loc) / self.context_scale
+        """(context - loc) / scale, or what the context network makes of it."""
+        if context is None:
+            return None
+        return super().seen((context - self.context_loc) / self.context_scale)
 
 
 def _names(names: Sequence[str] | None, count: int, letter: str, what: str) -> tuple[str, ...]:

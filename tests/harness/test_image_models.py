@@ -47,8 +47,9 @@ def test_images_are_drawn_and_shown(tmp_path, capsys):
     line = "likelihood --data digits --models glow --steps 2 --quick --jobs 1 --out"
     assert run(line, tmp_path) == 0
     assert "bits/dim" in capsys.readouterr().out
-    (drawn,) = [np.load(path) for path in tmp_path.glob("cells/*glow*/drawn.npy")]
-    assert drawn.shape == (16, 64)
+    (arrays,) = [np.load(path) for path in tmp_path.glob("cells/*glow*/drawn.npz")]
+    drawn = arrays["drawn"]
+    assert drawn.shape == arrays["data"].shape == (16, 64)
     assert drawn.min() >= 0
     assert drawn.max() <= 16
     assert (tmp_path / "images_digits.png").stat().st_size > 1000

@@ -137,7 +137,10 @@ def train(task: Task) -> None:
     def build(data_end: Bijector | None) -> Flow:
         flow = behind(_core(task, rows, depth), data_end)
         # With names, which a checkpoint knows then; the context is in units of its spread here.
-        return TableFlow(flow.bijector, flow.base, rows.columns, rows.context)
+        network = flow.context_network
+        return TableFlow(
+            flow.bijector, flow.base, rows.columns, rows.context, context_network=network
+        )
 
     # A model that cannot be built, or kept, says so before the first map is tried.
     core = build(None)
@@ -201,7 +204,14 @@ def train(task: Task) -> None:
     loc, scale = (None, None) if own is None else (own.loc, own.scale)
     ends = extent(train_rows[0])
     flow = TableFlow(
-        done.flow.bijector, done.flow.base, rows.columns, rows.context, loc, scale, ends
+        done.flow.bijector,
+        done.flow.base,
+        rows.columns,
+        rows.context,
+        loc,
+        scale,
+        ends,
+        done.flow.context_network,
     ).to(task.device)
     history = done.history
     _keep(flow, task)

@@ -190,8 +190,12 @@ def _train_and_evaluate(cell: Cell, folder: Path) -> Result:
         bits = {"bits_per_dim": mean, "bits_per_dim_2se": error}
     _write(folder / layout.LOG_PROB, partial(np.save, arr=vector))
     if cell.pixels is not None:
-        drawn = Pixels(*cell.pixels).pixels(likelihood.drawn(flow, DRAWN))
-        _write(folder / layout.DRAWN, partial(np.save, arr=drawn))
+        pixels = Pixels(*cell.pixels)
+        sheets = {
+            "drawn": pixels.pixels(likelihood.drawn(flow, DRAWN)),
+            "data": pixels.pixels(test[:DRAWN].double().cpu().numpy()),
+        }
+        _write(folder / layout.DRAWN, lambda file: np.savez_compressed(file, **sheets))  # type: ignore[arg-type]
     if train.shape[1] == 2:
         arrays = likelihood.picture(flow, test)
         _write(folder / layout.PICTURE, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]

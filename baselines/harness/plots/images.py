@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from baselines.harness.plots import style
 from baselines.harness.results.aggregate import name_of
+from baselines.models.builtin import image_shape
+from baselines.models.model import ModelError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +31,11 @@ def sheets(drawn: Sequence[tuple[Any, npt.NDArray[Any]]], width: int = 4) -> Fig
         width: sheets abreast.
 
     """
-    if not drawn or (shape := _shape(drawn[0][1].shape[1])) is None:
+    if not drawn:
+        return None
+    try:
+        shape = image_shape(drawn[0][1].shape[1])
+    except ModelError:  # of another shape than a square
         return None
     across = min(width, len(drawn))
     top = max(int(images.max()) for _, images in drawn)
@@ -43,15 +49,6 @@ def sheets(drawn: Sequence[tuple[Any, npt.NDArray[Any]]], width: int = 4) -> Fig
             axes.set_title(title, fontsize=9, fontweight="normal")
             axes.set_axis_off()
     return figure
-
-
-def _shape(features: int) -> tuple[int, int, int] | None:
-    """(1, H, H) or (3, H, H)."""
-    for channels in (1, 3):
-        side = math.isqrt(features // channels)
-        if channels * side * side == features:
-            return channels, side, side
-    return None
 
 
 def _sheet(

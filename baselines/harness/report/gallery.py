@@ -121,8 +121,10 @@ def _figures(results: Results) -> Iterator[tuple[str, str, Figure | None, str | 
         drawn = [(s, d) for s in deepest(groups) if (d := load.drawn(results, s)) is not None]
         yield (
             f"images_{stem}",
-            f"{name}: images that each model drew, none chosen.",
-            sheets(drawn),
+            f"{name}: test images, and images that each model drew, none chosen.",
+            sheets(
+                [("Data", d["data"]) for _, d in drawn[:1]] + [(s, d["drawn"]) for s, d in drawn]
+            ),
             name,
         )
         columns = [(s, p) for s in deepest(groups) if (p := load.picture(results, s))]

@@ -233,14 +233,17 @@ def picture(results: Results, s: Group) -> dict[str, NDArray[np.float64]] | None
     return None
 
 
-def drawn(results: Results, s: Group) -> NDArray[np.int64] | None:
-    """Return the images that a setting's first seed drew, as pixels (N, D), or None."""
+def drawn(results: Results, s: Group) -> dict[str, NDArray[np.int64]] | None:
+    """Return images as pixels (N, D), "drawn" by a setting's first seed and "data"; or None."""
+
+    def read(file: IO[bytes]) -> dict[str, NDArray[np.int64]]:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("drawn", "data")}
+
     for row in s.rows:
         path = results.file(row, layout.DRAWN)
         if path.exists():
-            pixels: NDArray[np.int64]
-            pixels = _read_arrays(path, lambda file: np.load(file, allow_pickle=False))
-            return pixels
+            return _read_arrays(path, read)
     return None
 
 

@@ -5,8 +5,15 @@ import torch
 from zoo import perturbed
 
 import cflows
-from baselines import AutoregressiveAffine, Invertible1x1, LULinear, MultiScale, Squeeze
-from cflows import Affine, Chain, DiagonalScale, Flow
+from baselines import (
+    AutoregressiveAffine,
+    Invertible1x1,
+    LULinear,
+    MultiScale,
+    Permutation,
+    Squeeze,
+)
+from cflows import Affine, Chain, DiagonalScale, Flow, load
 
 
 @pytest.mark.parametrize(("shape", "factor"), [((3, 4, 6), 2), ((2, 6, 3), 3), ((1, 2, 2), 1)])
@@ -86,3 +93,19 @@ def test_levels_that_do_not_fit():
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="differ in context"):
         MultiScale(*(AutoregressiveAffine(k, context_features=k) for k in (1, 2)))
+
+
+def test_files_that_name_the_package_of_before_load(tmp_path):
+    """MultiScale, Squeeze and Permutation stood in baselines."""
+    flow = Flow(Chain(MultiScale(LULinear(4), Squeeze((1, 2, 4))), Permutation(8, "random"))).eval()
+    path = tmp_path / "old.flow"
+    flow.save(path)
+    content = torch.load(path, weights_only=True)
+    for name in ("MultiScale", "Squeeze", "Permutation"):
+        assert f"cflows.{name}" in content["configuration"]
+        content["configuration"] = content["configuration"].replace(
+            f"cflows.{name}", f"baselines.{name}"
+        )
+    torch.save(content, path)
+    x = torch.randn(3, 8)
+    assert torch.equal(load(path).log_prob(x), flow.log_prob(x))

@@ -353,3 +353,11 @@ def test_a_scheme_whose_weights_are_zero_has_integrals_of_zero():
     rhs = lambda times: [lambda x, rated=True: (x, x)]  # noqa: E731
     _, total, _ = solve(rhs, torch.ones(2, 1), Bespoke(scheme, scheme), integrals=1)
     assert torch.equal(total, torch.zeros(2, 1))
+
+
+def test_a_bound_on_the_evaluations_holds_with_few_traces_too():
+    flow, rows = bent(2), torch.randn(600, 2)
+    free = tune_solver(flow, rows, tolerance=1e-3)
+    bound = max(free.density.evaluations, free.sampling.evaluations)
+    tuning = tune_solver(flow, rows, tolerance=1e-3, evaluations=bound)
+    assert all(trial.evaluations <= bound for trial in tuning.trials)

@@ -16,6 +16,7 @@ from cflows import (
     ContextNetwork,
     Flow,
     FlowMatching,
+    TableFlow,
     behind,
     fit,
     load,
@@ -162,3 +163,19 @@ def test_constant_contexts_and_chains():
     flow = behind(Flow(core.bijector, core.base, network), Affine([1.0, 1.0], [2.0, 2.0]))
     assert isinstance(flow.bijector, Chain)
     assert flow.context_network is network
+
+
+def test_a_flow_with_names_keeps_the_network(tmp_path):
+    flow, x, context = conditional(), torch.randn(4, 2), torch.randn(4, 6)
+    named = TableFlow(
+        flow.bijector,
+        flow.base,
+        context_loc=[1.0] * 6,
+        context_scale=[2.0] * 6,
+        context_network=flow.context_network,
+    ).eval()
+    assert len(named.context_columns) == 6
+    torch.testing.assert_close(named.log_prob(x, 1 + 2 * context), flow.log_prob(x, context))
+    named.save(tmp_path / "named.flow")
+    again = load(tmp_path / "named.flow")
+    assert torch.equal(again.log_prob(x, context), named.log_prob(x, context))
